@@ -1,1 +1,24 @@
-//! Placeholder.
+//! The gateway: terminates client TCP connections on hand-written epoll loops and carries frames between them and
+//! state servers. It knows frames, not chats. A library, so that loadtest shares [`sys`] and tests reach the parts.
+//!
+//! Trap: two worlds. Worker threads (`worker`, `receive`, `deliver` and what they own) never see tokio; the bridge
+//! (`bridge`, `upstream`, `server`) never sees a client socket. `batch` and `wake` are all that lies between.
+
+pub mod admission;
+pub mod batch;
+pub mod bridge;
+pub mod config;
+pub mod connection;
+mod deliver;
+pub mod expiry;
+pub mod id;
+pub mod link;
+pub mod metrics;
+mod receive;
+pub mod send_queue;
+pub mod server;
+pub mod sys;
+pub mod table;
+mod upstream;
+pub mod wake;
+mod worker;

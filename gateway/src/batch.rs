@@ -1,0 +1,88 @@
+//! What crosses between a worker and the bridge: one batch a loop turn in each direction. Plain data.
+//!
+//! Trap: bodies of a batch up share one buffer, so that a frame costs no allocation. Whoever keeps one body keeps them
+//! all; the link keeps batches only until they are acknowledged.
+
+use bytes::{Bytes, BytesMut};
+
+/// From a worker to the bridge.
+#[derive(Debug, Default)]
+pub struct UpBatch {
+    /// In the order in which they were read, so in order per connection.
+    pub frames: Vec<UpFrame>,
+    /// The bodies, one behind the other.
+    pub bodies: BytesMut,
+    /// Targets of down batches that were not there.
+    pub gone: Vec<proto::link::Gone>,
+    /// Down batches whose part for this worker is placed; `gone` above tells what of them was not.
+    pub placed: Vec<Ticket>,
+}
+
+impl UpBatch {
+    /// Whether there is anything to send.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.placed.is_empty() && self.gone.is_empty()
+    }
+}
+
+/// One frame of a client, with who sent it stamped on.
+#[derive(Debug)]
+pub struct UpFrame {
+    /// The connection's id.
+    pub connection: u64,
+    /// 0 before login.
+    pub user: u64,
+    /// 0 before login.
+    pub device: u32,
+    /// 0 before login.
+    pub binding: u64,
+    /// The command byte; 0: the connection has closed.
+    pub command: u8,
+    /// Bytes in `UpBatch::bodies`, behind those of the frame before.
+    pub body_bytes: u32,
+}
+
+/// Says which down batch of which stream something belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket {
+    /// One opened stream; never used twice.
+    pub stream: u64,
+    /// The batch's number in it.
+    pub number: u64,
+}
+
+/// From the bridge to a worker.
+#[derive(Debug)]
+pub enum Down {
+    /// Frames for connections.
+    Batch {
+        /// In order per connection.
+        items: Vec<DownItem>,
+        /// To be handed back when they are placed. None for answers of the bridge itself.
+        ticket: Option<Ticket>,
+    },
+    /// Accept no more; ask everybody to leave within this time.
+    Drain {
+        /// Milliseconds that clients are told.
+        within_ms: u32,
+    },
+    /// Close everything and end.
+    Stop,
+}
+
+/// One delivery.
+#[derive(Debug)]
+pub struct DownItem {
+    /// The connection's id.
+    pub connection: u64,
+    /// Delivered only if the connection is bound to this user; 0: whoever is there.
+    pub user: u64,
+    /// Whole wire frames.
+    pub frames: Bytes,
+    /// Who the connection is from now on.
+    pub bind: Option<proto::link::Bind>,
+    /// Close behind the frames.
+    pub close: bool,
+    /// May be skipped for a slow reader, who Syncs later.
+    pub push: bool,
+}

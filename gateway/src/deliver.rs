@@ -1,0 +1,269 @@
+//! Bytes out: placing deliveries, the send queues, one `writev` per connection and turn, and how connections end. On
+//! the worker's thread.
+//!
+//! Trap: "slow" means that the socket did not take what we wrote, not that much is queued: a burst within one turn is
+//! written before anybody is judged by it.
+
+use bytes::Bytes;
+use proto::wire::{self, Code};
+use proto::{Command, frame};
+
+use crate::batch::DownItem;
+use crate::connection::{Connection, NONE, Stage, flag};
+use crate::id::{self, Place};
+use crate::metrics::Why;
+use crate::receive::refusal;
+use crate::sys::{self, Interest};
+use crate::worker::Worker;
+
+impl Worker {
+    /// Places one delivery, or notes that its connection is gone.
+    pub(crate) fn deliver(&mut self, item: DownItem) {
+        let place = id::place(item.connection);
+        let ours = id::incarnation(item.connection) == self.incarnation
+            && id::worker(item.connection) == usize::from(self.index);
+        let there = ours && self.table.get_mut(place).is_some_and(|connection| accepts(connection, &item));
+        if !there {
+            return self.note_gone(&item);
+        }
+        if let Some(bind) = &item.bind
+            && let Some(connection) = self.table.get_mut(place)
+            && connection.stage == Stage::LoggingIn
+        {
+            connection.stage = Stage::Bound;
+            connection.user = bind.user;
+            connection.device = bind.device;
+            connection.binding = bind.binding;
+            self.stats().bound.set(self.stats().bound.get() + 1);
+            let tick = self.tick();
+            self.table.touch(place, tick);
+        }
+        self.enqueue(place, item.frames, item.push);
+        if item.close {
+            self.stats().closed(Why::State);
+            self.begin_closing(place);
+        }
+    }
+
+    fn note_gone(&mut self, item: &DownItem) {
+        self.stats().gone.add(1);
+        if item.push || item.bind.is_some() {
+            let bind = item.bind.unwrap_or_default();
+            self.batch.gone.push(proto::link::Gone {
+                connection: item.connection,
+                user: item.user.max(bind.user),
+                device: bind.device,
+                binding: bind.binding,
+                pushed: item.push,
+            });
+        }
+    }
+
+    /// Appends whole frames to a connection's queue; they leave at the end of the turn.
+    pub(crate) fn enqueue(&mut self, place: Place, frames: Bytes, push: bool) {
+        let limits = &self.shared.config.limits;
+        let (soft, hard) = (limits.queue_bytes_soft, limits.queue_bytes_hard);
+        let Some(connection) = self.table.get_mut(place) else { return };
+        if connection.stage == Stage::Closing || frames.is_empty() {
+            return;
+        }
+        if connection.queue == NONE {
+            connection.queue = self.queues.take();
+        }
+        let queue = self.queues.get_mut(connection.queue);
+        let blocked = connection.has(flag::BLOCKED);
+        if blocked && push && queue.bytes() >= soft {
+            connection.flags |= flag::RESYNC;
+            self.stats().pushes_skipped.add(1);
+            return;
+        }
+        let bytes = frames.len() as u64;
+        queue.push(frames);
+        let waiting = queue.bytes();
+        if blocked && waiting > hard {
+            return self.close(place, Some(Why::Code(Code::SlowReader)));
+        }
+        if blocked && waiting > soft && !connection.has(flag::PARKED) {
+            connection.flags |= flag::PARKED;
+            self.watch(place);
+        }
+        let stats = self.stats();
+        stats.frames_out.add(1);
+        stats.bytes_out.add(bytes);
+        if blocked {
+            return;
+        }
+        self.mark_dirty(place);
+        if waiting > soft {
+            self.flush_one(place);
+        }
+    }
+
+    fn mark_dirty(&mut self, place: Place) {
+        if let Some(connection) = self.table.get_mut(place)
+            && !connection.has(flag::DIRTY)
+        {
+            connection.flags |= flag::DIRTY;
+            self.dirty.push_back(place);
+        }
+    }
+
+    /// Writes to the connections of this turn, at most so many; the others are first in the next.
+    pub(crate) fn flush(&mut self) {
+        for _ in 0..self.shared.config.workers.writes_per_turn_max {
+            let Some(place) = self.dirty.pop_front() else { return };
+            self.flush_one(place);
+        }
+    }
+
+    pub(crate) fn flush_one(&mut self, place: Place) {
+        let now_ms = self.now_ms;
+        let Some(connection) = self.table.get_mut(place) else { return };
+        connection.flags &= !flag::DIRTY;
+        if connection.queue == NONE {
+            return self.written_out(place);
+        }
+        if connection.has(flag::BLOCKED) {
+            return;
+        }
+        let queue = self.queues.get_mut(connection.queue);
+        match queue.write_to(&connection.fd) {
+            Ok(true) => {
+                let index = std::mem::replace(&mut connection.queue, NONE);
+                self.queues.give_back(index);
+                self.written_out(place);
+            }
+            Ok(false) => {
+                queue.detach();
+                queue.progress_ms = now_ms;
+                connection.flags |= flag::BLOCKED;
+                self.stalls.start(place, now_ms);
+                self.watch(place);
+            }
+            Err(_) => self.close(place, Some(Why::Socket)),
+        }
+    }
+
+    /// The socket takes bytes again.
+    pub(crate) fn writable(&mut self, place: Place) {
+        let low = self.shared.config.limits.queue_bytes_soft / 2;
+        let now_ms = self.now_ms;
+        let Some(connection) = self.table.get_mut(place) else { return };
+        if !connection.has(flag::BLOCKED) {
+            return;
+        }
+        let queue = self.queues.get_mut(connection.queue);
+        match queue.write_to(&connection.fd) {
+            Ok(all_gone) => {
+                queue.progress_ms = now_ms;
+                let waiting = queue.bytes();
+                if all_gone {
+                    connection.flags &= !flag::BLOCKED;
+                    let index = std::mem::replace(&mut connection.queue, NONE);
+                    self.queues.give_back(index);
+                }
+                if waiting <= low {
+                    self.caught_up(place);
+                }
+                self.watch(place);
+                if all_gone {
+                    self.written_out(place);
+                }
+            }
+            Err(_) => self.close(place, Some(Why::Socket)),
+        }
+    }
+
+    /// Below the low mark: reads go on, and what was skipped is owed as a Resync.
+    fn caught_up(&mut self, place: Place) {
+        let tick = self.tick();
+        let Some(connection) = self.table.get_mut(place) else { return };
+        let owed = connection.flags;
+        connection.flags &= !(flag::RESYNC | flag::PARKED);
+        if owed & flag::RESYNC != 0 {
+            self.enqueue(place, frame::encode(Command::Resync, &wire::Resync {}), false);
+        }
+        if owed & flag::PARKED != 0 {
+            // It may have pinged into a socket that nobody read.
+            self.table.touch(place, tick);
+            self.enqueue(place, frame::encode(Command::Pong, &wire::Pong::default()), false);
+        }
+    }
+
+    /// The queue is empty. If that was the end, say so to the peer and give it a moment to read it.
+    fn written_out(&mut self, place: Place) {
+        let now_ms = self.now_ms;
+        let Some(connection) = self.table.get_mut(place) else { return };
+        if connection.stage == Stage::Closing && !connection.has(flag::SHUT) {
+            connection.flags |= flag::SHUT;
+            if sys::shutdown_write(&connection.fd).is_err() || self.shared.config.limits.linger_ms_max == 0 {
+                return self.close(place, None);
+            }
+            self.lingers.start(place, now_ms);
+        }
+    }
+
+    /// Tells the client why, and ends the connection behind that.
+    pub(crate) fn refuse(&mut self, place: Place, code: Code) {
+        if self.table.get_mut(place).is_none_or(|connection| connection.stage == Stage::Closing) {
+            return;
+        }
+        self.stats().closed(Why::Code(code));
+        self.enqueue(place, refusal(code), false);
+        self.begin_closing(place);
+    }
+
+    fn begin_closing(&mut self, place: Place) {
+        let Some(connection) = self.table.get_mut(place) else { return };
+        connection.stage = Stage::Closing;
+        let index = std::mem::replace(&mut connection.tail, NONE);
+        let parked = connection.has(flag::PARKED);
+        connection.flags &= !flag::PARKED;
+        if index != NONE {
+            self.tails.remove(index as usize);
+        }
+        if parked {
+            self.watch(place);
+        }
+        self.mark_dirty(place);
+    }
+
+    pub(crate) fn stall_due(&mut self, place: Place) {
+        let Some(connection) = self.table.get_mut(place) else { return };
+        let since_ms = self.queues.get_mut(connection.queue).progress_ms;
+        if self.now_ms >= since_ms + self.shared.config.limits.stalled_ms_max {
+            let why = (connection.stage != Stage::Closing).then_some(Why::Code(Code::SlowReader));
+            self.close(place, why);
+        } else {
+            self.stalls.start(place, since_ms);
+        }
+    }
+
+    /// Brings epoll's interest in line with the flags.
+    fn watch(&mut self, place: Place) {
+        let Some(connection) = self.table.get_mut(place) else { return };
+        let interest = match (connection.has(flag::PARKED), connection.has(flag::BLOCKED)) {
+            (false, false) => Interest::Read,
+            (false, true) => Interest::ReadWrite,
+            (true, true) => Interest::Write,
+            (true, false) => Interest::Nothing,
+        };
+        if self.epoll.modify(&connection.fd, u64::from(place.bits()), interest).is_err() {
+            self.close(place, Some(Why::Socket));
+        }
+    }
+}
+
+/// Whether this delivery is for who stands at this place now.
+fn accepts(connection: &Connection, item: &DownItem) -> bool {
+    match (connection.stage, &item.bind) {
+        (Stage::Closing, _) => false,
+        // A login is answered while it waits. Answered twice (a replay after a broken stream), the second is the same.
+        (Stage::LoggingIn, Some(_)) => true,
+        (Stage::Bound, Some(bind)) => connection.user == bind.user && connection.binding == bind.binding,
+        (Stage::Fresh, Some(_)) => false,
+        (Stage::Bound, None) => connection.user == item.user,
+        (Stage::LoggingIn, None) => item.user == 0,
+        (Stage::Fresh, None) => false,
+    }
+}

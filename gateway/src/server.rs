@@ -1,0 +1,359 @@
+//! The gateway process: start, run, stop. Main thread.
+//!
+//! The order of the start is the point of this file: eventfds and the runtime first, then the worker threads, which
+//! part with their fd tables at once, and only then everything that opens sockets. So no worker inherits one, and every
+//! worker holds every eventfd.
+//!
+//! Trap: signal handlers write to a pipe of the main fd table. Workers therefore take no signals at all.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use crpc::client::{CallOptions, Channels, Pick};
+use crpc::registry::{Endpoint, Registration};
+use crpc::report::GatewayReport;
+use crpc::{Fatal, Readiness, Shutdown};
+use proto::link::{IncarnateRequest, link_client::LinkClient};
+
+use crate::admission::Admission;
+use crate::batch::Down;
+use crate::bridge::{Bridge, Outbox};
+use crate::config::{Config, Plan};
+use crate::metrics::Metrics;
+use crate::sys::{self, EventFd};
+use crate::upstream::Upstreams;
+use crate::wake::Wake;
+use crate::worker::{Inbox, Shared, Worker};
+
+/// What a worker thread is told when everything is there to begin.
+struct Start {
+    incarnation: u32,
+    listen: std::net::SocketAddr,
+    answer: mpsc::Sender<std::io::Result<std::net::SocketAddr>>,
+}
+
+struct WorkerThread {
+    start: mpsc::Sender<Start>,
+    thread: JoinHandle<std::io::Result<()>>,
+}
+
+/// Checks configuration and machine; what would be wrong, one line each.
+pub fn check(config: &Config) -> Result<Plan, Fatal> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let fd_limit =
+        sys::raise_fd_limit().map_err(|e| Fatal::internal(format!("reading the fd limit: {e}")))?;
+    config.plan(cores, fd_limit as usize).map_err(Fatal::config)
+}
+
+/// Runs until a signal.
+pub fn run(config: Config) -> Result<(), Fatal> {
+    let plan = check(&config)?;
+    crpc::log::init(&config.log)?;
+    let config = Arc::new(config);
+    let mut registry = crpc::metrics::Metrics::new("gateway");
+    let metrics = Metrics::new(plan.workers, registry.registry_mut());
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Fatal::internal(format!("starting the bridge's runtime: {e}")))?;
+    let eventfd = || EventFd::new().map_err(|e| Fatal::internal(format!("making an eventfd: {e}")));
+    let up_wake = Wake::new(eventfd()?);
+    let wakes = (0..plan.workers).map(|_| eventfd().map(Wake::new)).collect::<Result<Vec<_>, _>>()?;
+    let (up_sender, up) = bounded(config.workers.up_batches_max);
+    let admission =
+        Arc::new(Admission::new(config.limits.connections_max, config.limits.connections_per_address_max));
+    let shared = Shared {
+        config: config.clone(),
+        admission: admission.clone(),
+        metrics: metrics.clone(),
+        up: up_sender,
+        up_wake: up_wake.clone(),
+    };
+    let (threads, outboxes) = start_workers(&plan, &wakes, &shared)?;
+
+    let shutdown = Shutdown::on_signals()?;
+    let readiness = Readiness::starting(&["registry", "state", "listener"]);
+    let stop_admin = Shutdown::new();
+    crpc::admin::spawn_thread(
+        config.admin.listen,
+        readiness.clone(),
+        Arc::new(registry),
+        stop_admin.clone(),
+    )?;
+    tracing::info!(
+        version = crpc::VERSION,
+        id = config.id(),
+        client = %config.listen.client,
+        admin = %config.admin.listen,
+        registry = ?config.registry.endpoints,
+        workers = plan.workers,
+        connections_max = config.limits.connections_max,
+        "gateway starts"
+    );
+    let gateway = Gateway { config, plan, metrics, admission, readiness, shutdown };
+    let ended = runtime.block_on(gateway.serve(threads, outboxes, up, up_wake));
+    stop_admin.begin();
+    ended
+}
+
+struct Gateway {
+    config: Arc<Config>,
+    plan: Plan,
+    metrics: Metrics,
+    admission: Arc<Admission>,
+    readiness: Readiness,
+    shutdown: Shutdown,
+}
+
+impl Gateway {
+    async fn serve(
+        self,
+        threads: Vec<WorkerThread>,
+        outboxes: Vec<Outbox>,
+        up: crossbeam_channel::Receiver<crate::batch::UpBatch>,
+        up_wake: Wake,
+    ) -> Result<(), Fatal> {
+        let config = &self.config;
+        let registry = crpc::registry::open(&config.registry).await?;
+        let states = registry.watch("state").await?;
+        self.readiness.set("registry", Ok(()));
+        let channels = Channels::new(states.clone(), crpc::client::ChannelOptions::default());
+        let Some(incarnation) = self.incarnation(&channels).await? else { return Ok(()) };
+        let bridge = Bridge::new(config.clone(), self.metrics.clone(), incarnation, outboxes, up, up_wake);
+        let upstreams = Arc::new(Upstreams::new(bridge.clone(), self.readiness.clone()));
+        let for_pings = upstreams.clone();
+        let pings = bridge.clone();
+        let wakes = bridge.clone();
+        let ups = bridge.clone();
+        let tasks = [
+            tokio::spawn(async move { ups.run_up().await }),
+            tokio::spawn(async move { upstreams.run(states).await }),
+            tokio::spawn(async move { pings.run_pings(|key| for_pings.cut(key)).await }),
+            tokio::spawn(async move {
+                if let Err(error) = wakes.listen_for_wakes().await {
+                    tracing::error!(%error, "the wake-up of the bridge failed");
+                }
+            }),
+        ];
+        let workers = self.begin_workers(threads, incarnation)?;
+        self.readiness.set("listener", Ok(()));
+        let endpoint = Endpoint {
+            zone: config.node.zone.clone(),
+            report: self.report(&bridge, false, &mut Meter::new()).to_value(),
+            ..Endpoint::new("gateway", config.id(), config.advertised())
+        };
+        let registration = registry.register(endpoint).await?;
+        tracing::info!(incarnation, advertised = config.advertised(), "gateway is listening");
+
+        self.report_until_stopped(&bridge, &registration).await;
+        self.drain(&bridge, registration).await;
+        let hard = Duration::from_millis(config.shutdown.hard_ms);
+        bridge.tell_workers(|| Down::Stop).await;
+        let joined = tokio::task::spawn_blocking(move || workers.into_iter().for_each(|w| drop(w.join())));
+        let stopped = async {
+            let _ = joined.await;
+            bridge.settle().await;
+        };
+        if self.shutdown.with_hard_limit(stopped, hard).await.is_none() {
+            tracing::warn!("stopped hard: state was not told of every closed connection");
+        }
+        tasks.iter().for_each(|task| task.abort());
+        tracing::info!("gateway has stopped");
+        Ok(())
+    }
+
+    /// Asks any state server for the number of this life. `None`: told to stop meanwhile.
+    async fn incarnation(&self, channels: &Channels) -> Result<Option<u32>, Fatal> {
+        let options = CallOptions { deadline: Duration::from_secs(2), idempotent: true };
+        let patience = Duration::from_millis(self.config.link.start_ms_max);
+        let asking = async {
+            loop {
+                let answer = channels
+                    .call(Pick::RoundRobin, options, |attempt| async move {
+                        let request = attempt.request(IncarnateRequest { gateway_id: self.config.id() });
+                        LinkClient::new(attempt.channel).incarnate(request).await
+                    })
+                    .await;
+                match answer {
+                    Ok(reply) => return reply.into_inner().incarnation,
+                    Err(status) => {
+                        self.readiness.set("state", Err(status.message().to_owned()));
+                        tracing::info!(reason = status.message(), "waiting for a state server");
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! {
+            () = self.shutdown.wait() => Ok(None),
+            asked = tokio::time::timeout(patience, asking) => asked.map(Some).map_err(|_| Fatal::unavailable(format!(
+                "no state server answers within link.start_ms_max = {} ms: start one that registers under {:?} ({})",
+                self.config.link.start_ms_max, self.config.registry.prefix, self.config.registry.endpoints.join(", ")
+            ))),
+        }
+    }
+
+    fn begin_workers(
+        &self,
+        threads: Vec<WorkerThread>,
+        incarnation: u32,
+    ) -> Result<Vec<JoinHandle<std::io::Result<()>>>, Fatal> {
+        let mut listen = self.config.listen.client;
+        if listen.port() != 0 {
+            // SO_REUSEPORT would let two gateways of one user share the port in silence; a plain bind tells.
+            drop(
+                std::net::TcpListener::bind(listen)
+                    .map_err(|e| crpc::listen::refused(listen, "listen.client", &e))?,
+            );
+        }
+        let mut handles = Vec::with_capacity(threads.len());
+        for worker in threads {
+            let (answer, answered) = mpsc::channel();
+            // A worker that is gone drops its receiver, and then the answer never comes either.
+            let _ = worker.start.send(Start { incarnation, listen, answer });
+            let bound = answered.recv().map_err(|_| Fatal::internal("a worker ended before it began"))?;
+            listen = bound.map_err(|e| crpc::listen::refused(listen, "listen.client", &e))?;
+            handles.push(worker.thread);
+        }
+        Ok(handles)
+    }
+
+    async fn report_until_stopped(&self, bridge: &Bridge, registration: &Registration) {
+        let mut ticks = tokio::time::interval(Duration::from_millis(self.config.link.report_ms.max(100)));
+        let mut meter = Meter::new();
+        loop {
+            tokio::select! {
+                () = self.shutdown.wait() => return,
+                _ = ticks.tick() => registration.report(self.report(bridge, false, &mut meter).to_value()),
+            }
+        }
+    }
+
+    /// Leaves the registry, asks everybody to go, and waits until they have or the time is over.
+    async fn drain(&self, bridge: &Bridge, registration: Registration) {
+        let drain_ms = self.config.shutdown.drain_ms;
+        tracing::info!(drain_ms, connections = self.admission.connections(), "gateway drains");
+        self.readiness.set("listener", Err("draining".to_owned()));
+        registration.deregister().await;
+        bridge.tell_workers(|| Down::Drain { within_ms: drain_ms as u32 }).await;
+        let empty = async {
+            let mut ticks = tokio::time::interval(Duration::from_millis(20));
+            while self.admission.connections() > 0 {
+                ticks.tick().await;
+            }
+        };
+        self.shutdown.with_hard_limit(empty, Duration::from_millis(drain_ms)).await;
+    }
+
+    fn report(&self, bridge: &Bridge, draining: bool, meter: &mut Meter) -> GatewayReport {
+        let bytes = self.metrics.sum(|w| &w.bytes_in) + self.metrics.sum(|w| &w.bytes_out);
+        let (bytes_per_s, cpu) = meter.rates(bytes);
+        let connections_max = self.plan.workers * self.plan.connections_per_worker_max;
+        GatewayReport {
+            connections: self.admission.connections() as u64,
+            connections_max: self.config.limits.connections_max.min(connections_max) as u64,
+            bytes_per_s,
+            bytes_per_s_max: 0,
+            cpu,
+            streams: bridge.link().lock().len() as u32,
+            draining,
+            time_ms: std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |since| since.as_millis() as u64),
+        }
+    }
+}
+
+/// Rates between two reports.
+struct Meter {
+    at: std::time::Instant,
+    bytes: u64,
+    cpu: Duration,
+}
+
+impl Meter {
+    fn new() -> Self {
+        Meter { at: std::time::Instant::now(), bytes: 0, cpu: sys::process_cpu_time() }
+    }
+
+    /// Bytes per second, and the share of all cores in use, since the last call.
+    fn rates(&mut self, bytes: u64) -> (u64, f64) {
+        let now = Meter { at: std::time::Instant::now(), bytes, cpu: sys::process_cpu_time() };
+        let last = std::mem::replace(self, now);
+        let seconds = (self.at - last.at).as_secs_f64().max(0.001);
+        let cores = std::thread::available_parallelism().map_or(1.0, |cores| usize::from(cores) as f64);
+        let cpu = (self.cpu - last.cpu).as_secs_f64() / seconds / cores;
+        (((self.bytes - last.bytes) as f64 / seconds) as u64, cpu.min(1.0))
+    }
+}
+
+/// Starts the threads and waits until each has its own fd table.
+fn start_workers(
+    plan: &Plan,
+    wakes: &[Wake],
+    shared: &Shared,
+) -> Result<(Vec<WorkerThread>, Vec<Outbox>), Fatal> {
+    let (parted, parting) = mpsc::channel();
+    let mut threads = Vec::new();
+    let mut outboxes = Vec::new();
+    for (index, wake) in wakes.iter().enumerate() {
+        let (down_sender, down) = bounded(shared.config.workers.down_batches_max);
+        let starved = Arc::new(AtomicBool::new(false));
+        let inbox = Inbox { down, wake: wake.clone(), starved: starved.clone() };
+        outboxes.push(Outbox { down: down_sender, wake: wake.clone(), starved });
+        let (start, started) = mpsc::channel();
+        let (shared, parted) = (shared.clone(), parted.clone());
+        let slots_max = plan.connections_per_worker_max;
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .stack_size(256 * 1024)
+            .spawn(move || work(index as u8, slots_max, shared, inbox, &parted, &started))
+            .map_err(|e| Fatal::internal(format!("starting worker {index}: {e}")))?;
+        threads.push(WorkerThread { start, thread });
+    }
+    drop(parted);
+    for _ in 0..plan.workers {
+        match parting.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                return Err(Fatal::internal(format!("a worker cannot have its own fd table: {error}")));
+            }
+            Err(_) => return Err(Fatal::internal("a worker ended before it began")),
+        }
+    }
+    Ok((threads, outboxes))
+}
+
+fn work(
+    index: u8,
+    slots_max: usize,
+    shared: Shared,
+    inbox: Inbox,
+    parted: &mpsc::Sender<std::io::Result<()>>,
+    started: &mpsc::Receiver<Start>,
+) -> std::io::Result<()> {
+    let alone = nix::sys::signal::SigSet::all().thread_block().map_err(std::io::Error::from);
+    // Nobody listens any more when the start failed elsewhere; then there is nothing to begin either.
+    let _ = parted.send(alone.and_then(|()| sys::unshare_files()));
+    let Ok(start) = started.recv() else { return Ok(()) };
+    let worker = Worker::new(index, start.incarnation, start.listen, slots_max, shared, inbox);
+    match worker.and_then(|worker| Ok((worker.address()?, worker))) {
+        Ok((address, worker)) => {
+            let _ = start.answer.send(Ok(address));
+            let ended = worker.run();
+            if let Err(error) = &ended {
+                tracing::error!(worker = index, %error, "a worker ended");
+            }
+            ended
+        }
+        Err(error) => {
+            let _ = start.answer.send(Err(error));
+            Ok(())
+        }
+    }
+}

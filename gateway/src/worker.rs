@@ -1,0 +1,374 @@
+//! One worker: a thread with its own fd table, listener, epoll instance and connections. This file is the loop; what a
+//! turn does with bytes in is in `receive`, with bytes out in `deliver`.
+//!
+//! A turn, in this order: frames of connections that were there before, deliveries from the bridge, deadlines, the
+//! batch up, writes, and only then new connections. So a storm of arrivals waits for the living, not the reverse.
+//!
+//! Trap: nothing is closed in the middle of handling it by its place alone; every use of a [`Place`] looks it up again,
+//! because anything may have been closed since.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use proto::wire::Code;
+use slab::Slab;
+
+use crate::admission::Admission;
+use crate::batch::{Down, UpBatch, UpFrame};
+use crate::config::Config;
+use crate::connection::{Stage, flag};
+use crate::expiry::Expiry;
+use crate::id::{self, Place};
+use crate::metrics::{Metrics, Why, WorkerStats};
+use crate::send_queue::QueuePool;
+use crate::sys::{self, Epoll, Event, Fd, Interest};
+use crate::table::Table;
+use crate::wake::Wake;
+
+/// What a worker shares with the bridge and the main thread.
+#[derive(Clone)]
+pub struct Shared {
+    /// Every limit.
+    pub config: Arc<Config>,
+    /// Counters of connections.
+    pub admission: Arc<Admission>,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Batches up, of all workers.
+    pub up: Sender<UpBatch>,
+    /// Wakes the bridge.
+    pub up_wake: Wake,
+}
+
+/// One worker's inbox, as its own side sees it.
+pub struct Inbox {
+    /// Batches down.
+    pub down: Receiver<Down>,
+    /// Wakes this worker.
+    pub wake: Wake,
+    /// The bridge waits for room in `down`.
+    pub starved: Arc<AtomicBool>,
+}
+
+/// How a worker ended its loop.
+type Ended = io::Result<()>;
+
+pub(crate) struct Worker {
+    pub(crate) index: u8,
+    pub(crate) incarnation: u32,
+    pub(crate) shared: Shared,
+    pub(crate) epoll: Epoll,
+    pub(crate) listener: Option<Fd>,
+    pub(crate) listener_paused: bool,
+    pub(crate) table: Table,
+    pub(crate) queues: QueuePool,
+    pub(crate) tails: Slab<Vec<u8>>,
+    pub(crate) buffer: Vec<u8>,
+    pub(crate) batch: UpBatch,
+    pub(crate) dirty: VecDeque<Place>,
+    pub(crate) logins: Expiry,
+    pub(crate) stalls: Expiry,
+    pub(crate) lingers: Expiry,
+    pub(crate) small_frames: BytesMut,
+    pub(crate) now_ms: u64,
+    inbox: Inbox,
+    started: Instant,
+    swept_tick: u8,
+    /// Deliveries are left in the inbox.
+    down_waiting: bool,
+    /// The next page to tell GoAway, while draining.
+    drain_page: Option<(usize, u32)>,
+}
+
+/// Epoll tokens beside places, which are below 2^32.
+pub(crate) const LISTENER: u64 = u64::MAX;
+const WAKE: u64 = u64::MAX - 1;
+
+/// How long the bridge may keep a worker waiting when the queue up is full.
+const UP_WAIT: Duration = Duration::from_millis(1);
+
+impl Worker {
+    /// Binds the listener and makes everything that lives in this thread's fd table.
+    pub(crate) fn new(
+        index: u8,
+        incarnation: u32,
+        listen: SocketAddr,
+        connections_max: usize,
+        shared: Shared,
+        inbox: Inbox,
+    ) -> io::Result<Worker> {
+        let limits = &shared.config.limits;
+        let epoll = Epoll::new()?;
+        let listener =
+            sys::listen(listen, shared.config.listen.backlog, shared.config.listen.send_buffer_bytes)?;
+        epoll.add(&listener, LISTENER, Interest::Read)?;
+        epoll.add(&inbox.wake.eventfd(), WAKE, Interest::Wake)?;
+        Ok(Worker {
+            index,
+            incarnation,
+            epoll,
+            listener: Some(listener),
+            listener_paused: false,
+            table: Table::new(connections_max),
+            queues: QueuePool::new(2 * shared.config.workers.writes_per_turn_max),
+            tails: Slab::new(),
+            // A whole frame and as much of the next.
+            buffer: vec![0; 2 * limits.frame_bytes_max],
+            batch: UpBatch::default(),
+            dirty: VecDeque::new(),
+            logins: Expiry::new(limits.login_ms_max),
+            stalls: Expiry::new(limits.stalled_ms_max),
+            lingers: Expiry::new(limits.linger_ms_max),
+            small_frames: BytesMut::new(),
+            now_ms: 0,
+            inbox,
+            started: Instant::now(),
+            swept_tick: 0,
+            down_waiting: false,
+            drain_page: None,
+            shared,
+        })
+    }
+
+    /// The address the listener got.
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.as_ref().map_or_else(|| Err(io::ErrorKind::NotConnected.into()), sys::local_address)
+    }
+
+    /// Turns until told to stop.
+    pub(crate) fn run(mut self) -> Ended {
+        let mut events = sys::event_buffer(self.shared.config.workers.events_per_turn_max);
+        while self.turn(&mut events)? {}
+        Ok(())
+    }
+
+    fn turn(&mut self, events: &mut [Event]) -> io::Result<bool> {
+        let timeout = self.timeout();
+        let ready = self.epoll.wait(events, Some(timeout))?;
+        let cpu_before = sys::thread_cpu_time();
+        self.now_ms = self.started.elapsed().as_millis() as u64;
+        let mut arrivals = false;
+        for event in ready {
+            match event.token() {
+                WAKE => self.down_waiting = true,
+                LISTENER => arrivals = true,
+                token => self.connection_ready(Place::from_bits(token as u32), event),
+            }
+        }
+        if self.down_waiting && !self.take_deliveries() {
+            self.stop();
+            return Ok(false);
+        }
+        self.continue_drain();
+        self.expire();
+        self.send_up();
+        self.flush();
+        if arrivals {
+            self.accept();
+        }
+        self.publish();
+        self.shared.metrics.turn.observe((sys::thread_cpu_time() - cpu_before).as_secs_f64());
+        Ok(true)
+    }
+
+    fn connection_ready(&mut self, place: Place, event: &Event) {
+        if event.writable() {
+            self.writable(place);
+        }
+        if event.readable() || event.broken() {
+            self.receive(place);
+        }
+    }
+
+    /// Takes batches from the bridge until the writes of this turn are enough. `false`: told to stop.
+    fn take_deliveries(&mut self) -> bool {
+        self.inbox.wake.begin();
+        self.down_waiting = false;
+        loop {
+            if self.dirty.len() >= self.shared.config.workers.writes_per_turn_max {
+                self.down_waiting = true;
+                break;
+            }
+            match self.inbox.down.try_recv() {
+                Ok(Down::Batch { items, ticket }) => {
+                    for item in items {
+                        self.deliver(item);
+                    }
+                    self.batch.placed.extend(ticket);
+                }
+                Ok(Down::Drain { within_ms }) => self.begin_drain(within_ms),
+                Ok(Down::Stop) => return false,
+                Err(_) => break,
+            }
+        }
+        if self.inbox.starved.swap(false, Ordering::AcqRel) {
+            self.shared.up_wake.wake();
+        }
+        true
+    }
+
+    fn timeout(&self) -> Duration {
+        if self.down_waiting || !self.dirty.is_empty() || self.drain_page.is_some() {
+            return Duration::ZERO;
+        }
+        let next_tick_ms = (self.now_ms / 1000 + 1) * 1000;
+        let next_ms = [self.logins.next_ms(), self.stalls.next_ms(), self.lingers.next_ms()]
+            .into_iter()
+            .flatten()
+            .fold(next_tick_ms, u64::min);
+        Duration::from_millis(next_ms.saturating_sub(self.started.elapsed().as_millis() as u64))
+    }
+
+    fn expire(&mut self) {
+        let now_ms = self.now_ms;
+        while let Some(place) = {
+            let table = &mut self.table;
+            self.logins.pop_due(now_ms, |place| table.get_mut(place).is_none_or(|c| c.stage != Stage::Fresh))
+        } {
+            self.refuse(place, Code::LoginTimeout);
+        }
+        while let Some(place) = {
+            let table = &mut self.table;
+            self.stalls.pop_due(now_ms, |place| table.get_mut(place).is_none_or(|c| !c.has(flag::BLOCKED)))
+        } {
+            self.stall_due(place);
+        }
+        while let Some(place) = {
+            let table = &mut self.table;
+            self.lingers.pop_due(now_ms, |place| table.get_mut(place).is_none())
+        } {
+            self.close(place, None);
+        }
+        self.sweep();
+    }
+
+    /// Once a second: whoever was silent for too long, and a listener that had to pause.
+    fn sweep(&mut self) {
+        let tick = self.tick();
+        if tick == self.swept_tick {
+            return;
+        }
+        self.swept_tick = tick;
+        self.resume_listener();
+        let idle_ticks = (self.shared.config.limits.idle_ms_max / 1000) as u8;
+        for place in self.table.idle(tick, idle_ticks) {
+            match self.table.get_mut(place) {
+                // Its silence is our doing; the stall deadline watches it instead.
+                Some(connection) if connection.has(flag::PARKED) => self.table.touch(place, tick),
+                Some(connection) if connection.stage == Stage::Closing => self.close(place, None),
+                Some(_) => self.refuse(place, Code::Idle),
+                None => {}
+            }
+        }
+    }
+
+    /// Hands the batch of this turn to the bridge.
+    fn send_up(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        match self.shared.up.try_send(std::mem::take(&mut self.batch)) {
+            Ok(()) => self.shared.up_wake.wake(),
+            Err(TrySendError::Full(batch)) => {
+                self.stats().up_full.add(1);
+                self.shared.up_wake.wake();
+                // The only place where a worker waits for anybody. Its clients wait in their sockets meanwhile.
+                match self.shared.up.send_timeout(batch, UP_WAIT) {
+                    Ok(()) => self.shared.up_wake.wake(),
+                    Err(error) => self.batch = error.into_inner(),
+                }
+            }
+            Err(TrySendError::Disconnected(_)) => {}
+        }
+    }
+
+    fn begin_drain(&mut self, within_ms: u32) {
+        self.listener = None;
+        self.drain_page = Some((0, within_ms));
+    }
+
+    /// Tells one page of connections a turn to leave.
+    fn continue_drain(&mut self) {
+        let Some((page, within_ms)) = self.drain_page else { return };
+        let Some((places, next)) = self.table.page_places(page) else {
+            self.drain_page = None;
+            return;
+        };
+        self.drain_page = Some((next, within_ms));
+        let text = crate::connection::reason_text(Code::ShuttingDown).to_owned();
+        let frame = proto::frame::encode(proto::Command::GoAway, &proto::wire::GoAway { within_ms, text });
+        for place in places {
+            self.enqueue(place, frame.clone(), false);
+        }
+    }
+
+    /// Tells everybody, closes everything, and lets state know whose connections are gone.
+    fn stop(&mut self) {
+        self.listener = None;
+        let mut page = 0;
+        while let Some((places, next)) = self.table.page_places(page) {
+            for place in places {
+                self.refuse(place, Code::ShuttingDown);
+                self.flush_one(place);
+                self.close(place, None);
+            }
+            page = next;
+        }
+        self.dirty.clear();
+        while !self.batch.is_empty() {
+            self.send_up();
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let stats = self.stats();
+        stats.turns.add(1);
+        stats.connections.set(self.table.count() as u64);
+        stats.queues.set(self.queues.count() as u64);
+    }
+
+    /// Takes a connection out and closes it. `why`: counted, unless it was counted when its closing began.
+    pub(crate) fn close(&mut self, place: Place, why: Option<Why>) {
+        let Some(connection) = self.table.remove(place) else { return };
+        if let Some(why) = why {
+            self.stats().closed(why);
+        }
+        if connection.queue != crate::connection::NONE {
+            self.queues.give_back(connection.queue);
+        }
+        if connection.tail != crate::connection::NONE {
+            self.tails.remove(connection.tail as usize);
+        }
+        self.shared.admission.leave(connection.address);
+        if connection.user != 0 {
+            self.stats().bound.set(self.stats().bound.get() - 1);
+            self.batch.frames.push(UpFrame {
+                connection: self.connection_id(place),
+                user: connection.user,
+                device: connection.device,
+                binding: connection.binding,
+                command: 0,
+                body_bytes: 0,
+            });
+        }
+    }
+
+    pub(crate) fn connection_id(&self, place: Place) -> u64 {
+        id::connection_id(self.incarnation, self.index, place)
+    }
+
+    pub(crate) fn tick(&self) -> u8 {
+        (self.now_ms / 1000) as u8
+    }
+
+    pub(crate) fn stats(&self) -> &WorkerStats {
+        &self.shared.metrics.workers[usize::from(self.index)]
+    }
+}
