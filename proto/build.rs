@@ -6,8 +6,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={file}");
     }
     let set = protox::compile(files, ["."])?;
-    tonic_prost_build::configure()
-        .bytes(".")
-        .compile_fds(set)?;
+    tonic_prost_build::configure().bytes(".").compile_fds(set)?;
     Ok(())
 }

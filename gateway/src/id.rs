@@ -38,9 +38,7 @@ pub fn connection_id(incarnation: u32, worker: u8, place: Place) -> u64 {
 }
 
 /// The life of the gateway that holds this connection.
-pub fn incarnation(connection: u64) -> u32 {
-    (connection >> 40) as u32
-}
+pub use proto::incarnation_of as incarnation;
 
 /// The worker that holds it.
 pub fn worker(connection: u64) -> usize {

@@ -172,6 +172,7 @@ impl Gateway {
         let options = CallOptions { deadline: Duration::from_secs(2), idempotent: true };
         let patience = Duration::from_millis(self.config.link.start_ms_max);
         let asking = async {
+            let mut told = String::new();
             loop {
                 let answer = channels
                     .call(Pick::RoundRobin, options, |attempt| async move {
@@ -183,7 +184,10 @@ impl Gateway {
                     Ok(reply) => return reply.into_inner().incarnation,
                     Err(status) => {
                         self.readiness.set("state", Err(status.message().to_owned()));
-                        tracing::info!(reason = status.message(), "waiting for a state server");
+                        if told != status.message() {
+                            tracing::info!(reason = status.message(), "waiting for a state server");
+                            told = status.message().to_owned();
+                        }
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;

@@ -54,3 +54,8 @@ pub const NUMBER_MAX: u64 = (1 << 53) - 1;
 
 /// Most messages that one Pull returns.
 pub const PULL_LIMIT_MAX: u32 = 100;
+
+/// The life of the gateway that holds a connection: the first 24 bits of its id.
+pub fn incarnation_of(connection: u64) -> u32 {
+    (connection >> 40) as u32
+}

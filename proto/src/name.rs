@@ -107,7 +107,9 @@ mod tests {
         assert_eq!(Chat::parse("bob:alice").unwrap().to_string(), "alice:bob");
         assert_eq!(Chat::parse("a:a").unwrap().to_string(), "a:a");
         assert_eq!(Chat::parse("#17").unwrap(), Chat::Group(17));
-        for bad in ["", "alice", ":", "a:", ":b", "a:b:c", "#", "#017", "#+1", "#x", "#99999999999999999999", "a:#b"] {
+        for bad in
+            ["", "alice", ":", "a:", ":b", "a:b:c", "#", "#017", "#+1", "#x", "#99999999999999999999", "a:#b"]
+        {
             assert!(Chat::parse(bad).is_err(), "{bad:?}");
         }
     }

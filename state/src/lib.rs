@@ -1,1 +1,21 @@
-//! Placeholder.
+//! The state server: sessions, messages, delivery. It holds no truth in memory; the store does.
+//!
+//! A batch of frames enters through `service`, is decided and answered in `turn`, and leaves as pushes through
+//! `fan_out`. Everything durable goes through the [`store::Store`] trait.
+//!
+//! Trap: all tasks share one thread. A computation that takes milliseconds delays every gateway.
+
+mod answer;
+pub mod config;
+mod delivered;
+mod fan_out;
+mod gateways;
+mod metrics;
+pub mod server;
+mod service;
+pub mod store;
+pub mod store_redis;
+mod store_redis_read;
+mod store_redis_script;
+mod turn;
+mod users;

@@ -1,2 +1,37 @@
-//! Placeholder.
-fn main() {}
+//! The state server binary: arguments, configuration, `--check`, run.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use crpc::{Fatal, ServerArgs};
+use state::config::Config;
+
+/// Keeps users, chats and messages, and is the only part that says "accepted".
+///
+/// Configuration: --config FILE (TOML; else /etc/rookery/state.toml if present), then environment variables
+/// ROOKERY_STATE_SECTION_KEY, then --set section.key=value; later wins. Main keys: rpc.listen (127.0.0.1:7100),
+/// rpc.advertise, admin.listen (127.0.0.1:7101), store.url, registry.endpoints, node.id, limits.message_bytes_max.
+#[derive(Parser)]
+#[command(name = "state", version, verbatim_doc_comment)]
+struct Args {
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+fn main() -> ExitCode {
+    let args: Args = match crpc::process::parse() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    crpc::process::run("state", || start(&args.server))
+}
+
+fn start(args: &ServerArgs) -> Result<(), Fatal> {
+    let config: Config = crpc::config::load("state", args)?;
+    if args.check {
+        config.check().map_err(Fatal::config)?;
+        println!("ok: state would listen on {} and keep its data at {}", config.rpc.listen, config.store.url);
+        return Ok(());
+    }
+    state::server::run(config)
+}

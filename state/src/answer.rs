@@ -1,0 +1,66 @@
+//! The frames that a state server sends to clients. Pure.
+//!
+//! Trap: an answer names whom it is for. The gateway delivers only where the connection is still bound to that user.
+
+use bytes::{Bytes, BytesMut};
+use prost::Message;
+use proto::link::{Bind, DownFrame, UpFrame};
+use proto::wire::{self, Code};
+use proto::{Command, frame};
+
+/// An answer to the connection that sent `to`.
+pub fn reply<M: Message>(to: &UpFrame, command: Command, body: &M) -> DownFrame {
+    DownFrame {
+        connection: to.connection,
+        user: to.user,
+        frames: frame::encode(command, body),
+        bind: None,
+        close: false,
+    }
+}
+
+/// A refusal of one frame; `closing` in it closes the connection.
+pub fn error(to: &UpFrame, error: wire::Error) -> DownFrame {
+    let error = wire::Error { command: to.command, ..error };
+    DownFrame { close: error.closing, ..reply(to, Command::Error, &error) }
+}
+
+/// An error with code and text.
+pub fn because(code: Code, text: impl Into<String>) -> wire::Error {
+    wire::Error { code: code as i32, text: text.into(), ..Default::default() }
+}
+
+/// An error that ends the connection.
+pub fn closing(code: Code, text: impl Into<String>) -> wire::Error {
+    wire::Error { closing: true, ..because(code, text) }
+}
+
+/// An error about one Send.
+pub fn about_send(send: &wire::Send, code: Code, text: impl Into<String>) -> wire::Error {
+    wire::Error { stream: send.stream, n: send.n, chat: send.chat.clone(), ..because(code, text) }
+}
+
+/// The store did not answer; try again.
+pub fn unavailable(retry_after_ms: u32) -> wire::Error {
+    wire::Error { retry_after_ms, ..because(Code::Unavailable, "the store does not answer right now") }
+}
+
+/// The answer to a login that succeeded.
+pub fn logged_in(to: &UpFrame, bind: Bind, ack: &wire::LoginAck) -> DownFrame {
+    DownFrame { user: 0, bind: Some(bind), ..reply(to, Command::LoginAck, ack) }
+}
+
+/// The end of a connection whose device has logged in elsewhere.
+pub fn replaced(connection: u64, user: u64) -> DownFrame {
+    let text = "this device has logged in on another connection".to_owned();
+    let kick = wire::Kick { code: Code::Replaced as i32, text };
+    DownFrame { connection, user, frames: frame::encode(Command::Kick, &kick), bind: None, close: true }
+}
+
+/// One push, as every receiver gets it.
+pub fn push(chat: &str, history: u64, message: wire::Message) -> Bytes {
+    let body = wire::Push { chat: chat.to_owned(), history, message: Some(message) };
+    let mut out = BytesMut::new();
+    frame::put(Command::Push, &body, &mut out);
+    out.freeze()
+}

@@ -1,0 +1,198 @@
+//! The state server's configuration: one table of every limit, with its default. Read once at start.
+//!
+//! Trap: what shapes the store (`store.route_buckets`) is fixed when the store is made; another value refuses to start.
+
+use std::net::SocketAddr;
+
+use serde::Deserialize;
+
+/// All of it. Unknown keys are errors.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Who this server is.
+    pub node: Node,
+    /// Where gateways and other servers call.
+    pub rpc: Rpc,
+    /// Health, readiness, metrics.
+    pub admin: crpc::config::AdminConfig,
+    /// Where servers find each other.
+    pub registry: crpc::config::RegistryConfig,
+    /// Logging.
+    pub log: crpc::config::LogConfig,
+    /// How it stops.
+    pub shutdown: crpc::config::ShutdownConfig,
+    /// Where everything is kept.
+    pub store: StoreConfig,
+    /// Who may log in.
+    pub auth: Auth,
+    /// What clients may do.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            node: Node::default(),
+            rpc: Rpc::default(),
+            admin: crpc::config::AdminConfig::at(7101),
+            registry: crpc::config::RegistryConfig::default(),
+            log: crpc::config::LogConfig::default(),
+            shutdown: crpc::config::ShutdownConfig::default(),
+            store: StoreConfig::default(),
+            auth: Auth::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Who this server is.
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Node {
+    /// Unique among the state servers: letters, digits, `-`, `_`, `.`. Empty: made of the advertised address.
+    pub id: String,
+    /// Free text.
+    pub zone: String,
+}
+
+/// Where gateways and other servers call.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rpc {
+    /// gRPC address.
+    pub listen: SocketAddr,
+    /// The `host:port` that others are told. Empty: the same as `listen`.
+    pub advertise: String,
+}
+
+impl Default for Rpc {
+    fn default() -> Self {
+        Rpc { listen: SocketAddr::from(([127, 0, 0, 1], 7100)), advertise: String::new() }
+    }
+}
+
+/// Where everything is kept.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// `redis://[:PASSWORD@]HOST:PORT[/DB]`.
+    pub url: String,
+    /// Hashes that routes are spread over; fixed when the store is made. 8,192 per 2 million devices keep them small.
+    pub route_buckets: u32,
+    /// Days that the ids of a client's stream are remembered after their last use.
+    pub dedupe_days: u32,
+    /// A store that answers later than this is answered `unavailable` to clients. What it did is unknown then.
+    pub response_ms_max: u64,
+    /// Longest that connecting may take.
+    pub connect_ms_max: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        StoreConfig {
+            url: "redis://127.0.0.1:6379".to_owned(),
+            route_buckets: 8_192,
+            dedupe_days: 7,
+            response_ms_max: 5_000,
+            connect_ms_max: 1_000,
+        }
+    }
+}
+
+/// Who may log in.
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// Take development logins (a name, no proof) also through gateways that others than this machine can reach.
+    pub insecure: bool,
+}
+
+/// What clients may do.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Longest message body.
+    pub message_bytes_max: usize,
+    /// Devices that one user may ever name.
+    pub devices_max: usize,
+    /// Chats in one page of a Sync.
+    pub sync_chats_max: usize,
+    /// Users whose names and numbers are kept in memory.
+    pub user_cache_max: usize,
+    /// Chats that are known to stand in their members' lists.
+    pub chat_cache_max: usize,
+    /// Accepted messages waiting to be pushed. Beyond it the store waits, and with it the acknowledgements.
+    pub fan_out_max: usize,
+    /// Bytes of frames that one gateway may have un-acknowledged here.
+    pub link_credit_bytes: u64,
+    /// Time between two writes of delivered cursors.
+    pub delivered_flush_ms: u64,
+    /// Delivered cursors that may wait to be written.
+    pub delivered_waiting_max: usize,
+    /// What clients are told to wait when the store does not answer.
+    pub retry_after_ms: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            message_bytes_max: proto::MESSAGE_BYTES_MAX,
+            devices_max: 64,
+            sync_chats_max: 300,
+            user_cache_max: 65_536,
+            chat_cache_max: 65_536,
+            fan_out_max: 65_536,
+            link_credit_bytes: 8 * 1024 * 1024,
+            delivered_flush_ms: 200,
+            delivered_waiting_max: 65_536,
+            retry_after_ms: 250,
+        }
+    }
+}
+
+impl Config {
+    /// One line that says what to change, if anything contradicts.
+    pub fn check(&self) -> Result<(), String> {
+        let limits = &self.limits;
+        let wrong = [
+            (
+                !(1..=proto::MESSAGE_BYTES_MAX).contains(&limits.message_bytes_max),
+                "limits.message_bytes_max must be between 1 and 32768",
+            ),
+            (!(1..=256).contains(&limits.devices_max), "limits.devices_max must be between 1 and 256"),
+            (
+                !(1..=300).contains(&limits.sync_chats_max),
+                "limits.sync_chats_max must be between 1 and 300: more do not fit a frame",
+            ),
+            (
+                limits.user_cache_max == 0 || limits.chat_cache_max == 0,
+                "limits.user_cache_max and chat_cache_max must be at least 1",
+            ),
+            (limits.fan_out_max == 0, "limits.fan_out_max must be at least 1"),
+            (limits.link_credit_bytes < 256 * 1024, "limits.link_credit_bytes must be at least 262144"),
+            (limits.delivered_flush_ms == 0, "limits.delivered_flush_ms must be at least 1"),
+            (self.store.route_buckets == 0, "store.route_buckets must be at least 1"),
+            (self.store.dedupe_days == 0, "store.dedupe_days must be at least 1"),
+        ];
+        match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
+            Some((_, what)) => Err(what.to_owned()),
+            None => Ok(()),
+        }
+    }
+
+    /// The address that others are told.
+    pub fn advertised(&self) -> String {
+        if self.rpc.advertise.is_empty() { self.rpc.listen.to_string() } else { self.rpc.advertise.clone() }
+    }
+
+    /// The id that the registry and gateways know.
+    pub fn id(&self) -> String {
+        if self.node.id.is_empty() {
+            let readable = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+            format!("state-{}", self.advertised().chars().map(readable).collect::<String>())
+        } else {
+            self.node.id.clone()
+        }
+    }
+}

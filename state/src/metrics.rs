@@ -1,0 +1,66 @@
+//! What the state server counts.
+//!
+//! Trap: no label here is anything that a client can choose.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+
+/// All metrics of the server.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct Metrics {
+    pub login: Histogram,
+    pub store: Histogram,
+    pub acknowledge: Histogram,
+    pub deliver: Histogram,
+    pub logins: Counter,
+    pub sends: Counter,
+    pub pushes: Counter,
+    pub pushes_dropped: Counter,
+    pub batches: Counter,
+    pub frames: Counter,
+    pub store_ops: Counter,
+    pub store_errors: Counter,
+    pub gateways: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new(registry: &mut crpc::metrics::Metrics) -> Self {
+        let metrics = Metrics {
+            login: registry.latency("login", "Arrival of a Login to its answer"),
+            store: registry.latency("store", "One store call, whatever its number of operations"),
+            acknowledge: registry.latency("acknowledge", "Arrival of a batch to all of its answers"),
+            deliver: registry
+                .latency("deliver", "Acceptance of a message to its pushes being handed to gateways"),
+            logins: Counter::default(),
+            sends: Counter::default(),
+            pushes: Counter::default(),
+            pushes_dropped: Counter::default(),
+            batches: Counter::default(),
+            frames: Counter::default(),
+            store_ops: Counter::default(),
+            store_errors: Counter::default(),
+            gateways: Gauge::default(),
+        };
+        for (name, help, counter) in [
+            ("logins", "Logins that bound a device", &metrics.logins),
+            ("sends", "Sends acknowledged, resends included", &metrics.sends),
+            ("pushes", "Pushes handed to gateways, one per connection", &metrics.pushes),
+            (
+                "pushes_dropped",
+                "Pushes whose gateway has no stream here or does not read",
+                &metrics.pushes_dropped,
+            ),
+            ("batches", "Batches of frames from gateways", &metrics.batches),
+            ("frames", "Frames from gateways", &metrics.frames),
+            ("store_ops", "Operations asked of the store", &metrics.store_ops),
+            ("store_errors", "Operations that the store did not answer or refused", &metrics.store_errors),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+        registry.register("gateway_streams", "Gateways with an open stream", metrics.gateways.clone());
+        metrics
+    }
+}

@@ -1,0 +1,337 @@
+//! What the state server asks of a store. The trait is batch first: a call takes a slice of operations and answers
+//! each, in one round trip.
+//!
+//! **Durable.** When `apply` returns an answer, the change behind it survives the end of this process. Whether it
+//! survives the end of the store's process or of the machine is what [`Store::durability`] says: `Strict` when it does,
+//! `Weak` when the store may lose the last second. Nothing is acknowledged to a client before `apply` has returned.
+//!
+//! **Atomic.** Each operation happens wholly or not at all, and operations on one chat (or one user's routes) never
+//! interleave. Operations of one call are done in their order. Between calls there is no order.
+//!
+//! Trap: an error does not mean that nothing happened. [`StoreError::Unknown`] is what a timeout is, and whoever gets it
+//! may only ask again, under the same id.
+
+use bytes::Bytes;
+use proto::wire::{Code, Durability};
+
+/// One question or change.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// A number for one life of a gateway, 1 to 2^24-1. → [`Answer::Incarnation`]
+    Incarnate,
+    /// `count` user numbers, never given before. → [`Answer::UserNumbers`], the first of them
+    UserNumbers {
+        /// How many.
+        count: u64,
+    },
+    /// A user's number and devices, both made if new. → [`Answer::User`], `None` when there are too many devices
+    Register {
+        /// Name of the user.
+        name: String,
+        /// Name of the device.
+        device: String,
+        /// The number that the user gets if new.
+        candidate: u64,
+        /// Most devices of one user.
+        devices_max: usize,
+    },
+    /// A user's number and devices. → [`Answer::User`], `None` when unknown
+    User {
+        /// Name of the user.
+        name: String,
+    },
+    /// Remembers the name of a number. → [`Answer::Done`]
+    NameUser {
+        /// Number.
+        user: u64,
+        /// Name.
+        name: String,
+    },
+    /// The name of a number. → [`Answer::Name`]
+    Name {
+        /// Number.
+        user: u64,
+    },
+    /// Binds a device to a connection if the attempt is newer, or the same with the same connection. → [`Answer::Bound`]
+    Bind {
+        /// Whose.
+        user: u64,
+        /// Which device.
+        device: u32,
+        /// Of the login, 1 to 2^53-1.
+        attempt: u64,
+        /// Connection id.
+        connection: u64,
+    },
+    /// Removes a route if it still leads to this connection. → [`Answer::Done`]
+    Unbind {
+        /// Whose.
+        user: u64,
+        /// Connection id.
+        connection: u64,
+    },
+    /// Where a user's devices are connected. → [`Answer::Routes`]
+    Routes {
+        /// Whose.
+        user: u64,
+    },
+    /// Adds a chat to a user's list. → [`Answer::Done`]
+    ListChat {
+        /// Name of the user.
+        user: String,
+        /// The chat.
+        chat: String,
+    },
+    /// A page of a user's chats in byte order. → [`Answer::Chats`]
+    Chats {
+        /// Name of the user.
+        user: String,
+        /// Only chats behind this one; empty: from the first.
+        after: String,
+        /// Only chats up to this one; empty: to the last.
+        until: String,
+        /// At most so many.
+        limit: usize,
+    },
+    /// The atomic step of a message. → [`Answer::Appended`]
+    Append(Append),
+    /// Where a chat stands. → [`Answer::Head`]
+    Head {
+        /// The chat.
+        chat: String,
+        /// Whose delivered cursor.
+        user: String,
+    },
+    /// Messages of a chat. → [`Answer::Messages`]
+    Pull {
+        /// The chat.
+        chat: String,
+        /// Exclusive; backwards 0 means from the newest.
+        cursor: u64,
+        /// At most so many.
+        limit: usize,
+        /// Downwards.
+        reverse: bool,
+    },
+    /// Moves a user's delivered cursor forward, not beyond the head. → [`Answer::Done`]
+    Delivered {
+        /// The chat.
+        chat: String,
+        /// Name of the user.
+        user: String,
+        /// Up to here.
+        seq: u64,
+    },
+    /// Forgets entries of the recency index that are older. → [`Answer::Done`]
+    TrimRecency {
+        /// Bucket of chats.
+        bucket: u32,
+        /// Store time, µs.
+        before_us: u64,
+    },
+}
+
+/// A message on its way in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Append {
+    /// As [`proto::name::Chat`] writes it.
+    pub chat: String,
+    /// Name of the sender.
+    pub sender: String,
+    /// With `n` the message's id within chat and sender.
+    pub stream: u64,
+    /// From 1 without gaps.
+    pub n: u64,
+    /// The message.
+    pub body: Bytes,
+    /// Consume the id with this final refusal instead of storing.
+    pub refusal: Option<Code>,
+}
+
+/// What a question brought.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum Answer {
+    Incarnation(u32),
+    UserNumbers(u64),
+    User(Option<UserRow>),
+    Name(Option<String>),
+    Bound(Bound),
+    Routes(Vec<Route>),
+    Chats(Vec<String>),
+    Appended(Appended),
+    Head(Head),
+    Messages(Page),
+    Done,
+}
+
+/// A user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserRow {
+    /// Never reused.
+    pub number: u64,
+    /// Names; a device's number is its place here plus 1.
+    pub devices: Vec<String>,
+}
+
+impl UserRow {
+    /// The number of a device by its name.
+    pub fn device(&self, name: &str) -> Option<u32> {
+        self.devices.iter().position(|device| device == name).map(|at| at as u32 + 1)
+    }
+}
+
+/// How a login ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bound {
+    /// The device is bound to the connection given.
+    Yes {
+        /// The connection it was bound to before, if another.
+        replaced: Option<u64>,
+    },
+    /// A newer attempt is stored.
+    Stale {
+        /// That attempt.
+        stored: u64,
+    },
+}
+
+/// Where a device is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Route {
+    pub device: u32,
+    pub attempt: u64,
+    pub connection: u64,
+}
+
+/// How a message fared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Appended {
+    /// Stored, now or (`again`) when this id came first.
+    Stored {
+        /// Its place in the chat.
+        seq: u64,
+        /// Store time, µs.
+        time_us: u64,
+        /// History of the bucket then.
+        history: u64,
+        /// This id had been answered before.
+        again: bool,
+    },
+    /// Refused for ever, now or when this id came first.
+    Refused(Code),
+    /// The id is not the next one.
+    Expected(u64),
+    /// The id is so old that its answer is forgotten.
+    TooOld,
+}
+
+/// Where a chat stands. All zero: nothing was ever stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct Head {
+    pub history: u64,
+    pub seq: u64,
+    pub delivered: u64,
+}
+
+/// A stored message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Stored {
+    pub seq: u64,
+    pub sender: String,
+    pub time_us: u64,
+    pub body: Bytes,
+}
+
+/// Messages, with where the chat stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct Page {
+    pub history: u64,
+    pub head: u64,
+    pub messages: Vec<Stored>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// It may have happened or not: a timeout, a lost connection.
+    #[error("the store did not answer: {0}")]
+    Unknown(String),
+    /// It did not happen: out of memory, read-only, still loading.
+    #[error("the store refused: {0}")]
+    Refused(String),
+    /// What is stored, or what was answered, makes no sense.
+    #[error("the store holds something wrong: {0}")]
+    Corrupt(String),
+}
+
+/// One operation's outcome.
+pub type Outcome = Result<Answer, StoreError>;
+
+/// A store. See the file's head for what it promises.
+#[async_trait::async_trait]
+pub trait Store: Send + Sync {
+    /// Does the operations in their order and answers each: the answer at `i` is for the operation at `i`.
+    async fn apply(&self, ops: &[Op]) -> Vec<Outcome>;
+
+    /// What its answers are worth now, as far as it can tell.
+    async fn durability(&self) -> Result<(Durability, String), StoreError>;
+}
+
+macro_rules! expect {
+    ($($(#[$doc:meta])* $name:ident: $variant:ident -> $kind:ty;)*) => {$(
+        $(#[$doc])*
+        pub fn $name(outcome: Outcome) -> Result<$kind, StoreError> {
+            match outcome? {
+                Answer::$variant(value) => Ok(value),
+                other => Err(StoreError::Corrupt(format!("answered {other:?}"))),
+            }
+        }
+    )*};
+}
+
+/// Reads an outcome as the kind that its operation gives.
+pub mod read {
+    use super::{Answer, Appended, Bound, Head, Outcome, Page, Route, StoreError, UserRow};
+
+    expect! {
+        /// Of `Incarnate`.
+        incarnation: Incarnation -> u32;
+        /// Of `UserNumbers`.
+        user_numbers: UserNumbers -> u64;
+        /// Of `Register` and `User`.
+        user: User -> Option<UserRow>;
+        /// Of `Name`.
+        name: Name -> Option<String>;
+        /// Of `Bind`.
+        bound: Bound -> Bound;
+        /// Of `Routes`.
+        routes: Routes -> Vec<Route>;
+        /// Of `Chats`.
+        chats: Chats -> Vec<String>;
+        /// Of `Append`.
+        appended: Appended -> Appended;
+        /// Of `Head`.
+        head: Head -> Head;
+        /// Of `Pull`.
+        page: Messages -> Page;
+    }
+}
+
+/// The bucket that a chat lives in: the same for ever, for every store and build.
+pub fn chat_bucket(chat: &str) -> u32 {
+    crc32c::crc32c(chat.as_bytes()) % CHAT_BUCKETS
+}
+
+/// Buckets of chats. Part of the layout.
+pub const CHAT_BUCKETS: u32 = 1024;
+
+/// Checksum of a stored message: what a reader compares before it shows it.
+pub fn message_crc(chat: &str, sender: &str, body: &[u8]) -> u32 {
+    let crc = crc32c::crc32c(chat.as_bytes());
+    crc32c::crc32c_append(crc32c::crc32c_append(crc, sender.as_bytes()), body)
+}

@@ -1,0 +1,171 @@
+//! What Redis answered, read as the answer of an operation. Pure.
+//!
+//! Trap: numbers come as integers from commands and as digits from scripts; both are read by [`number`].
+
+use bytes::Bytes;
+use proto::wire::Code;
+use redis::Value;
+
+use crate::store::{
+    Answer, Append, Appended, Bound, Head, Op, Outcome, Page, Route, StoreError, Stored, UserRow, message_crc,
+};
+
+/// Reads the reply to `op`.
+pub fn answer(op: &Op, value: Value) -> Outcome {
+    let read = match op {
+        Op::Incarnate => number(&value).map(|n| Answer::Incarnation(n as u32)),
+        Op::UserNumbers { count } => number(&value).map(|last| Answer::UserNumbers(last + 1 - count)),
+        Op::Register { .. } | Op::User { .. } => user(&value).map(Answer::User),
+        Op::Name { .. } => match &value {
+            Value::Nil => Some(Answer::Name(None)),
+            value => text(value).map(|name| Answer::Name(Some(name))),
+        },
+        Op::Bind { .. } => bound(&value).map(Answer::Bound),
+        Op::Routes { .. } => routes(&value).map(Answer::Routes),
+        Op::Chats { .. } => items(&value).and_then(|i| i.iter().map(text).collect()).map(Answer::Chats),
+        Op::Append(append) => appended(append, &value).map(Answer::Appended),
+        Op::Head { .. } => head(&value).map(Answer::Head),
+        Op::Pull { chat, .. } => return page(chat, &value).map(Answer::Messages),
+        Op::NameUser { .. }
+        | Op::Unbind { .. }
+        | Op::ListChat { .. }
+        | Op::Delivered { .. }
+        | Op::TrimRecency { .. } => Some(Answer::Done),
+    };
+    read.ok_or_else(|| StoreError::Corrupt(format!("{op:?} was answered {value:?}")))
+}
+
+fn items(value: &Value) -> Option<&[Value]> {
+    match value {
+        Value::Array(items) => Some(items),
+        _ => None,
+    }
+}
+
+fn bytes(value: &Value) -> Option<&[u8]> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        Value::SimpleString(text) => Some(text.as_bytes()),
+        _ => None,
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    String::from_utf8(bytes(value)?.to_vec()).ok()
+}
+
+fn number(value: &Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => u64::try_from(*number).ok(),
+        value => std::str::from_utf8(bytes(value)?).ok()?.parse().ok(),
+    }
+}
+
+/// An empty string says that there is none.
+fn number_or_0(value: &Value) -> Option<u64> {
+    if bytes(value).is_some_and(<[u8]>::is_empty) { Some(0) } else { number(value) }
+}
+
+fn user(value: &Value) -> Option<Option<UserRow>> {
+    if *value == Value::Nil {
+        return Some(None);
+    }
+    let row = text(value)?;
+    if row == "full" {
+        return Some(None);
+    }
+    let mut parts = row.split(':');
+    let number = parts.next()?.parse().ok()?;
+    Some(Some(UserRow { number, devices: parts.map(str::to_owned).collect() }))
+}
+
+fn bound(value: &Value) -> Option<Bound> {
+    let [kind, what] = items(value)? else { return None };
+    match bytes(kind)? {
+        b"bound" if bytes(what)?.is_empty() => Some(Bound::Yes { replaced: None }),
+        b"bound" => Some(Bound::Yes { replaced: Some(u64::from_be_bytes(bytes(what)?.try_into().ok()?)) }),
+        b"stale" => Some(Bound::Stale { stored: number(what)? }),
+        _ => None,
+    }
+}
+
+fn routes(value: &Value) -> Option<Vec<Route>> {
+    if *value == Value::Nil {
+        return Some(Vec::new());
+    }
+    let row = bytes(value)?;
+    let (entries, rest) = row.as_chunks::<20>();
+    let eight =
+        |entry: &[u8; 20], at: usize| entry[at..at + 8].try_into().map(u64::from_be_bytes).unwrap_or(0);
+    rest.is_empty().then(|| {
+        entries
+            .iter()
+            .map(|entry| Route {
+                device: u32::from_be_bytes([entry[0], entry[1], entry[2], entry[3]]),
+                attempt: eight(entry, 4),
+                connection: eight(entry, 12),
+            })
+            .collect()
+    })
+}
+
+fn appended(append: &Append, value: &Value) -> Option<Appended> {
+    let [kind, what] = items(value)? else { return None };
+    let again = match bytes(kind)? {
+        b"ok" => false,
+        b"again" => true,
+        b"expected" => return Some(Appended::Expected(number(what)?)),
+        b"old" => return Some(Appended::TooOld),
+        _ => return None,
+    };
+    let answer = text(what)?;
+    if let Some(code) = answer.strip_prefix("! ") {
+        return Some(Appended::Refused(Code::try_from(code.parse::<i32>().ok()?).ok()?));
+    }
+    let mut parts = answer.split(' ');
+    let mut next = || parts.next()?.parse::<u64>().ok();
+    let stored = Appended::Stored { seq: next()?, time_us: next()?, history: next()?, again };
+    debug_assert!(append.refusal.is_none() || again, "a refusal was stored as a message");
+    Some(stored)
+}
+
+fn head(value: &Value) -> Option<Head> {
+    let [history, seq, delivered] = items(value)? else { return None };
+    Some(Head { history: number_or_0(history)?, seq: number_or_0(seq)?, delivered: number_or_0(delivered)? })
+}
+
+fn page(chat: &str, value: &Value) -> Result<Page, StoreError> {
+    let wrong = || StoreError::Corrupt(format!("messages of {chat} were answered as something else"));
+    let Some([history, head, entries]) = items(value) else { return Err(wrong()) };
+    let entries = items(entries).ok_or_else(wrong)?;
+    Ok(Page {
+        history: number_or_0(history).ok_or_else(wrong)?,
+        head: number_or_0(head).ok_or_else(wrong)?,
+        messages: entries.iter().map(|entry| message(chat, entry)).collect::<Result<_, _>>()?,
+    })
+}
+
+fn message(chat: &str, entry: &Value) -> Result<Stored, StoreError> {
+    let read = || {
+        let [id, fields] = items(entry)? else { return None };
+        let seq = text(id)?.strip_suffix("-0")?.parse().ok()?;
+        let fields = items(fields)?;
+        let field = |name: &[u8]| {
+            let (pairs, _) = fields.as_chunks::<2>();
+            pairs.iter().find(|[key, _]| bytes(key) == Some(name)).map(|[_, value]| value)
+        };
+        let stored = Stored {
+            seq,
+            sender: text(field(b"sender")?)?,
+            time_us: number(field(b"time")?)?,
+            body: Bytes::copy_from_slice(bytes(field(b"body")?)?),
+        };
+        Some((stored, number(field(b"crc")?)?))
+    };
+    let (stored, crc) =
+        read().ok_or_else(|| StoreError::Corrupt(format!("a message of {chat} is not readable")))?;
+    if u64::from(message_crc(chat, &stored.sender, &stored.body)) != crc {
+        return Err(StoreError::Corrupt(format!("message {} of {chat} fails its checksum", stored.seq)));
+    }
+    Ok(stored)
+}

@@ -1,0 +1,645 @@
+//! One batch of frames from a gateway: decided, put to the store, answered. Runs on the state server's thread; several
+//! turns may be under way.
+//!
+//! At most three store calls, and one on the common path: what must be known first (names, new devices), what must
+//! stand first (chat lists), and then everything at once.
+//!
+//! Trap: between two store calls anything may have changed. What must not (membership, order, binding) is decided by
+//! the store inside one operation, never here from an answer of an earlier call.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use prost::Message;
+use proto::Command;
+use proto::link::{Bind, DownFrame, UpFrame};
+use proto::name::{self, Chat};
+use proto::wire::{self, Code};
+
+use crate::answer;
+use crate::fan_out::Accepted;
+use crate::server::Core;
+use crate::store::{Append, Appended, Bound, Head, Op, Outcome, Page, StoreError, read};
+
+/// What a gateway said of itself when it opened the stream.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    /// Its id.
+    pub id: String,
+    /// Its life.
+    pub incarnation: u32,
+    /// Only this machine reaches its listener.
+    pub loopback: bool,
+    /// For login answers.
+    pub heartbeat_ms: u32,
+    /// For login answers, and the bound of Sync and Pull answers.
+    pub frame_bytes_max: u32,
+}
+
+/// What came of a batch.
+#[derive(Debug, Default)]
+pub struct Outcomes {
+    /// To the gateway that asked.
+    pub answers: Vec<DownFrame>,
+    /// To whichever gateway holds the connection.
+    pub elsewhere: Vec<DownFrame>,
+    /// To be pushed.
+    pub accepted: Vec<Accepted>,
+}
+
+/// A frame, decoded.
+enum Ask {
+    Login(wire::Login),
+    Send(wire::Send),
+    Sync(wire::Sync),
+    Pull(wire::Pull),
+    PushAck(wire::PushAck),
+    Closed,
+}
+
+/// A frame with what the store is to do for it: where its operations begin in the last call, and how many.
+struct Step {
+    frame: UpFrame,
+    user_name: String,
+    ask: Planned,
+    ops: std::ops::Range<usize>,
+}
+
+enum Planned {
+    Login { login: wire::Login, device: u32, number: u64 },
+    Send { send: wire::Send, chat: Chat },
+    Sync { sync: wire::Sync, chats: Vec<String>, more: bool },
+    Pull { pull: wire::Pull, chat: Chat, limit: usize },
+    Closed,
+}
+
+/// Does a batch.
+pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>) -> Outcomes {
+    let began = Instant::now();
+    let mut out = Outcomes::default();
+    let asks: Vec<(UpFrame, Ask)> = frames
+        .into_iter()
+        .filter_map(|frame| match decode(&frame) {
+            Ok(ask) => Some((frame, ask)),
+            Err(text) => {
+                out.answers.push(answer::error(&frame, answer::closing(Code::BadBody, text)));
+                None
+            }
+        })
+        .collect();
+    let asks = learn(core, gateway, asks, &mut out).await;
+    let (steps, ops) = plan(core, asks, &mut out).await;
+    let outcomes = core.apply(&ops).await;
+    settle(core, gateway, steps, outcomes, &mut out, began);
+    core.metrics.acknowledge.observe(began.elapsed().as_secs_f64());
+    out
+}
+
+fn decode(frame: &UpFrame) -> Result<Ask, String> {
+    fn body<M: Message + Default>(frame: &UpFrame) -> Result<M, String> {
+        M::decode(frame.body.clone()).map_err(|error| format!("the body does not decode: {error}"))
+    }
+    if frame.command == 0 {
+        return Ok(Ask::Closed);
+    }
+    let command = u8::try_from(frame.command).ok().and_then(|byte| Command::try_from(byte).ok());
+    match command {
+        Some(Command::Login) => body(frame).map(Ask::Login),
+        Some(Command::Send) => body(frame).map(Ask::Send),
+        Some(Command::Sync) => body(frame).map(Ask::Sync),
+        Some(Command::Pull) => body(frame).map(Ask::Pull),
+        Some(Command::PushAck) => body(frame).map(Ask::PushAck),
+        _ => Err("no such command goes to a state server".to_owned()),
+    }
+}
+
+/// Finds the names behind numbers, and registers devices that log in; frames that fail here are answered.
+async fn learn(
+    core: &Arc<Core>,
+    gateway: &Gateway,
+    asks: Vec<(UpFrame, Ask)>,
+    out: &mut Outcomes,
+) -> Vec<(UpFrame, Ask)> {
+    let mut ops = Vec::new();
+    let mut new_logins = Vec::new();
+    let mut kept = Vec::with_capacity(asks.len());
+    for (frame, ask) in asks {
+        if let Ask::Login(login) = &ask {
+            if let Err(error) = check_login(core, gateway, login) {
+                out.answers.push(answer::error(&frame, error));
+                continue;
+            }
+            let known = core.users.row(&login.user).is_some_and(|row| row.device(&login.device).is_some());
+            if !known {
+                new_logins.push((login.user.clone(), login.device.clone()));
+            }
+        } else if !matches!(ask, Ask::Closed) && core.users.name(frame.user).is_none() {
+            ops.push(Op::Name { user: frame.user });
+        }
+        kept.push((frame, ask));
+    }
+    if !new_logins.is_empty() {
+        match core.users.candidates(&*core.store, new_logins.len() as u64).await {
+            Ok(numbers) => {
+                ops.extend(new_logins.into_iter().zip(numbers).map(|((name, device), candidate)| {
+                    Op::Register { name, device, candidate, devices_max: core.config.limits.devices_max }
+                }))
+            }
+            Err(error) => core.store_failed(&error),
+        }
+    }
+    if !ops.is_empty() {
+        let outcomes = core.apply(&ops).await;
+        // Backwards, so that unused candidates go back in the order that lets all of them return.
+        let full: Vec<(&str, &str)> =
+            ops.iter().zip(outcomes).rev().filter_map(|(op, outcome)| learn_one(core, op, outcome)).collect();
+        kept.retain(|(frame, ask)| match ask {
+            Ask::Login(login) if full.contains(&(login.user.as_str(), login.device.as_str())) => {
+                let text = format!("a user has at most {} devices", core.config.limits.devices_max);
+                out.answers.push(answer::error(frame, answer::closing(Code::TooManyDevices, text)));
+                false
+            }
+            _ => true,
+        });
+    }
+    kept
+}
+
+/// Returns user and device when that user has no room for another device.
+fn learn_one<'a>(core: &Core, op: &'a Op, outcome: Outcome) -> Option<(&'a str, &'a str)> {
+    match op {
+        Op::Name { user } => match read::name(outcome) {
+            Ok(Some(name)) => core.users.learn_name(*user, &name),
+            Ok(None) => tracing::error!(user, "a bound user has no name in the store"),
+            Err(error) => core.store_failed(&error),
+        },
+        Op::Register { name, device, candidate, .. } => match read::user(outcome) {
+            Ok(Some(row)) => {
+                if row.number != *candidate {
+                    core.users.hand_back(*candidate);
+                }
+                core.users.learn(name, row);
+            }
+            Ok(None) => {
+                core.users.hand_back(*candidate);
+                return Some((name, device));
+            }
+            Err(error) => core.store_failed(&error),
+        },
+        _ => {}
+    }
+    None
+}
+
+fn check_login(core: &Core, gateway: &Gateway, login: &wire::Login) -> Result<(), wire::Error> {
+    if !(login.wire_min..=login.wire_max).contains(&proto::WIRE_VERSION) {
+        let text = format!("this server speaks wire version {}", proto::WIRE_VERSION);
+        return Err(answer::closing(Code::UnsupportedVersion, text));
+    }
+    for (what, text) in [("user", &login.user), ("device", &login.device)] {
+        name::check(text).map_err(|error| answer::closing(Code::BadName, format!("{what}: {error}")))?;
+    }
+    if !(1..=proto::NUMBER_MAX).contains(&login.attempt) {
+        return Err(answer::closing(Code::BadRequest, "attempt is 1 to 2^53-1"));
+    }
+    if !login.token.is_empty() {
+        return Err(answer::closing(
+            Code::LoginRefused,
+            "this server takes development logins only: leave the token empty",
+        ));
+    }
+    if !gateway.loopback && !core.config.auth.insecure {
+        let text = "development logins are taken through loopback listeners only (auth.insecure allows them)";
+        return Err(answer::closing(Code::LoginRefused, text));
+    }
+    Ok(())
+}
+
+/// Decides what the last store call is to hold, after putting new chats into their members' lists and reading the chat
+/// lists of those who sync.
+async fn plan(core: &Arc<Core>, asks: Vec<(UpFrame, Ask)>, out: &mut Outcomes) -> (Vec<Step>, Vec<Op>) {
+    let mut first = Vec::new();
+    let mut steps = Vec::with_capacity(asks.len());
+    for (frame, ask) in asks {
+        let planned = match ask {
+            Ask::Closed => Ok(Some((Planned::Closed, String::new()))),
+            Ask::Login(login) => plan_login(core, login).map(|planned| Some((planned, String::new()))),
+            ask => match core.users.name(frame.user) {
+                Some(user_name) => {
+                    plan_bound(core, &frame, ask, &user_name, &mut first).map(|p| p.map(|p| (p, user_name)))
+                }
+                None => Err(answer::unavailable(core.config.limits.retry_after_ms)),
+            },
+        };
+        match planned {
+            Ok(Some((ask, user_name))) => steps.push(Step { frame, user_name, ask, ops: 0..0 }),
+            Ok(None) => {}
+            Err(error) => out.answers.push(answer::error(&frame, error)),
+        }
+    }
+    prepare(core, &mut steps, first).await;
+    let mut ops = Vec::with_capacity(steps.len());
+    for step in &mut steps {
+        let from = ops.len();
+        last_ops(core, step, &mut ops);
+        step.ops = from..ops.len();
+    }
+    (steps, ops)
+}
+
+fn plan_login(core: &Core, login: wire::Login) -> Result<Planned, wire::Error> {
+    let row = core.users.row(&login.user);
+    match row.and_then(|row| Some((row.device(&login.device)?, row.number))) {
+        Some((device, number)) => Ok(Planned::Login { login, device, number }),
+        // The store did not answer.
+        None => Err(wire::Error { closing: true, ..answer::unavailable(core.config.limits.retry_after_ms) }),
+    }
+}
+
+/// Plans the frame of a bound connection. `None`: nothing more to do for it.
+fn plan_bound(
+    core: &Core,
+    frame: &UpFrame,
+    ask: Ask,
+    user_name: &str,
+    first: &mut Vec<Op>,
+) -> Result<Option<Planned>, wire::Error> {
+    match ask {
+        Ask::Send(send) => {
+            let of_send = |code, text: String| answer::about_send(&send, code, text);
+            let chat = Chat::parse(&send.chat).map_err(|e| of_send(Code::BadChat, e.to_string()))?;
+            if !(1..=proto::NUMBER_MAX).contains(&send.n) {
+                return Err(of_send(Code::BadRequest, "n is 1 to 2^53-1".to_owned()));
+            }
+            if let Some(members) = chat.pair_members() {
+                check_member(members, user_name).map_err(|e| of_send(Code::NotAMember, e.text))?;
+                let name = chat.to_string();
+                if !core.chat_is_listed(&name) {
+                    let users =
+                        if members.0 == members.1 { vec![members.0] } else { vec![members.0, members.1] };
+                    first.extend(
+                        users
+                            .into_iter()
+                            .map(|user| Op::ListChat { user: user.to_owned(), chat: name.clone() }),
+                    );
+                }
+            }
+            Ok(Some(Planned::Send { send, chat }))
+        }
+        Ask::Sync(sync) => {
+            let of_sync =
+                |text: &str| wire::Error { request: sync.request, ..answer::because(Code::BadRequest, text) };
+            if !sync.until.is_empty() && sync.until <= sync.after {
+                return Err(of_sync("until must stand behind after"));
+            }
+            first.push(Op::Chats {
+                user: user_name.to_owned(),
+                after: sync.after.clone(),
+                until: sync.until.clone(),
+                limit: core.config.limits.sync_chats_max + 1,
+            });
+            Ok(Some(Planned::Sync { sync, chats: Vec::new(), more: false }))
+        }
+        Ask::Pull(pull) => {
+            let of_pull =
+                |error: wire::Error| wire::Error { request: pull.request, chat: pull.chat.clone(), ..error };
+            let chat = Chat::parse(&pull.chat)
+                .map_err(|e| of_pull(answer::because(Code::BadChat, e.to_string())))?;
+            match chat.pair_members() {
+                Some(members) => check_member(members, user_name).map_err(of_pull)?,
+                None => return Err(of_pull(not_a_member())),
+            }
+            if pull.limit > proto::PULL_LIMIT_MAX || pull.cursor > proto::NUMBER_MAX {
+                return Err(of_pull(answer::because(
+                    Code::BadRequest,
+                    "limit is at most 100, cursor at most 2^53-1",
+                )));
+            }
+            let limit = if pull.limit == 0 { proto::PULL_LIMIT_MAX } else { pull.limit } as usize;
+            Ok(Some(Planned::Pull { pull, chat, limit }))
+        }
+        Ask::PushAck(ack) => {
+            let chat = Chat::parse(&ack.chat).ok().filter(|chat| {
+                chat.pair_members().is_some_and(|members| check_member(members, user_name).is_ok())
+            });
+            match chat {
+                Some(chat) => {
+                    core.delivered.note(chat.to_string(), user_name, ack.seq.min(proto::NUMBER_MAX))
+                }
+                None => {
+                    tracing::debug!(user = frame.user, "a PushAck of a chat that is not theirs is ignored")
+                }
+            }
+            Ok(None)
+        }
+        Ask::Login(_) | Ask::Closed => Ok(None),
+    }
+}
+
+fn check_member(members: (&str, &str), user_name: &str) -> Result<(), wire::Error> {
+    if members.0 == user_name || members.1 == user_name { Ok(()) } else { Err(not_a_member()) }
+}
+
+fn not_a_member() -> wire::Error {
+    answer::because(Code::NotAMember, "this chat is not one of yours")
+}
+
+/// The store call before the last: chat lists, for new chats and for Syncs.
+async fn prepare(core: &Arc<Core>, steps: &mut [Step], first: Vec<Op>) {
+    if first.is_empty() {
+        return;
+    }
+    let outcomes = core.apply(&first).await;
+    let mut pages = Vec::new();
+    let mut failed: Vec<&str> = Vec::new();
+    let mut listed: Vec<&str> = Vec::new();
+    for (op, outcome) in first.iter().zip(outcomes) {
+        match op {
+            Op::Chats { .. } => pages.push(read::chats(outcome)),
+            Op::ListChat { chat, .. } => match outcome {
+                Ok(_) => listed.push(chat),
+                Err(error) => {
+                    core.store_failed(&error);
+                    failed.push(chat);
+                }
+            },
+            _ => {}
+        }
+    }
+    listed.retain(|chat| !failed.contains(chat));
+    core.chats_are_listed(&listed);
+    let mut pages = pages.into_iter();
+    for step in steps {
+        if let Planned::Sync { chats, more, .. } = &mut step.ask {
+            match pages.next() {
+                Some(Ok(found)) => {
+                    *chats = found;
+                    *more = chats.len() > core.config.limits.sync_chats_max;
+                    chats.truncate(core.config.limits.sync_chats_max);
+                }
+                // Told apart from "no chats" by the range of operations, which stays empty: see `settle_sync`.
+                Some(Err(_)) | None => *more = true,
+            }
+        }
+    }
+}
+
+fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
+    match &step.ask {
+        Planned::Login { login, device, number } => {
+            ops.push(Op::NameUser { user: *number, name: login.user.clone() });
+            ops.push(Op::Bind {
+                user: *number,
+                device: *device,
+                attempt: login.attempt,
+                connection: step.frame.connection,
+            });
+        }
+        Planned::Send { send, chat } => {
+            let refusal = match chat {
+                Chat::Group(_) => Some(Code::NotAMember),
+                Chat::Pair(..) if send.body.len() > core.config.limits.message_bytes_max => {
+                    Some(Code::MessageTooLarge)
+                }
+                // The chat must stand in its members' lists first; without that the message waits for a resend.
+                Chat::Pair(..) if !core.chat_is_listed(&chat.to_string()) => return,
+                Chat::Pair(..) => None,
+            };
+            ops.push(Op::Append(Append {
+                chat: chat.to_string(),
+                sender: step.user_name.clone(),
+                stream: send.stream,
+                n: send.n,
+                body: send.body.clone(),
+                refusal,
+            }));
+        }
+        Planned::Sync { chats, .. } => {
+            ops.extend(
+                chats.iter().map(|chat| Op::Head { chat: chat.clone(), user: step.user_name.clone() }),
+            );
+        }
+        Planned::Pull { pull, chat, limit } => ops.push(Op::Pull {
+            chat: chat.to_string(),
+            cursor: pull.cursor,
+            limit: limit + 1,
+            reverse: pull.reverse,
+        }),
+        Planned::Closed => {
+            ops.push(Op::Unbind { user: step.frame.user, connection: step.frame.connection });
+        }
+    }
+}
+
+/// Makes the answers, in the order of the frames.
+fn settle(
+    core: &Arc<Core>,
+    gateway: &Gateway,
+    steps: Vec<Step>,
+    mut outcomes: Vec<Outcome>,
+    out: &mut Outcomes,
+    began: Instant,
+) {
+    let missing = || Err(StoreError::Unknown("not asked".to_owned()));
+    for step in steps {
+        let Step { frame, user_name, ask, ops } = step;
+        let mut results = outcomes[ops].iter_mut().map(|slot| std::mem::replace(slot, missing()));
+        match ask {
+            Planned::Login { login, device, number } => {
+                results.next();
+                let bound = results.next().unwrap_or_else(missing).and_then(|answer| read::bound(Ok(answer)));
+                settle_login(core, gateway, &frame, &login, (number, device), bound, out);
+                core.metrics.login.observe(began.elapsed().as_secs_f64());
+            }
+            Planned::Send { send, chat } => {
+                let appended =
+                    results.next().unwrap_or_else(missing).and_then(|answer| read::appended(Ok(answer)));
+                settle_send(core, &frame, send, chat.to_string(), user_name, appended, out);
+            }
+            Planned::Sync { sync, chats, more } => {
+                let heads: Result<Vec<Head>, StoreError> = results.map(read::head).collect();
+                out.answers.push(settle_sync(core, &frame, sync, chats, more, heads));
+            }
+            Planned::Pull { pull, chat, limit } => {
+                let page = results.next().unwrap_or_else(missing).and_then(|answer| read::page(Ok(answer)));
+                out.answers.push(settle_pull(core, gateway, &frame, pull, chat.to_string(), limit, page));
+            }
+            Planned::Closed => {}
+        }
+    }
+}
+
+fn settle_login(
+    core: &Core,
+    gateway: &Gateway,
+    frame: &UpFrame,
+    login: &wire::Login,
+    (number, device): (u64, u32),
+    bound: Result<Bound, StoreError>,
+    out: &mut Outcomes,
+) {
+    match bound {
+        Ok(Bound::Yes { replaced }) => {
+            let ack = wire::LoginAck {
+                wire: proto::WIRE_VERSION,
+                user_id: number,
+                device_id: device,
+                server_time_us: core.unix_us(),
+                heartbeat_ms: gateway.heartbeat_ms,
+                durability: core.durability() as i32,
+                message_bytes_max: core.config.limits.message_bytes_max as u32,
+                frame_bytes_max: gateway.frame_bytes_max,
+                unanswered_max: proto::UNANSWERED_MAX as u32,
+            };
+            let bind = Bind { user: number, device, binding: login.attempt };
+            core.metrics.logins.inc();
+            out.answers.push(answer::logged_in(frame, bind, &ack));
+            out.elsewhere.extend(replaced.map(|connection| answer::replaced(connection, number)));
+        }
+        Ok(Bound::Stale { stored }) => {
+            let text = "this device has logged in with a higher attempt";
+            let stale = wire::Error { expected: stored, ..answer::closing(Code::StaleAttempt, text) };
+            out.answers.push(answer::error(frame, stale));
+        }
+        Err(error) => {
+            core.store_failed(&error);
+            let error =
+                wire::Error { closing: true, ..answer::unavailable(core.config.limits.retry_after_ms) };
+            out.answers.push(answer::error(frame, error));
+        }
+    }
+}
+
+fn settle_send(
+    core: &Core,
+    frame: &UpFrame,
+    send: wire::Send,
+    chat: String,
+    sender: String,
+    appended: Result<Appended, StoreError>,
+    out: &mut Outcomes,
+) {
+    let refused = |code: Code, text: &str| answer::about_send(&send, code, text);
+    let error = match appended {
+        Ok(Appended::Stored { seq, time_us, history, again }) => {
+            let ack =
+                wire::SendAck { stream: send.stream, n: send.n, chat: chat.clone(), seq, time_us, history };
+            out.answers.push(answer::reply(frame, Command::SendAck, &ack));
+            core.metrics.sends.inc();
+            // A resend may mean that the first one's pushes died with its server: pushing again is harmless.
+            let _ = again;
+            let message = wire::Message { seq, sender, time_us, body: send.body };
+            out.accepted.push(Accepted {
+                chat,
+                history,
+                message,
+                from: frame.connection,
+                at: Instant::now(),
+            });
+            return;
+        }
+        Ok(Appended::Refused(code)) => refused(code, "refused for ever; the id is used up"),
+        Ok(Appended::Expected(n)) => wire::Error {
+            expected: n,
+            ..refused(Code::OutOfOrder, "another n comes first in this stream and chat")
+        },
+        Ok(Appended::TooOld) => refused(Code::TooOld, "answered so long ago that the answer is forgotten"),
+        Err(error) => {
+            core.store_failed(&error);
+            let retry_after_ms = core.config.limits.retry_after_ms;
+            wire::Error {
+                retry_after_ms,
+                ..refused(Code::Unavailable, "the store does not answer right now")
+            }
+        }
+    };
+    out.answers.push(answer::error(frame, error));
+}
+
+fn settle_sync(
+    core: &Core,
+    frame: &UpFrame,
+    sync: wire::Sync,
+    chats: Vec<String>,
+    more: bool,
+    heads: Result<Vec<Head>, StoreError>,
+) -> DownFrame {
+    let unread = more && chats.is_empty();
+    let heads = match heads {
+        Ok(heads) if !unread => heads,
+        _ => {
+            let error = answer::unavailable(core.config.limits.retry_after_ms);
+            return answer::error(frame, wire::Error { request: sync.request, ..error });
+        }
+    };
+    let next = if more { chats.last().cloned().unwrap_or_default() } else { String::new() };
+    let held = |chat: &str| sync.cursors.iter().find(|cursor| cursor.chat == chat);
+    let news = chats
+        .into_iter()
+        .zip(heads)
+        .filter(|(chat, head)| {
+            head.seq > 0 && held(chat).is_none_or(|c| c.history != head.history || c.seq != head.seq)
+        })
+        .map(|(chat, head)| wire::ChatHead {
+            chat,
+            history: head.history,
+            head: head.seq,
+            delivered: head.delivered,
+        })
+        .collect();
+    let ack = wire::SyncAck { request: sync.request, chats: news, has_more: more, next };
+    answer::reply(frame, Command::SyncAck, &ack)
+}
+
+/// What a Pull answer holds beside its messages, at most.
+const PULL_OVERHEAD_BYTES: usize = 512;
+
+fn settle_pull(
+    core: &Core,
+    gateway: &Gateway,
+    frame: &UpFrame,
+    pull: wire::Pull,
+    chat: String,
+    limit: usize,
+    page: Result<Page, StoreError>,
+) -> DownFrame {
+    let page = match page {
+        Ok(page) => page,
+        Err(error) => {
+            core.store_failed(&error);
+            let error = match error {
+                StoreError::Corrupt(text) => answer::because(Code::Internal, text),
+                _ => answer::unavailable(core.config.limits.retry_after_ms),
+            };
+            return answer::error(frame, wire::Error { request: pull.request, chat, ..error });
+        }
+    };
+    let found = page.messages.len();
+    let mut room = (gateway.frame_bytes_max as usize).saturating_sub(PULL_OVERHEAD_BYTES);
+    let mut messages = Vec::with_capacity(found.min(limit));
+    for stored in page.messages.into_iter().take(limit) {
+        let message = wire::Message {
+            seq: stored.seq,
+            sender: stored.sender,
+            time_us: stored.time_us,
+            body: stored.body,
+        };
+        // Key and length in front of it.
+        let bytes = message.encoded_len() + 8;
+        if bytes > room && !messages.is_empty() {
+            break;
+        }
+        room = room.saturating_sub(bytes);
+        messages.push(message);
+    }
+    let has_more = messages.len() < found;
+    let ack = wire::PullAck {
+        request: pull.request,
+        chat,
+        history: page.history,
+        messages,
+        has_more,
+        head: page.head,
+    };
+    answer::reply(frame, Command::PullAck, &ack)
+}

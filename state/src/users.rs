@@ -1,0 +1,78 @@
+//! Names and numbers of users, as far as they were needed lately. Shared by all tasks of the state server's thread.
+//!
+//! Trap: this is a cache of facts that never change (a name keeps its number, a device keeps its place), so it is never
+//! wrong, only incomplete. Nothing else may be put here.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::store::{Op, Store, StoreError, UserRow, read};
+
+/// The cache, and the numbers set aside for new users.
+pub struct Users {
+    by_name: Mutex<LruCache<String, UserRow>>,
+    by_number: Mutex<LruCache<u64, String>>,
+    spare: Mutex<Range<u64>>,
+}
+
+/// Numbers taken from the store at a time. Those not given before a restart are never given.
+const SPARE_NUMBERS: u64 = 1024;
+
+impl Users {
+    /// Keeps at most `entries_max` names and as many numbers.
+    pub fn new(entries_max: usize) -> Self {
+        let room = NonZeroUsize::new(entries_max).unwrap_or(NonZeroUsize::MIN);
+        Users {
+            by_name: Mutex::new(LruCache::new(room)),
+            by_number: Mutex::new(LruCache::new(room)),
+            spare: Mutex::new(0..0),
+        }
+    }
+
+    /// The user of this name, if known here.
+    pub fn row(&self, name: &str) -> Option<UserRow> {
+        self.by_name.lock().get(name).cloned()
+    }
+
+    /// The name of this number, if known here.
+    pub fn name(&self, number: u64) -> Option<String> {
+        self.by_number.lock().get(&number).cloned()
+    }
+
+    /// Keeps what the store said of a name.
+    pub fn learn(&self, name: &str, row: UserRow) {
+        self.by_number.lock().put(row.number, name.to_owned());
+        self.by_name.lock().put(name.to_owned(), row);
+    }
+
+    /// Keeps what the store said of a number.
+    pub fn learn_name(&self, number: u64, name: &str) {
+        self.by_number.lock().put(number, name.to_owned());
+    }
+
+    /// Numbers for `count` users that may be new. Unused ones are handed back with [`Users::hand_back`].
+    pub async fn candidates(&self, store: &dyn Store, count: u64) -> Result<Vec<u64>, StoreError> {
+        let mut taken: Vec<u64> = self.spare.lock().by_ref().take(count as usize).collect();
+        let missing = count - taken.len() as u64;
+        if missing > 0 {
+            let more = missing + SPARE_NUMBERS;
+            let outcome = store.apply(&[Op::UserNumbers { count: more }]).await.swap_remove(0);
+            let first = read::user_numbers(outcome)?;
+            taken.extend(first..first + missing);
+            // What another task had put there meanwhile is given up: numbers are plenty.
+            *self.spare.lock() = first + missing..first + more;
+        }
+        Ok(taken)
+    }
+
+    /// A candidate that was not used, if it happens to be the one before the spare ones.
+    pub fn hand_back(&self, number: u64) {
+        let mut spare = self.spare.lock();
+        if spare.start == number + 1 {
+            spare.start = number;
+        }
+    }
+}
