@@ -40,9 +40,21 @@ impl Delivered {
         }
     }
 
-    fn take(&self) -> Vec<Op> {
-        let waiting = std::mem::take(&mut *self.waiting.lock());
-        waiting.into_iter().map(|((chat, user), seq)| Op::Delivered { chat, user, seq }).collect()
+    /// What is noted here and may not be written yet.
+    pub fn noted(&self, chat: &str, user: &str) -> Option<u64> {
+        self.waiting.lock().get(&(chat.to_owned(), user.to_owned())).copied()
+    }
+
+    fn pending(&self) -> Vec<((String, String), u64)> {
+        self.waiting.lock().iter().map(|(key, seq)| (key.clone(), *seq)).collect()
+    }
+
+    /// Written: forgotten, unless there is newer news.
+    fn written(&self, key: &(String, String), seq: u64) {
+        let mut waiting = self.waiting.lock();
+        if waiting.get(key) == Some(&seq) {
+            waiting.remove(key);
+        }
     }
 }
 
@@ -56,11 +68,18 @@ pub async fn run(core: Arc<Core>) {
     }
 }
 
-/// Writes what waits now.
+/// Writes what waits now. What the store did not take waits for the next time.
 pub async fn flush(core: &Core) {
-    for ops in core.delivered.take().chunks(WRITES_PER_CALL) {
-        if let Some(Err(error)) = core.apply(ops).await.into_iter().find(Result::is_err) {
-            core.store_failed(&error);
+    for part in core.delivered.pending().chunks(WRITES_PER_CALL) {
+        let ops: Vec<Op> = part
+            .iter()
+            .map(|((chat, user), seq)| Op::Delivered { chat: chat.clone(), user: user.clone(), seq: *seq })
+            .collect();
+        for ((key, seq), outcome) in part.iter().zip(core.apply(&ops).await) {
+            match outcome {
+                Ok(_) => core.delivered.written(key, *seq),
+                Err(error) => core.store_failed(&error),
+            }
         }
     }
 }

@@ -43,6 +43,8 @@ pub struct Core {
     pub accepted: mpsc::Sender<Accepted>,
     /// Metrics.
     pub metrics: Metrics,
+    /// The wish to stop.
+    pub shutdown: Shutdown,
     readiness: Readiness,
     durability: AtomicI32,
     listed: Mutex<LruCache<String, ()>>,
@@ -97,6 +99,12 @@ impl Core {
         for chat in chats {
             listed.put((*chat).to_owned(), ());
         }
+    }
+
+    /// Returns when this server is stopping and everybody has had time to turn to others: the links are to be closed.
+    pub async fn time_to_close(&self) {
+        self.shutdown.wait().await;
+        tokio::time::sleep(Duration::from_millis(self.config.shutdown.drain_ms)).await;
     }
 
     /// Unix time of this machine, µs. For display only: messages carry the store's time.
@@ -160,6 +168,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
         gateways: Gateways::default(),
         accepted: sender,
         metrics,
+        shutdown: shutdown.clone(),
         readiness: readiness.clone(),
         durability: AtomicI32::new(Durability::Unknown as i32),
         listed: Mutex::new(LruCache::new(room)),

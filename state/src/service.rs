@@ -103,8 +103,10 @@ fn first_down(core: &Core) -> Down {
 /// Reads one stream until it ends.
 async fn serve(core: Arc<Core>, gateway: Gateway, down: GatewayStream, mut ups: Streaming<Up>) {
     let mut turns = FuturesOrdered::new();
+    let mut closing = std::pin::pin!(core.time_to_close());
     let reason = loop {
         tokio::select! {
+            () = &mut closing => break "this server stops".to_owned(),
             up = ups.message(), if turns.len() < TURNS_MAX => match up {
                 Ok(Some(up)) => match up.kind {
                     Some(up::Kind::Batch(batch)) => turns.push_back(turn(core.clone(), gateway.clone(), batch)),
@@ -122,13 +124,13 @@ async fn serve(core: Arc<Core>, gateway: Gateway, down: GatewayStream, mut ups: 
             }
         }
     };
+    // What was begun is finished: the messages are stored, and others are waiting for their pushes.
+    while let Some((number, outcomes)) = turns.next().await {
+        pass_on(&core, &down, number, outcomes).await;
+    }
     core.gateways.close(gateway.incarnation, &down);
     core.metrics.gateways.set(core.gateways.count() as i64);
     tracing::info!(gateway = gateway.id, incarnation = gateway.incarnation, reason, "stream ended");
-    // What was begun is finished: the messages are stored, and others are waiting for their pushes.
-    while let Some((_, outcomes)) = turns.next().await {
-        fan_out(&core, outcomes).await;
-    }
 }
 
 async fn turn(core: Arc<Core>, gateway: Gateway, batch: UpBatch) -> (u64, Outcomes) {

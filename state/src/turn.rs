@@ -458,7 +458,7 @@ fn settle(
             }
             Planned::Sync { sync, chats, more } => {
                 let heads: Result<Vec<Head>, StoreError> = results.map(read::head).collect();
-                out.answers.push(settle_sync(core, &frame, sync, chats, more, heads));
+                out.answers.push(settle_sync(core, &frame, &user_name, sync, chats, more, heads));
             }
             Planned::Pull { pull, chat, limit } => {
                 let page = results.next().unwrap_or_else(missing).and_then(|answer| read::page(Ok(answer)));
@@ -559,6 +559,7 @@ fn settle_send(
 fn settle_sync(
     core: &Core,
     frame: &UpFrame,
+    user_name: &str,
     sync: wire::Sync,
     chats: Vec<String>,
     more: bool,
@@ -580,11 +581,11 @@ fn settle_sync(
         .filter(|(chat, head)| {
             head.seq > 0 && held(chat).is_none_or(|c| c.history != head.history || c.seq != head.seq)
         })
-        .map(|(chat, head)| wire::ChatHead {
-            chat,
-            history: head.history,
-            head: head.seq,
-            delivered: head.delivered,
+        .map(|(chat, head)| {
+            // What this server was told lately may not be written yet.
+            let noted = core.delivered.noted(&chat, user_name).unwrap_or(0).min(head.seq);
+            let delivered = noted.max(head.delivered);
+            wire::ChatHead { chat, history: head.history, head: head.seq, delivered }
         })
         .collect();
     let ack = wire::SyncAck { request: sync.request, chats: news, has_more: more, next };

@@ -1,0 +1,327 @@
+//! Calling other servers: one channel per endpoint of a watched service, a pick, a deadline, and a retry elsewhere for
+//! what is safe. Shared freely inside a tokio runtime.
+//!
+//! Trap: a channel connects lazily and reconnects by itself, so having one says nothing about the server being there.
+//! Only `Unavailable` is retried: after anything else the call may have been done.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::balance::{RoundRobin, rendezvous};
+use crate::registry::{Endpoint, Table};
+
+/// Which endpoint a call goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pick {
+    /// The next in turn.
+    RoundRobin,
+    /// The one that this key hashes to, as long as it is there.
+    Hash(u64),
+}
+
+/// How a call is made.
+#[derive(Debug, Clone, Copy)]
+pub struct CallOptions {
+    /// Longest for everything, retries included.
+    pub deadline: Duration,
+    /// Whether doing it twice is harmless. Only then it is tried elsewhere.
+    pub idempotent: bool,
+}
+
+/// How channels are built.
+#[derive(Debug, Clone)]
+pub struct ChannelOptions {
+    /// Longest that a connect may take.
+    pub connect_max: Duration,
+    /// HTTP/2 ping when nothing came for so long.
+    pub keepalive_interval: Duration,
+    /// How long a ping may be unanswered before the connection counts as dead.
+    pub keepalive_timeout: Duration,
+}
+
+impl Default for ChannelOptions {
+    fn default() -> Self {
+        Self {
+            connect_max: Duration::from_secs(1),
+            keepalive_interval: Duration::from_secs(1),
+            keepalive_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// One try of a call.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// Where it goes.
+    pub endpoint: Arc<Endpoint>,
+    /// The way there.
+    pub channel: Channel,
+    /// Time left.
+    pub left: Duration,
+}
+
+impl Attempt {
+    /// A request that carries the time left as its deadline.
+    pub fn request<M>(&self, message: M) -> tonic::Request<M> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(self.left);
+        request
+    }
+}
+
+/// The channels to one service.
+#[derive(Debug, Clone)]
+pub struct Channels {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    table: watch::Receiver<Arc<Table>>,
+    options: ChannelOptions,
+    turns: RoundRobin,
+    open: Mutex<Open>,
+    budget: Mutex<Budget>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    /// The table that `channels` was last cleaned for.
+    table: Option<Arc<Table>>,
+    /// By address: an endpoint that comes back elsewhere needs another channel.
+    channels: HashMap<String, Channel>,
+}
+
+impl Channels {
+    /// For the service that `table` follows.
+    pub fn new(table: watch::Receiver<Arc<Table>>, options: ChannelOptions) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                table,
+                options,
+                turns: RoundRobin::default(),
+                open: Mutex::default(),
+                budget: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The endpoints as last heard.
+    pub fn table(&self) -> Arc<Table> {
+        self.inner.table.borrow().clone()
+    }
+
+    /// Follows the endpoints.
+    pub fn watch(&self) -> watch::Receiver<Arc<Table>> {
+        self.inner.table.clone()
+    }
+
+    /// An endpoint and its channel; none when there is no endpoint.
+    pub fn pick(&self, pick: Pick) -> Option<(Arc<Endpoint>, Channel)> {
+        self.pick_except(pick, &[])
+    }
+
+    /// The channel to one endpoint, for streams that live long. It connects on first use.
+    ///
+    /// # Errors
+    /// When the endpoint's address is none.
+    pub fn channel(&self, endpoint: &Endpoint) -> Result<Channel, Status> {
+        let table = self.table();
+        let mut open = self.inner.open.lock();
+        if open.table.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &table)) {
+            open.channels.retain(|addr, _| table.iter().any(|endpoint| endpoint.addr == *addr));
+            open.table = Some(table);
+        }
+        if let Some(channel) = open.channels.get(&endpoint.addr) {
+            return Ok(channel.clone());
+        }
+        let channel = connect_lazy(&endpoint.addr, &self.inner.options)?;
+        open.channels.insert(endpoint.addr.clone(), channel.clone());
+        Ok(channel)
+    }
+
+    /// Makes a unary call: `call` gets the channel and the time left, and is made again elsewhere when it was idempotent
+    /// and the first endpoint was unavailable.
+    pub async fn call<T, F, Fut>(&self, pick: Pick, options: CallOptions, mut call: F) -> Result<T, Status>
+    where
+        F: FnMut(Attempt) -> Fut,
+        Fut: Future<Output = Result<T, Status>>,
+    {
+        let deadline = Instant::now() + options.deadline;
+        self.inner.budget.lock().earn();
+        let mut tried: Vec<String> = Vec::new();
+        let mut last = Status::unavailable("no server of this service is registered");
+        loop {
+            let Some((endpoint, channel)) = self.pick_except(pick, &tried) else { return Err(last) };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let attempt = Attempt { endpoint: endpoint.clone(), channel, left };
+            last = match tokio::time::timeout_at(deadline, call(attempt)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(status)) => status,
+                Err(_) => {
+                    return Err(Status::deadline_exceeded(format!("no answer in {:?}", options.deadline)));
+                }
+            };
+            let again = options.idempotent && last.code() == Code::Unavailable && tried.len() < RETRIES_MAX;
+            if !again || !self.inner.budget.lock().spend() {
+                return Err(last);
+            }
+            tried.push(endpoint.id.clone());
+        }
+    }
+
+    fn pick_except(&self, pick: Pick, tried: &[String]) -> Option<(Arc<Endpoint>, Channel)> {
+        let table = self.table();
+        let mut left: Vec<&Arc<Endpoint>> =
+            table.iter().filter(|endpoint| !tried.contains(&endpoint.id)).collect();
+        while !left.is_empty() {
+            let index = match pick {
+                Pick::RoundRobin => self.inner.turns.pick(left.len()),
+                Pick::Hash(key) => rendezvous(key, left.iter().map(|endpoint| endpoint.id.as_str())),
+            }?;
+            let endpoint = left.swap_remove(index);
+            match self.channel(endpoint) {
+                Ok(channel) => return Some((endpoint.clone(), channel)),
+                Err(status) => tracing::warn!(
+                    id = endpoint.id,
+                    addr = endpoint.addr,
+                    error = status.message(),
+                    "left out"
+                ),
+            }
+        }
+        None
+    }
+}
+
+/// A channel to `addr` that connects on first use, and again after a break.
+pub fn connect_lazy(addr: &str, options: &ChannelOptions) -> Result<Channel, Status> {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{addr}"))
+        .map_err(|error| Status::unavailable(format!("{addr:?} is no address: {error}")))?;
+    Ok(endpoint
+        .connect_timeout(options.connect_max)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(options.keepalive_interval)
+        .keep_alive_timeout(options.keepalive_timeout)
+        .keep_alive_while_idle(true)
+        .connect_lazy())
+}
+
+/// What may be spent on retries: a tenth of the calls, and a few at once. When everything fails, retries would only
+/// double the load.
+#[derive(Debug)]
+struct Budget {
+    tenths: u32,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { tenths: BUDGET_TENTHS_MAX }
+    }
+}
+
+impl Budget {
+    fn earn(&mut self) {
+        self.tenths = (self.tenths + 1).min(BUDGET_TENTHS_MAX);
+    }
+
+    fn spend(&mut self) -> bool {
+        let enough = self.tenths >= 10;
+        if enough {
+            self.tenths -= 10;
+        }
+        enough
+    }
+}
+
+const BUDGET_TENTHS_MAX: u32 = 100;
+const RETRIES_MAX: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channels(ids: &[&str]) -> (watch::Sender<Arc<Table>>, Channels) {
+        let (sender, receiver) = watch::channel(Arc::new(table(ids)));
+        (sender, Channels::new(receiver, ChannelOptions::default()))
+    }
+
+    fn table(ids: &[&str]) -> Table {
+        // Nobody listens there; these tests never connect.
+        Table::new(
+            ids.iter().map(|id| Arc::new(Endpoint::new("state", *id, format!("127.0.0.1:{}", 1 + id.len())))),
+        )
+    }
+
+    const SAFE: CallOptions = CallOptions { deadline: Duration::from_secs(60), idempotent: true };
+
+    #[tokio::test]
+    async fn unavailable_is_tried_elsewhere_when_safe() {
+        let (_table, channels) = channels(&["a", "bb", "ccc"]);
+        let seen = Mutex::new(Vec::new());
+        let fail_first = |attempt: Attempt| {
+            let mut seen = seen.lock();
+            seen.push(attempt.endpoint.id.clone());
+            let first = seen.len() == 1;
+            async move { if first { Err(Status::unavailable("x")) } else { Ok(()) } }
+        };
+        channels.call(Pick::Hash(7), SAFE, fail_first).await.unwrap();
+        let tried = seen.lock().clone();
+        assert_eq!(tried.len(), 2);
+        assert_ne!(tried[0], tried[1]);
+        seen.lock().clear();
+        let unsafe_call = CallOptions { idempotent: false, ..SAFE };
+        assert_eq!(
+            channels.call(Pick::RoundRobin, unsafe_call, fail_first).await.unwrap_err().code(),
+            Code::Unavailable
+        );
+        assert_eq!(seen.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn retries_end_with_their_budget() {
+        let (_table, channels) = channels(&["a", "bb", "ccc"]);
+        let tries = Mutex::new(0u32);
+        for _ in 0..100 {
+            let fail = |_| {
+                *tries.lock() += 1;
+                async { Err::<(), _>(Status::unavailable("x")) }
+            };
+            channels.call(Pick::RoundRobin, SAFE, fail).await.unwrap_err();
+        }
+        assert!((110..=122).contains(&*tries.lock()), "{} tries for 100 calls", tries.lock());
+    }
+
+    #[tokio::test]
+    async fn a_deadline_ends_the_call() {
+        let (_table, channels) = channels(&["a"]);
+        let short = CallOptions { deadline: Duration::from_millis(20), ..SAFE };
+        let never = |_| std::future::pending::<Result<(), Status>>();
+        assert_eq!(
+            channels.call(Pick::RoundRobin, short, never).await.unwrap_err().code(),
+            Code::DeadlineExceeded
+        );
+    }
+
+    #[tokio::test]
+    async fn channels_of_those_who_left_are_dropped() {
+        let (sender, channels) = channels(&["a", "bb"]);
+        for _ in 0..4 {
+            channels.pick(Pick::RoundRobin).unwrap();
+        }
+        assert_eq!(channels.inner.open.lock().channels.len(), 2);
+        sender.send(Arc::new(table(&["bb"]))).unwrap();
+        assert_eq!(channels.pick(Pick::Hash(1)).unwrap().0.id, "bb");
+        assert_eq!(channels.inner.open.lock().channels.len(), 1);
+        sender.send(Arc::new(table(&[]))).unwrap();
+        assert!(channels.pick(Pick::RoundRobin).is_none());
+    }
+}

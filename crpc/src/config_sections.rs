@@ -1,0 +1,95 @@
+//! The sections of the configuration that several servers share. Plain data; any thread.
+//!
+//! Trap: an added key is an interface. It gets a default, its unit last, and a line here that its user reads.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde::Deserialize;
+
+/// `[log]`: what is logged to stderr.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// A level, or filters such as `info,crpc=debug`.
+    pub level: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+/// `[admin]`: the port for health, readiness and metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+}
+
+impl AdminConfig {
+    /// On 127.0.0.1, at a server's own default port.
+    pub fn at(port: u16) -> Self {
+        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)) }
+    }
+}
+
+/// `[registry]`: where servers find each other.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistryConfig {
+    /// Which registry: `etcd`.
+    pub kind: String,
+    /// etcd's addresses; the next is tried when one does not answer.
+    pub endpoints: Vec<String>,
+    /// What every key begins with.
+    pub prefix: String,
+    /// Seconds after which a server that died is gone.
+    pub lease_s: u64,
+    /// Seconds between full lists, which repair what a watch may have missed.
+    pub relist_s: u64,
+    /// Longest that connecting, or one call, may take.
+    pub connect_ms_max: u64,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            kind: "etcd".into(),
+            endpoints: vec!["http://127.0.0.1:2379".into()],
+            prefix: "/rookery/".into(),
+            lease_s: 5,
+            relist_s: 30,
+            connect_ms_max: 2_000,
+        }
+    }
+}
+
+/// `[shutdown]`: how a server stops.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShutdownConfig {
+    /// How long a server that has left the registry still takes new work, for callers that have not noticed.
+    pub drain_ms: u64,
+    /// How long after the signal what is still running is cut off.
+    pub hard_ms: u64,
+}
+
+impl Default for ShutdownConfig {
+    fn default() -> Self {
+        Self { drain_ms: 500, hard_ms: 10_000 }
+    }
+}
