@@ -42,10 +42,10 @@ port_in_use() {
   (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
 
-# refuse_occupied PORT OPTION
+# refuse_occupied PORT OPTION: the servers' own exit code for a port that they cannot have.
 refuse_occupied() {
   if port_in_use "$1"; then
-    fail "$EX_USAGE" "port $1 is in use; choose another with $2"
+    fail "$EX_UNAVAILABLE" "port $1 is in use; choose another with $2"
   fi
 }
 

@@ -23,7 +23,7 @@ finds its own processes and leaves them alone. A port that somebody else holds i
 Missing programs are installed with apt-get when this runs as root on Debian or Ubuntu; no service is started by their
 packages. Elsewhere they must be on the PATH.
 
-exit codes: 0 ok, 64 wrong use or a port in use, 69 a program is missing or does not start
+exit codes: 0 ok, 64 wrong use, 69 a port is in use, or a program is missing or does not start
 HELP
 }
 

@@ -1,1 +1,27 @@
-//! Placeholder.
+//! The client of Rookery: send with resend until answered, receive in order and once, resume where the device was.
+//!
+//! [`Client::connect`] gives two handles. [`Client`] sends; [`Events`] is what happens, messages above all, each of which
+//! the application confirms. Behind them one task owns the connection, the [`store`] and the two parts that decide
+//! without I/O or clock: [`inbox`] and [`outbox`]. A program with an event loop of its own uses those two directly.
+//!
+//! Trap: a message that is never confirmed is handed out again after a restart, and when
+//! [`inbox::Limits::unconfirmed_messages_max`] are unconfirmed no more are handed out.
+
+mod backoff;
+mod client;
+mod connection;
+mod event;
+mod heartbeat;
+pub mod inbox;
+mod login;
+mod options;
+pub mod outbox;
+mod resolve;
+mod session;
+pub mod store;
+
+pub use client::{Client, Pending, SendError, Sent};
+pub use event::{Ended, Event, Events, Status};
+pub use inbox::Message;
+pub use options::{ConnectError, Keep, Options};
+pub use resolve::Target;

@@ -1,2 +1,123 @@
-//! Placeholder.
-fn main() {}
+//! The chat client for the terminal and for scripts: `client send`, `client listen`.
+//!
+//! Trap: stdout belongs to scripts. Everything that is not a result goes to stderr.
+
+mod command_listen;
+mod command_send;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use client::{ConnectError, Ended, Keep, Options, Target};
+use tracing_subscriber::EnvFilter;
+
+/// Rookery's client for the terminal and for scripts.
+///
+/// There is no full-screen chat yet: use the subcommands `send` and `listen`.
+///
+/// State (message ids, unanswered messages, cursors) is kept under $XDG_STATE_HOME/rookery/USER/DEVICE, or
+/// ~/.local/state/rookery/USER/DEVICE; one program at a time may use a user and device. Logs go to stderr; RUST_LOG=info
+/// shows them.
+#[derive(Debug, Parser)]
+#[command(name = "client", version, after_help = EXAMPLES)]
+struct Arguments {
+    /// Base URL of ipconf, which is asked for a gateway
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "ROOKERY_IPCONF",
+        default_value = "http://127.0.0.1:6789"
+    )]
+    ipconf: String,
+    /// Connect to this gateway and do not ask ipconf; may be given several times
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    gateway: Vec<String>,
+    /// Name of this device [default: the subcommand and the process id; such a device is forgotten at the end]
+    #[arg(long, global = true, value_name = "NAME")]
+    device: Option<String>,
+    #[command(subcommand)]
+    command: Option<Subcommands>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    Send(command_send::Arguments),
+    Listen(command_listen::Arguments),
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  client listen --user bob --json
+  client send --user alice --to bob 'hello, bob'
+  seq 1000 | client send --user alice --to bob --stdin
+  client --gateway 127.0.0.1:7000 listen --user bob --device phone --count 10 --timeout 60
+
+Exit codes: 0 done, 3 listen timed out, 64 wrong usage or refused, 69 no answer (a message sent may have been stored or
+not), 70 anything else.";
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&anyhow::Error::new(error).context("cannot start")),
+    };
+    let result = runtime.block_on(run(arguments));
+    // A thread may still stand in a read of stdin.
+    runtime.shutdown_background();
+    result.unwrap_or_else(|error| fail(&error))
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Arguments { ipconf, gateway, device, command } = arguments;
+    let target = if gateway.is_empty() { Target::Ipconf(ipconf) } else { Target::Gateway(gateway) };
+    match command {
+        Some(Subcommands::Send(arguments)) => {
+            let options = options(&arguments.user, "send", device, target);
+            command_send::run(arguments, options).await
+        }
+        Some(Subcommands::Listen(arguments)) => {
+            let options = options(&arguments.user, "listen", device, target);
+            command_listen::run(arguments, options).await
+        }
+        None => {
+            Arguments::command().print_long_help()?;
+            Ok(ExitCode::from(EXIT_USAGE))
+        }
+    }
+}
+
+fn options(user: &str, subcommand: &str, device: Option<String>, target: Target) -> Options {
+    let throw_away = device.is_none();
+    let device = device.unwrap_or_else(|| format!("{subcommand}-{}", std::process::id()));
+    Options { throw_away, keep: Keep::Default, ..Options::new(user, device, target) }
+}
+
+/// One line on stderr, and the exit code that says whose fault it is.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("client: {error:#}");
+    let ended = match error.downcast_ref::<ConnectError>() {
+        Some(ConnectError::Name { .. }) => return ExitCode::from(EXIT_USAGE),
+        Some(ConnectError::Store(client::store::StoreError::Locked(_))) => return ExitCode::from(EXIT_USAGE),
+        Some(ConnectError::Ended(ended)) => Some(ended),
+        _ => error.downcast_ref::<Ended>(),
+    };
+    ExitCode::from(match ended {
+        Some(Ended::LoginRefused { .. }) => EXIT_USAGE,
+        Some(Ended::Kicked { .. }) => EXIT_UNREACHABLE,
+        _ => EXIT_INTERNAL,
+    })
+}
+
+const EXIT_TIMEOUT: u8 = 3;
+const EXIT_USAGE: u8 = 64;
+const EXIT_UNREACHABLE: u8 = 69;
+const EXIT_INTERNAL: u8 = 70;

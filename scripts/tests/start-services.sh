@@ -47,8 +47,8 @@ expect 0 OK redis-cli -p "$redis_port" set kept yes
 expect 0 'always' redis-cli -p "$redis_port" config get appendfsync
 expect 0 'noeviction' redis-cli -p "$redis_port" config get maxmemory-policy
 
-expect 64 "port $redis_port is in use.*--redis-port" "$services" "${ports[@]}" --data "$work/b"
-expect 64 "port $etcd_port is in use.*--etcd-port" \
+expect 69 "port $redis_port is in use.*--redis-port" "$services" "${ports[@]}" --data "$work/b"
+expect 69 "port $etcd_port is in use.*--etcd-port" \
   "$services" --redis-port "$spare_port" --etcd-port "$etcd_port" --data "$work/b"
 expect 64 "runs on port $redis_port already" \
   "$services" --redis-port "$spare_port" --etcd-port "$etcd_port" --data "$work/a"

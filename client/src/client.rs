@@ -1,0 +1,166 @@
+//! The handle that sends. Cheap to clone; any task.
+//!
+//! Trap: what happens to a message does not depend on who waits for it. Dropping a [`Pending`] drops the answer only.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use proto::name::{Chat, NameError};
+use proto::wire::Code;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::event::{Ended, Events, Status};
+use crate::options::{ConnectError, Keep, Options};
+use crate::session::{Control, Session, Submission};
+use crate::store::{Store, default_root};
+
+/// A session, seen from its application. The session ends when every `Client` and `Events` is dropped.
+#[derive(Debug, Clone)]
+pub struct Client {
+    user: Arc<str>,
+    submissions: mpsc::Sender<Submission>,
+    controls: mpsc::UnboundedSender<Control>,
+    status: watch::Receiver<Status>,
+}
+
+/// A message that is durable and on its way to everybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Sent {
+    pub chat: Arc<str>,
+    pub history: u64,
+    pub seq: u64,
+    pub time_us: u64,
+}
+
+/// Why a message was not sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The name of the peer or chat breaks the rules.
+    #[error("{0}")]
+    Name(#[from] NameError),
+    /// The server refuses it for good: it never appears.
+    #[error("refused: {}: {text}", code.as_str_name())]
+    Refused {
+        /// Why.
+        code: Code,
+        /// In the server's words.
+        text: String,
+    },
+    /// Too many messages wait already.
+    #[error("too many messages wait to be sent")]
+    QueueFull,
+    /// It may be stored or not, and nobody resends it in this session any more.
+    #[error("unknown: the message may have been stored or not")]
+    Unknown,
+    /// The session ended before the message left.
+    #[error("not sent: the session is over")]
+    NotSent,
+}
+
+/// The answer to come. Resolves on an acknowledgement or a final refusal, or when the session ends.
+#[derive(Debug)]
+pub struct Pending(oneshot::Receiver<Result<Sent, SendError>>);
+
+impl Client {
+    /// Starts a session and waits until it is logged in, however long that takes, or refused for good.
+    pub async fn connect(options: Options) -> Result<(Client, Events), ConnectError> {
+        let (client, events) = Client::start(options)?;
+        client.online().await?;
+        Ok((client, events))
+    }
+
+    /// Starts a session. It connects in the background; must be called inside a tokio runtime.
+    pub fn start(options: Options) -> Result<(Client, Events), ConnectError> {
+        for (what, name) in [("user", &options.user), ("device", &options.device)] {
+            let name_error = |error| ConnectError::Name { what, name: name.clone(), error };
+            proto::name::check(name).map_err(name_error)?;
+        }
+        let store = match &options.keep {
+            Keep::Memory => Store::memory(),
+            Keep::Default => Store::open(&default_root()?, &options.user, &options.device)?,
+            Keep::Under(root) => Store::open(root, &options.user, &options.device)?,
+        };
+        let (submissions, submissions_out) = mpsc::channel(options.outbox.queued_messages_max.max(1));
+        let (controls, controls_out) = mpsc::unbounded_channel();
+        let (events_in, events) = mpsc::channel(EVENTS_QUEUED_MAX);
+        let (status_in, status) = watch::channel(Status::Connecting { problem: None });
+        let user = options.user.as_str().into();
+        let session = Session::new(options, store, submissions_out, controls_out, events_in, status_in);
+        tokio::spawn(session.run());
+        let events = Events { events, controls: controls.clone() };
+        Ok((Client { user, submissions, controls, status }, events))
+    }
+
+    /// Waits until the session is logged in, or over.
+    pub async fn online(&self) -> Result<(), Ended> {
+        let mut status = self.status.clone();
+        let settled = status.wait_for(|status| !matches!(status, Status::Connecting { .. })).await;
+        match settled.as_deref() {
+            Ok(Status::Ended(ended)) => Err(ended.clone()),
+            Ok(_) => Ok(()),
+            Err(_) => Err(Ended::Closed),
+        }
+    }
+
+    /// How the session is doing.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Sends to a user (`bob`), a chat (`alice:bob`) or a group (`#17`), and waits for the answer.
+    pub async fn send(&self, to: &str, body: impl Into<Bytes>) -> Result<Sent, SendError> {
+        self.enqueue(to, body).await?.await
+    }
+
+    /// Sends, waiting for a place in the queue only: many can be on their way, in this order per chat.
+    pub async fn enqueue(&self, to: &str, body: impl Into<Bytes>) -> Result<Pending, SendError> {
+        let (submission, pending) = self.submission(to, body.into())?;
+        self.submissions.send(submission).await.map_err(|_| SendError::NotSent)?;
+        Ok(pending)
+    }
+
+    /// Sends without waiting for anything.
+    pub fn try_enqueue(&self, to: &str, body: impl Into<Bytes>) -> Result<Pending, SendError> {
+        let (submission, pending) = self.submission(to, body.into())?;
+        self.submissions.try_send(submission).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => SendError::QueueFull,
+            mpsc::error::TrySendError::Closed(_) => SendError::NotSent,
+        })?;
+        Ok(pending)
+    }
+
+    /// Ends the session: stores what is confirmed, sends the last acknowledgements, and lets go of the state folder.
+    /// What is still unanswered resolves as [`SendError::Unknown`]; it is resent when the device comes back.
+    pub async fn close(self) {
+        let (done, closed) = oneshot::channel();
+        if self.controls.send(Control::Close { done }).is_ok() {
+            let _ = closed.await;
+        }
+    }
+
+    fn submission(&self, to: &str, body: Bytes) -> Result<(Submission, Pending), SendError> {
+        let is_chat = to.starts_with('#') || to.contains(':');
+        let chat = if is_chat { Chat::parse(to)? } else { Chat::pair(&self.user, to)? };
+        if body.len() > proto::MESSAGE_BYTES_MAX {
+            let text = format!("{} bytes, {} allowed", body.len(), proto::MESSAGE_BYTES_MAX);
+            return Err(SendError::Refused { code: Code::MessageTooLarge, text });
+        }
+        let (answer, pending) = oneshot::channel();
+        Ok((Submission { chat: chat.to_string(), body, answer }, Pending(pending)))
+    }
+}
+
+impl Future for Pending {
+    type Output = Result<Sent, SendError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // A session that vanished without a word (its runtime was shut down) decided nothing.
+        Pin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(SendError::Unknown)))
+    }
+}
+
+const EVENTS_QUEUED_MAX: usize = 64;

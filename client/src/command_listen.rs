@@ -1,0 +1,145 @@
+//! `client listen`: every message of a user, a line each, confirmed once the line is flushed.
+//!
+//! Trap: whoever kills us between flush and confirm gets that line again next time. (chat, seq) tells.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use client::{Client, ConnectError, Ended, Event, Message, Options};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::EXIT_TIMEOUT;
+
+/// Print the messages that a user receives
+///
+/// With --device NAME it goes on where that device was; a new device starts with what is undelivered to the user, then
+/// what comes. Exits 0 after --count messages or on Ctrl-C, 3 when --timeout has passed before.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Whose messages
+    #[arg(long)]
+    pub user: String,
+    /// One JSON object a line: {"chat","seq","sender","text","send_time_us"}
+    #[arg(long)]
+    json: bool,
+    /// Exit 0 after so many messages
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Exit 3 after so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<f64>,
+}
+
+pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitCode> {
+    let (client, mut events) = Client::start(options)?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut left = arguments.count.unwrap_or(u64::MAX);
+    let deadline =
+        arguments.timeout.map(|timeout| tokio::time::Instant::now() + Duration::from_secs_f64(timeout));
+    let timer = async {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(timer);
+    let result = loop {
+        if left == 0 {
+            break Ok(ExitCode::SUCCESS);
+        }
+        let event = tokio::select! {
+            event = events.next() => event.unwrap_or(Event::Ended(Ended::Closed)),
+            () = &mut timer => break Ok(ExitCode::from(EXIT_TIMEOUT)),
+            _ = interrupt.recv() => break Ok(ExitCode::SUCCESS),
+            _ = terminate.recv() => break Ok(ExitCode::SUCCESS),
+        };
+        match event {
+            Event::Message(message) => {
+                match print(&message, arguments.json) {
+                    // Whoever read our lines has enough of them.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break Ok(ExitCode::SUCCESS),
+                    Err(error) => break Err(error.into()),
+                    Ok(()) => events.confirm(&message),
+                }
+                left -= 1;
+            }
+            Event::Gap { chat, from, to, .. } => {
+                eprintln!("client: {chat}: messages {from} to {to} are not there any more");
+            }
+            Event::HistoryLost { chat, from_seq, .. } => {
+                eprintln!(
+                    "client: {chat}: the server lost history; messages from {from_seq} on are shown anew"
+                );
+            }
+            Event::Ended(ended) => break Err(anyhow::Error::new(ConnectError::Ended(ended))),
+            Event::Disconnected { reason } => tracing::warn!(reason, "disconnected"),
+            Event::Connected { .. } | Event::Synced => {}
+        }
+    };
+    client.close().await;
+    result
+}
+
+#[derive(serde::Serialize)]
+struct Line<'a> {
+    chat: &'a str,
+    seq: u64,
+    sender: &'a str,
+    text: &'a str,
+    send_time_us: u64,
+}
+
+fn print(message: &Message, json: bool) -> io::Result<()> {
+    let text = String::from_utf8_lossy(&message.body);
+    let mut out = io::stdout().lock();
+    if json {
+        let line = Line {
+            chat: &message.chat,
+            seq: message.seq,
+            sender: &message.sender,
+            text: &text,
+            send_time_us: message.time_us,
+        };
+        let line = serde_json::to_string(&line)?;
+        writeln!(out, "{line}")?;
+    } else {
+        writeln!(out, "[{} {}] {}: {}", message.chat, message.seq, message.sender, printable(&text))?;
+    }
+    out.flush()
+}
+
+/// A stranger's text must not steer our terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\t' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// Seconds, with a fraction if need be.
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= SECONDS_MAX => Ok(seconds),
+        _ => Err(format!("a number of seconds above 0, up to {SECONDS_MAX}")),
+    }
+}
+
+/// About 30 years: what a timer can hold.
+const SECONDS_MAX: f64 = 1e9;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\tc\nd"), "a\u{fffd}[2Jb\tc\u{fffd}d");
+    }
+
+    #[test]
+    fn seconds_are_positive_and_finite() {
+        assert_eq!(seconds("0.5"), Ok(0.5));
+        for bad in ["0", "-1", "NaN", "inf", "1e99", "x"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+}

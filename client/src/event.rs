@@ -1,0 +1,118 @@
+//! What happens to a client, as its application sees it.
+
+use std::sync::Arc;
+
+use proto::wire::{Code, Durability};
+use tokio::sync::mpsc;
+
+use crate::inbox::Message;
+use crate::session::Control;
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A message, in the order of its chat and once. To be confirmed with [`Events::confirm`].
+    Message(Message),
+    /// From `from` to `to` (both included) the server has nothing to show: retention, or not ours to see.
+    Gap {
+        /// The chat.
+        chat: Arc<str>,
+        /// Its history.
+        history: u64,
+        /// First seq that is missing.
+        from: u64,
+        /// Last seq that is missing.
+        to: u64,
+    },
+    /// The server lost history of this chat. What it has now follows under the new number, from `from_seq` on.
+    HistoryLost {
+        /// The chat.
+        chat: Arc<str>,
+        /// The new history.
+        history: u64,
+        /// First seq that is handed out anew.
+        from_seq: u64,
+    },
+    /// Logged in.
+    Connected {
+        /// The gateway.
+        address: String,
+        /// What an acknowledgement is worth there.
+        durability: Durability,
+    },
+    /// Every chat's news are known; what was missed is being pulled.
+    Synced,
+    /// The connection is gone; another one is being made.
+    Disconnected {
+        /// Why.
+        reason: String,
+    },
+    /// The last event: the session does not come back by itself.
+    Ended(Ended),
+}
+
+/// Why a session ended for good.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// The server refuses this login, and would again.
+    #[error("login refused: {}: {text}", code.as_str_name())]
+    LoginRefused {
+        /// Why.
+        code: Code,
+        /// In the server's words.
+        text: String,
+    },
+    /// The server ended the session; REPLACED: another program logged in as this user and device.
+    #[error("ended by the server: {}: {text}", code.as_str_name())]
+    Kicked {
+        /// Why.
+        code: Code,
+        /// In the server's words.
+        text: String,
+    },
+    /// Nothing can be stored, so nothing can be sent safely.
+    #[error("state cannot be written: {0}")]
+    Store(String),
+    /// The application closed it.
+    #[error("closed")]
+    Closed,
+}
+
+/// How a session is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Status {
+    /// Not logged in (yet, or again).
+    Connecting {
+        /// Why the last try failed.
+        problem: Option<String>,
+    },
+    /// Logged in.
+    Online,
+    /// Over.
+    Ended(Ended),
+}
+
+/// The stream of events. Dropping it stops nothing but the telling.
+#[derive(Debug)]
+pub struct Events {
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) controls: mpsc::UnboundedSender<Control>,
+}
+
+impl Events {
+    /// The next event; `None` behind the last one.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// The application has this message, and everything before it in its chat, in its own store: the cursor moves, is
+    /// stored, and the server is told.
+    pub fn confirm(&self, message: &Message) {
+        // Over means that nobody can be told any more; the message comes again after a restart.
+        let _ = self.controls.send(Control::Confirm {
+            chat: message.chat.clone(),
+            history: message.history,
+            seq: message.seq,
+        });
+    }
+}

@@ -1,0 +1,441 @@
+//! What a device has received: per chat the cursor, early messages, holes, acknowledgements. Pure: frames and `now` go
+//! in, [`Action`]s come out; whoever owns the connection owns this and carries them out.
+//!
+//! Trap: nothing is handed out twice or out of order, and the cursor never passes a seq that the server has not either
+//! sent or, in the answer to a Pull, left out. A push alone never changes a chat's history: pushes can be old, so one
+//! that does not fit only makes us ask the store.
+//!
+//! Bodies that are held or handed out are slices of what was given in: give in frames of their own, not slices of a big
+//! receive buffer.
+
+mod chat;
+mod sync;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use proto::wire::{self, Code};
+
+use chat::{Chat, PullState};
+use sync::SyncState;
+
+/// What bounds an [`Inbox`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a hole may stay open before it is pulled.
+    pub hole_ms_max: u64,
+    /// Least time between two acknowledgements of one chat.
+    pub ack_ms_min: u64,
+    /// How long a Sync or Pull may stay unanswered before it is asked again.
+    pub answer_ms_max: u64,
+    /// Early messages held per chat; more are dropped and pulled later.
+    pub early_messages_max: usize,
+    /// Messages handed out and not confirmed. At this bound pushes are dropped, and pulled when there is room again.
+    pub unconfirmed_messages_max: u64,
+    /// Pulls in flight, over all chats.
+    pub pulls_max: usize,
+    /// Chat names and cursors in one Sync, bytes.
+    pub sync_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            hole_ms_max: 100,
+            ack_ms_min: 50,
+            answer_ms_max: 5_000,
+            early_messages_max: 1_024,
+            unconfirmed_messages_max: 1_024,
+            pulls_max: 8,
+            sync_bytes_max: proto::FRAME_BYTES_MAX / 2,
+        }
+    }
+}
+
+/// One stored message, as the application gets it. (chat, history, seq) names it for ever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Message {
+    pub chat: Arc<str>,
+    pub history: u64,
+    pub seq: u64,
+    pub sender: String,
+    pub time_us: u64,
+    pub body: Bytes,
+}
+
+/// What is to be done now, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Hand this to the application, which answers with [`Inbox::confirm`].
+    Deliver(Message),
+    /// The server has nothing to show from `from` to `to` (both included): retention, or not ours to see.
+    Gap {
+        /// The chat.
+        chat: Arc<str>,
+        /// Its history.
+        history: u64,
+        /// First seq that is missing.
+        from: u64,
+        /// Last seq that is missing.
+        to: u64,
+    },
+    /// The server lost history of this chat. What it has now, from `from_seq` on, is handed out under the new number.
+    HistoryLost {
+        /// The chat.
+        chat: Arc<str>,
+        /// The new history.
+        history: u64,
+        /// First seq that is handed out anew.
+        from_seq: u64,
+    },
+    /// Keep this cursor over restarts: the application confirmed it, or the chat starts here for this device.
+    Store {
+        /// The chat.
+        chat: Arc<str>,
+        /// Its history.
+        history: u64,
+        /// Everything up to this seq is done with.
+        seq: u64,
+    },
+    /// The first Sync of this device is complete: remember it, and say `complete` to [`Inbox::restore`].
+    StoreComplete,
+    /// A Sync of this connection is complete; Pulls may still run.
+    Synced,
+    /// Send this frame.
+    Sync(wire::Sync),
+    /// Send this frame.
+    Pull(wire::Pull),
+    /// Send this frame.
+    Ack(wire::PushAck),
+}
+
+/// See the head of this file. One per device.
+#[derive(Debug)]
+pub struct Inbox {
+    limits: Limits,
+    chats: BTreeMap<Arc<str>, Chat>,
+    actions: VecDeque<Action>,
+    /// Chats that wait for a free Pull.
+    wanting: VecDeque<Arc<str>>,
+    /// Pulls in flight, at most `pulls_max`.
+    asked: Vec<(u32, Arc<str>)>,
+    request: u32,
+    sync: SyncState,
+    /// Every chat that existed at some finished Sync has a cursor, so a chat without one is new: it starts at 0.
+    complete: bool,
+    /// Sum over the chats of what was handed out and not confirmed.
+    lag: u64,
+    /// Pushes were dropped because of `lag`.
+    behind: bool,
+    /// Nothing is due earlier. May be early, never late.
+    deadline: Option<Instant>,
+}
+
+impl Inbox {
+    /// A new device: it starts from what its user has acknowledged so far.
+    pub fn new(limits: Limits) -> Self {
+        Inbox {
+            limits,
+            chats: BTreeMap::new(),
+            actions: VecDeque::new(),
+            wanting: VecDeque::new(),
+            asked: Vec::new(),
+            request: 0,
+            sync: SyncState::Offline,
+            complete: false,
+            lag: 0,
+            behind: false,
+            deadline: None,
+        }
+    }
+
+    /// A device that comes back with the cursors that [`Action::Store`] named. `complete`: [`Action::StoreComplete`]
+    /// was seen.
+    pub fn restore<'a>(
+        limits: Limits,
+        cursors: impl IntoIterator<Item = (&'a str, u64, u64)>,
+        complete: bool,
+    ) -> Self {
+        let mut inbox = Inbox { complete, ..Inbox::new(limits) };
+        for (name, history, seq) in cursors {
+            inbox.chats.insert(name.into(), Chat::known(history, seq));
+        }
+        inbox
+    }
+
+    /// The connection is logged in. Asks for a Sync, and acknowledges again what may have been lost with the last one.
+    pub fn connected(&mut self, now: Instant) {
+        self.disconnected();
+        for (name, chat) in &mut self.chats {
+            chat.acknowledge(name, now, &self.limits, &mut self.actions);
+        }
+        self.start_sync(now);
+    }
+
+    /// The connection is gone, with every question that was open on it.
+    pub fn disconnected(&mut self) {
+        self.sync = SyncState::Offline;
+        self.wanting.clear();
+        self.asked.clear();
+        self.deadline = None;
+        self.chats.retain(|_, chat| {
+            chat.forget_connection();
+            chat.known
+        });
+        self.actions.retain(|action| !matches!(action, Action::Sync(_) | Action::Pull(_) | Action::Ack(_)));
+    }
+
+    /// A Push arrived.
+    pub fn push(&mut self, push: wire::Push, now: Instant) {
+        if let Some(message) = push.message {
+            self.offer(&push.chat, push.history, message, now);
+        }
+    }
+
+    /// Our own Send was acknowledged on this connection, which stands for its push.
+    pub fn sent(&mut self, chat: &str, history: u64, message: wire::Message, now: Instant) {
+        self.offer(chat, history, message, now);
+    }
+
+    /// A SyncAck arrived.
+    pub fn sync_ack(&mut self, ack: wire::SyncAck, now: Instant) {
+        self.take_sync_ack(ack, now);
+    }
+
+    /// A PullAck arrived.
+    pub fn pull_ack(&mut self, ack: wire::PullAck, now: Instant) {
+        let Some(name) = self.take_asked(ack.request) else { return };
+        let Some(chat) = self.chats.get_mut(&name) else { return };
+        chat.pull = PullState::Idle;
+        if ack.history != chat.history && chat.history != 0 {
+            self.lag -= chat.lag();
+            chat.reset(&name, ack.history, &mut self.actions);
+            chat.told = ack.head;
+        } else {
+            chat.history = ack.history;
+            chat.told = chat.told.max(ack.head);
+            let before = (chat.cursor, chat.lag());
+            for message in ack.messages {
+                chat.take_pulled(&name, message, &mut self.actions);
+            }
+            chat.take_early(&name, &mut self.actions);
+            self.lag += chat.lag() - before.1;
+            if chat.cursor > before.0 {
+                chat.empty_answers = 0;
+            } else if let Some(at) = chat.after_empty_answer(now) {
+                wake(&mut self.deadline, at);
+            }
+        }
+        self.want_if_behind(&name);
+        self.pump(now);
+    }
+
+    /// The gateway skipped pushes.
+    pub fn resync(&mut self, now: Instant) {
+        match &mut self.sync {
+            SyncState::Offline => {}
+            SyncState::Asked { again, .. } | SyncState::Later { again, .. } => *again = true,
+            SyncState::Done => self.start_sync(now),
+        }
+    }
+
+    /// An Error arrived that answers a Sync or Pull. Others are ignored.
+    pub fn error(&mut self, error: &wire::Error, now: Instant) {
+        let at = now + Duration::from_millis(u64::from(error.retry_after_ms).max(RETRY_MS_MIN));
+        if self.sync.is_asked(error.request) {
+            self.sync_later(at);
+            return;
+        }
+        let Some(name) = self.take_asked(error.request) else { return };
+        let Some(chat) = self.chats.get_mut(&name) else { return };
+        if is_transient(error.code()) {
+            chat.pull = PullState::Later(at);
+            wake(&mut self.deadline, at);
+        } else {
+            chat.give_up();
+        }
+        self.pump(now);
+    }
+
+    /// The application has this message and everything before it in its own store.
+    pub fn confirm(&mut self, chat: &str, history: u64, seq: u64, now: Instant) {
+        let Some(name) = self.chats.get_key_value(chat).map(|(name, _)| name.clone()) else { return };
+        let Some(state) = self.chats.get_mut(&name) else { return };
+        let seq = seq.min(state.cursor);
+        if history != state.history || seq <= state.confirmed {
+            return;
+        }
+        self.lag -= seq - state.confirmed;
+        state.confirmed = seq;
+        self.actions.push_back(Action::Store { chat: name.clone(), history, seq });
+        let online = !matches!(self.sync, SyncState::Offline);
+        if online && let Some(at) = state.acknowledge(&name, now, &self.limits, &mut self.actions) {
+            wake(&mut self.deadline, at);
+        }
+        if self.behind && self.lag <= self.limits.unconfirmed_messages_max / 2 {
+            self.behind = false;
+            let names: Vec<_> = self.chats.keys().cloned().collect();
+            for name in names {
+                self.want_if_behind(&name);
+            }
+            self.pump(now);
+        }
+    }
+
+    /// Acknowledges at once whatever is confirmed: the connection is about to be closed.
+    pub fn flush_acks(&mut self) {
+        for (name, chat) in &mut self.chats {
+            chat.acknowledge_now(name, &mut self.actions);
+        }
+    }
+
+    /// Does what is due. Cheap when nothing is.
+    pub fn tick(&mut self, now: Instant) {
+        if self.deadline.is_none_or(|at| now < at) {
+            return;
+        }
+        self.deadline = None;
+        self.tick_sync(now);
+        for (name, chat) in &mut self.chats {
+            let (want, next) = chat.tick(name, now, &self.limits, &mut self.actions);
+            if want {
+                self.asked.retain(|(_, asked)| asked != name);
+                chat.pull = PullState::Queued;
+                self.wanting.push_back(name.clone());
+            }
+            if let Some(at) = next {
+                wake(&mut self.deadline, at);
+            }
+        }
+        self.pump(now);
+    }
+
+    /// When [`Inbox::tick`] should be called next; it may be called earlier at no harm.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// What is to be done next.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// History and cursor of a chat: everything up to it was handed out.
+    pub fn cursor(&self, chat: &str) -> Option<(u64, u64)> {
+        self.chats.get(chat).filter(|chat| chat.known).map(|chat| (chat.history, chat.cursor))
+    }
+
+    /// Nothing is missing as far as the server has told: synced, no hole, no Pull.
+    pub fn is_caught_up(&self) -> bool {
+        matches!(self.sync, SyncState::Done)
+            && self.chats.values().all(|chat| chat.known && chat.told <= chat.cursor)
+    }
+
+    /// A message that may be new, early or known, from a push or a SendAck.
+    fn offer(&mut self, chat: &str, history: u64, message: wire::Message, now: Instant) {
+        let name = match self.chats.get_key_value(chat) {
+            Some((name, _)) => name.clone(),
+            None => self.begin_chat(chat, history),
+        };
+        let Some(chat) = self.chats.get_mut(&name) else { return };
+        if chat.history == 0 {
+            chat.history = history;
+        }
+        if history != chat.history {
+            // Old, or the first sign of a lost history: the store says which. An unknown chat's Sync is under way.
+            if chat.known && chat.pull == PullState::Idle {
+                chat.pull = PullState::Queued;
+                self.wanting.push_back(name);
+                self.pump(now);
+            }
+            return;
+        }
+        if message.seq <= chat.cursor {
+            return;
+        }
+        chat.told = chat.told.max(message.seq);
+        if !chat.known {
+            chat.hold(message, &self.limits);
+        } else if self.lag >= self.limits.unconfirmed_messages_max {
+            self.behind = true;
+        } else {
+            let before = chat.lag();
+            chat.take_pushed(&name, message, &self.limits, &mut self.actions);
+            self.lag += chat.lag() - before;
+            if let Some(at) = chat.watch_hole(now, &self.limits) {
+                wake(&mut self.deadline, at);
+            }
+        }
+    }
+
+    /// A chat that we have no cursor for. On a complete device it is new; else the Sync under way judges it.
+    fn begin_chat(&mut self, chat: &str, history: u64) -> Arc<str> {
+        let name: Arc<str> = chat.into();
+        let state = if self.complete { Chat::known(history, 0) } else { Chat::unknown(history) };
+        if self.complete {
+            self.actions.push_back(Action::Store { chat: name.clone(), history, seq: 0 });
+        }
+        self.chats.insert(name.clone(), state);
+        name
+    }
+
+    fn want_if_behind(&mut self, name: &Arc<str>) {
+        let Some(chat) = self.chats.get_mut(name) else { return };
+        if chat.known && chat.told > chat.cursor && chat.pull == PullState::Idle {
+            chat.pull = PullState::Queued;
+            self.wanting.push_back(name.clone());
+        }
+    }
+
+    /// Starts as many Pulls as may run.
+    fn pump(&mut self, now: Instant) {
+        if matches!(self.sync, SyncState::Offline) || self.behind {
+            return;
+        }
+        while self.asked.len() < self.limits.pulls_max {
+            if self.lag >= self.limits.unconfirmed_messages_max {
+                self.behind = true;
+                return;
+            }
+            let Some(name) = self.wanting.pop_front() else { return };
+            let Some(chat) = self.chats.get_mut(&name) else { continue };
+            if chat.pull != PullState::Queued {
+                continue;
+            }
+            self.request = self.request.wrapping_add(1).max(1);
+            let by = now + Duration::from_millis(self.limits.answer_ms_max);
+            chat.pull = PullState::Asked(by);
+            chat.hole_until = None;
+            wake(&mut self.deadline, by);
+            self.asked.push((self.request, name.clone()));
+            self.actions.push_back(Action::Pull(wire::Pull {
+                request: self.request,
+                chat: name.to_string(),
+                history: chat.history,
+                cursor: chat.cursor,
+                limit: proto::PULL_LIMIT_MAX,
+                reverse: false,
+            }));
+        }
+    }
+
+    fn take_asked(&mut self, request: u32) -> Option<Arc<str>> {
+        let at = self.asked.iter().position(|(asked, _)| *asked == request)?;
+        Some(self.asked.swap_remove(at).1)
+    }
+}
+
+/// The server says try again; anything else it will say again.
+fn is_transient(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::RateLimited | Code::TooManyConnections | Code::Internal)
+}
+
+fn wake(deadline: &mut Option<Instant>, at: Instant) {
+    *deadline = Some(deadline.map_or(at, |old| old.min(at)));
+}
+
+/// An Error without `retry_after_ms` is not asked again faster than this.
+const RETRY_MS_MIN: u64 = 100;

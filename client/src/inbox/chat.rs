@@ -1,0 +1,264 @@
+//! One chat of the inbox: cursor, early messages, hole, what is confirmed and acknowledged. Pure, owned by the inbox.
+//!
+//! Trap: `told` above `cursor` means that something is missing; whoever raises it sees to it that a Pull follows.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::wire;
+
+use super::{Action, Limits, Message};
+
+#[derive(Debug, Default)]
+pub(super) struct Chat {
+    /// The cursor means something. Else the first Sync of a new device has yet to say where the chat starts.
+    pub known: bool,
+    /// 0: not told yet.
+    pub history: u64,
+    /// Everything up to here was handed out.
+    pub cursor: u64,
+    /// Everything up to here was confirmed by the application.
+    pub confirmed: u64,
+    /// Highest seq that the server has named.
+    pub told: u64,
+    pub pull: PullState,
+    /// A hole is open, and is pulled at this time unless a push fills it.
+    pub hole_until: Option<Instant>,
+    /// Pulls in a row that brought nothing although `told` is above `cursor`.
+    pub empty_answers: u32,
+    /// Acknowledged on this connection, or the last one but for certain.
+    acked: u64,
+    /// The next acknowledgement may leave at this time.
+    ack_at: Option<Instant>,
+    early: BTreeMap<u64, wire::Message>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PullState {
+    #[default]
+    Idle,
+    /// In the inbox's queue.
+    Queued,
+    /// In flight; to be asked again at this time.
+    Asked(Instant),
+    /// To be queued at this time.
+    Later(Instant),
+}
+
+impl Chat {
+    pub fn known(history: u64, cursor: u64) -> Self {
+        Chat {
+            known: true,
+            history,
+            cursor,
+            confirmed: cursor,
+            told: cursor,
+            acked: cursor,
+            ..Default::default()
+        }
+    }
+
+    pub fn unknown(history: u64) -> Self {
+        Chat { history, ..Default::default() }
+    }
+
+    /// The first Sync says where this chat starts. Held messages of another history are dropped.
+    pub fn start(&mut self, history: u64, cursor: u64) {
+        let mut early = std::mem::take(&mut self.early);
+        if history != self.history {
+            early.clear();
+        }
+        early.retain(|seq, _| *seq > cursor);
+        let told = early.last_key_value().map_or(cursor, |(seq, _)| *seq);
+        *self = Chat { early, told, ..Chat::known(history, cursor) };
+    }
+
+    pub fn lag(&self) -> u64 {
+        self.cursor - self.confirmed
+    }
+
+    /// Everything from the first message on again, under another number.
+    pub fn reset(&mut self, name: &Arc<str>, history: u64, actions: &mut VecDeque<Action>) {
+        *self = Chat::known(history, 0);
+        actions.push_back(Action::HistoryLost { chat: name.clone(), history, from_seq: 1 });
+        actions.push_back(Action::Store { chat: name.clone(), history, seq: 0 });
+    }
+
+    pub fn forget_connection(&mut self) {
+        self.pull = PullState::Idle;
+        self.hole_until = None;
+        self.empty_answers = 0;
+        self.early = BTreeMap::new();
+        // The Sync of the next connection tells anew.
+        self.told = self.cursor;
+        if self.ack_at.take().is_some() {
+            // Acknowledged on this connection, perhaps in vain.
+            self.acked = 0;
+        }
+    }
+
+    /// A pushed message above the cursor: handed out if it is the next, else held.
+    pub fn take_pushed(
+        &mut self,
+        name: &Arc<str>,
+        message: wire::Message,
+        limits: &Limits,
+        actions: &mut VecDeque<Action>,
+    ) {
+        if message.seq == self.cursor + 1 {
+            self.deliver(name, message, actions);
+            self.take_early(name, actions);
+        } else {
+            self.hold(message, limits);
+        }
+    }
+
+    /// A pulled message: what lies between it and the cursor does not exist for us.
+    pub fn take_pulled(&mut self, name: &Arc<str>, message: wire::Message, actions: &mut VecDeque<Action>) {
+        while let Some(entry) = self.early.first_entry().filter(|entry| *entry.key() < message.seq) {
+            let early = entry.remove();
+            self.deliver_over_gap(name, early, actions);
+        }
+        self.deliver_over_gap(name, message, actions);
+    }
+
+    /// Hands out the held messages that follow the cursor.
+    pub fn take_early(&mut self, name: &Arc<str>, actions: &mut VecDeque<Action>) {
+        while let Some(entry) = self.early.first_entry().filter(|entry| *entry.key() <= self.cursor + 1) {
+            let message = entry.remove();
+            if message.seq == self.cursor + 1 {
+                self.deliver(name, message, actions);
+            }
+        }
+        if self.early.is_empty() {
+            self.early = BTreeMap::new();
+            self.hole_until = None;
+        }
+    }
+
+    /// Keeps an early message, if there is room.
+    pub fn hold(&mut self, message: wire::Message, limits: &Limits) {
+        if self.early.len() < limits.early_messages_max {
+            self.early.insert(message.seq, message);
+        }
+    }
+
+    /// Starts the clock of a hole, unless it runs or a Pull is on its way.
+    pub fn watch_hole(&mut self, now: Instant, limits: &Limits) -> Option<Instant> {
+        if self.told <= self.cursor {
+            self.hole_until = None;
+        } else if self.pull == PullState::Idle && self.hole_until.is_none() {
+            self.hole_until = Some(now + Duration::from_millis(limits.hole_ms_max));
+        }
+        self.hole_until
+    }
+
+    /// A Pull brought nothing. Asks again a few times (head and messages may be read apart), then gives up.
+    pub fn after_empty_answer(&mut self, now: Instant) -> Option<Instant> {
+        if self.told <= self.cursor {
+            return None;
+        }
+        self.empty_answers += 1;
+        if self.empty_answers > EMPTY_ANSWERS_MAX {
+            self.give_up();
+            return None;
+        }
+        let at = now + Duration::from_millis(EMPTY_RETRY_MS << self.empty_answers);
+        self.pull = PullState::Later(at);
+        Some(at)
+    }
+
+    /// Stops asking until the server names something new.
+    pub fn give_up(&mut self) {
+        self.told = self.cursor;
+        self.early = BTreeMap::new();
+        self.hole_until = None;
+        self.pull = PullState::Idle;
+        self.empty_answers = 0;
+    }
+
+    /// Acknowledges what is confirmed, now or at the time returned.
+    pub fn acknowledge(
+        &mut self,
+        name: &Arc<str>,
+        now: Instant,
+        limits: &Limits,
+        actions: &mut VecDeque<Action>,
+    ) -> Option<Instant> {
+        if self.confirmed <= self.acked {
+            return None;
+        }
+        if let Some(at) = self.ack_at.filter(|at| now < *at) {
+            return Some(at);
+        }
+        self.acknowledge_now(name, actions);
+        self.ack_at = Some(now + Duration::from_millis(limits.ack_ms_min));
+        None
+    }
+
+    pub fn acknowledge_now(&mut self, name: &Arc<str>, actions: &mut VecDeque<Action>) {
+        if self.confirmed > self.acked {
+            self.acked = self.confirmed;
+            actions.push_back(Action::Ack(wire::PushAck {
+                chat: name.to_string(),
+                history: self.history,
+                seq: self.acked,
+            }));
+        }
+    }
+
+    /// Does what is due: whether a Pull is wanted, and when to look again.
+    pub fn tick(
+        &mut self,
+        name: &Arc<str>,
+        now: Instant,
+        limits: &Limits,
+        actions: &mut VecDeque<Action>,
+    ) -> (bool, Option<Instant>) {
+        let mut next = self.acknowledge(name, now, limits, actions);
+        let due = match self.pull {
+            PullState::Idle => self.hole_until,
+            PullState::Queued => None,
+            PullState::Asked(at) | PullState::Later(at) => Some(at),
+        };
+        match due {
+            Some(at) if now >= at => {
+                self.hole_until = None;
+                return (true, next);
+            }
+            Some(at) => next = Some(next.map_or(at, |other| other.min(at))),
+            None => {}
+        }
+        (false, next)
+    }
+
+    fn deliver_over_gap(&mut self, name: &Arc<str>, message: wire::Message, actions: &mut VecDeque<Action>) {
+        if message.seq <= self.cursor {
+            return;
+        }
+        if message.seq > self.cursor + 1 {
+            let (from, to) = (self.cursor + 1, message.seq - 1);
+            actions.push_back(Action::Gap { chat: name.clone(), history: self.history, from, to });
+        }
+        self.deliver(name, message, actions);
+    }
+
+    fn deliver(&mut self, name: &Arc<str>, message: wire::Message, actions: &mut VecDeque<Action>) {
+        debug_assert!(message.seq > self.cursor);
+        self.cursor = message.seq;
+        self.told = self.told.max(message.seq);
+        actions.push_back(Action::Deliver(Message {
+            chat: name.clone(),
+            history: self.history,
+            seq: message.seq,
+            sender: message.sender,
+            time_us: message.time_us,
+            body: message.body,
+        }));
+    }
+}
+
+/// Empty answers to a Pull before a chat is left alone: 0.2 + 0.4 + 0.8 s.
+const EMPTY_ANSWERS_MAX: u32 = 3;
+const EMPTY_RETRY_MS: u64 = 100;

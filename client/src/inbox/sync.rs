@@ -1,0 +1,150 @@
+//! The inbox's Sync: which chats have news since our cursors, page by page. Pure, owned by the inbox.
+//!
+//! Trap: a page of cursors that was cut short names its last chat in `until`, or the server would take the chats behind
+//! it for ones that we do not hold.
+
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::wire;
+
+use super::{Action, Inbox, RETRY_MS_MIN, chat::Chat, wake};
+
+#[derive(Debug)]
+pub(super) enum SyncState {
+    /// Not connected.
+    Offline,
+    /// A page is asked for. `again`: a Resync came meanwhile.
+    Asked { request: u32, after: String, until: String, again: bool, by: Instant },
+    /// A page is to be asked for at this time.
+    Later { after: String, again: bool, at: Instant },
+    /// Complete.
+    Done,
+}
+
+impl SyncState {
+    pub fn is_asked(&self, of: u32) -> bool {
+        matches!(self, SyncState::Asked { request, .. } if *request == of)
+    }
+}
+
+impl Inbox {
+    pub(super) fn start_sync(&mut self, now: Instant) {
+        self.ask_sync(String::new(), false, now);
+    }
+
+    pub(super) fn sync_later(&mut self, at: Instant) {
+        if let SyncState::Asked { after, again, .. } = &mut self.sync {
+            self.sync = SyncState::Later { after: std::mem::take(after), again: *again, at };
+            wake(&mut self.deadline, at);
+        }
+    }
+
+    pub(super) fn tick_sync(&mut self, now: Instant) {
+        match &mut self.sync {
+            SyncState::Asked { after, again, by: at, .. } | SyncState::Later { after, again, at } => {
+                if now < *at {
+                    wake(&mut self.deadline, *at);
+                } else {
+                    let (after, again) = (std::mem::take(after), *again);
+                    self.ask_sync(after, again, now);
+                }
+            }
+            SyncState::Offline | SyncState::Done => {}
+        }
+    }
+
+    pub(super) fn take_sync_ack(&mut self, ack: wire::SyncAck, now: Instant) {
+        let SyncState::Asked { request, after, until, again, .. } = &mut self.sync else { return };
+        if *request != ack.request {
+            return;
+        }
+        let (after, until, again) = (std::mem::take(after), std::mem::take(until), *again);
+        for head in &ack.chats {
+            self.take_head(head);
+        }
+        let next = if ack.has_more { ack.next } else { until };
+        if next > after {
+            self.ask_sync(next, again, now);
+        } else if ack.has_more {
+            // A page that leads nowhere. Do not spin on it.
+            let at = now + Duration::from_millis(RETRY_MS_MIN);
+            self.sync = SyncState::Later { after, again, at };
+            wake(&mut self.deadline, at);
+        } else if again {
+            self.start_sync(now);
+        } else {
+            self.finish_sync();
+        }
+        self.pump(now);
+    }
+
+    fn ask_sync(&mut self, after: String, again: bool, now: Instant) {
+        let (mut cursors, mut until, mut bytes) = (Vec::new(), String::new(), after.len());
+        for (name, chat) in self.chats.range::<str, _>((Bound::Excluded(&*after), Bound::Unbounded)) {
+            if !chat.known {
+                continue;
+            }
+            // Tags, lengths, a fixed64 and a varint come to at most 25 bytes beside the name.
+            bytes += name.len() + 25;
+            if bytes > self.limits.sync_bytes_max && !cursors.is_empty() {
+                until = cursors.last().map(|cursor: &wire::Cursor| cursor.chat.clone()).unwrap_or_default();
+                break;
+            }
+            cursors.push(wire::Cursor { chat: name.to_string(), history: chat.history, seq: chat.cursor });
+        }
+        self.request = self.request.wrapping_add(1).max(1);
+        let by = now + Duration::from_millis(self.limits.answer_ms_max);
+        wake(&mut self.deadline, by);
+        let (request, page_end) = (self.request, until.clone());
+        self.sync = SyncState::Asked { request, after: after.clone(), until: page_end, again, by };
+        self.actions.push_back(Action::Sync(wire::Sync { request, after, until, cursors }));
+    }
+
+    fn take_head(&mut self, head: &wire::ChatHead) {
+        let name: Arc<str> = match self.chats.get_key_value(&*head.chat) {
+            Some((name, _)) => name.clone(),
+            None => head.chat.as_str().into(),
+        };
+        let chat = self.chats.entry(name.clone()).or_insert_with(|| Chat::unknown(head.history));
+        if !chat.known {
+            // A new device takes up where its user is. A complete one has been told of every older chat, so that this
+            // chat began while it was away.
+            let cursor = if self.complete { 0 } else { head.delivered.min(head.head) };
+            chat.start(head.history, cursor);
+            self.actions.push_back(Action::Store { chat: name.clone(), history: head.history, seq: cursor });
+            chat.take_early(&name, &mut self.actions);
+            self.lag += chat.lag();
+        } else if chat.history != head.history && chat.history != 0 {
+            self.lag -= chat.lag();
+            self.asked.retain(|(_, asked)| *asked != name);
+            chat.reset(&name, head.history, &mut self.actions);
+        }
+        chat.history = head.history;
+        chat.told = chat.told.max(head.head);
+        self.want_if_behind(&name);
+    }
+
+    /// Chats that pushed during the first Sync and are not in it began after it: they start at 0.
+    fn finish_sync(&mut self) {
+        self.sync = SyncState::Done;
+        if !self.complete {
+            self.complete = true;
+            let mut begun = Vec::new();
+            for (name, chat) in self.chats.iter_mut().filter(|(_, chat)| !chat.known) {
+                let history = chat.history;
+                chat.start(history, 0);
+                self.actions.push_back(Action::Store { chat: name.clone(), history, seq: 0 });
+                chat.take_early(name, &mut self.actions);
+                self.lag += chat.lag();
+                begun.push(name.clone());
+            }
+            for name in begun {
+                self.want_if_behind(&name);
+            }
+            self.actions.push_back(Action::StoreComplete);
+        }
+        self.actions.push_back(Action::Synced);
+    }
+}

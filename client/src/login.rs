@@ -1,0 +1,120 @@
+//! From nothing to a logged-in connection: resolve, connect, Login, LoginAck. Owned by the session's task.
+//!
+//! Trap: an attempt number is used for one Login only. Addresses that cannot be reached cost none; whatever happens behind
+//! a Login that was sent, the next one needs a new number.
+
+use std::time::Duration;
+
+use proto::Command;
+use proto::command::ServerFrame;
+use proto::wire::{self, Code};
+
+use crate::connection::{Connection, ConnectionError};
+use crate::event::Ended;
+use crate::resolve::{ResolveError, Resolver};
+
+/// What one attempt needs to know.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub login: wire::Login,
+    pub avoid: Option<String>,
+    pub connect_within: Duration,
+    pub answer_within: Duration,
+}
+
+/// Why an attempt failed.
+#[derive(Debug)]
+pub(crate) enum LoginFailure {
+    /// Never try again.
+    Final(Ended),
+    /// Another program of this device used this attempt: try with a larger one.
+    Stale(u64),
+    /// Try again, not before `after` if it is given.
+    Later { after: Option<Duration>, problem: String },
+}
+
+impl Attempt {
+    /// Gives the resolver back, so that the caller can go on serving its application meanwhile.
+    pub async fn run(
+        self,
+        mut resolver: Resolver,
+    ) -> (Resolver, Result<(Connection, wire::LoginAck), LoginFailure>) {
+        let result = self.connect_and_log_in(&mut resolver).await;
+        (resolver, result)
+    }
+
+    async fn connect_and_log_in(
+        &self,
+        resolver: &mut Resolver,
+    ) -> Result<(Connection, wire::LoginAck), LoginFailure> {
+        let addresses = resolver.addresses(self.avoid.as_deref()).await.map_err(|error| {
+            let after = if let ResolveError::Empty { wait, .. } = &error { *wait } else { None };
+            LoginFailure::Later { after, problem: error.to_string() }
+        })?;
+        let mut problem = String::new();
+        for address in addresses {
+            match Connection::open(&address, self.connect_within).await {
+                Ok(connection) => return self.log_in(connection).await,
+                Err(error) => {
+                    tracing::debug!(address, %error, "cannot connect");
+                    problem = format!("gateway {address}: {error}");
+                }
+            }
+        }
+        Err(LoginFailure::Later { after: None, problem })
+    }
+
+    async fn log_in(&self, mut connection: Connection) -> Result<(Connection, wire::LoginAck), LoginFailure> {
+        connection.put(Command::Login, &self.login);
+        let answer = tokio::time::timeout(self.answer_within, answer(&mut connection)).await;
+        match answer {
+            Ok(Ok(ack)) => Ok((connection, ack)),
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => {
+                let problem = format!(
+                    "gateway {}: no answer to login within {:?}",
+                    connection.address(),
+                    self.answer_within
+                );
+                Err(LoginFailure::Later { after: None, problem })
+            }
+        }
+    }
+}
+
+async fn answer(connection: &mut Connection) -> Result<wire::LoginAck, LoginFailure> {
+    loop {
+        match connection.next().await {
+            Ok(ServerFrame::LoginAck(ack)) => return Ok(ack),
+            Ok(ServerFrame::Error(error)) => return Err(refused(connection, &error)),
+            Ok(ServerFrame::Kick(kick)) => {
+                let ended = Ended::Kicked { code: kick.code(), text: kick.text };
+                return Err(LoginFailure::Final(ended));
+            }
+            Ok(ServerFrame::GoAway(_)) => {
+                let problem = format!("gateway {} is going", connection.address());
+                return Err(LoginFailure::Later { after: None, problem });
+            }
+            Ok(_) => {}
+            Err(error) => return Err(broken(connection, &error)),
+        }
+    }
+}
+
+fn refused(connection: &Connection, error: &wire::Error) -> LoginFailure {
+    match error.code() {
+        code @ (Code::BadName | Code::LoginRefused | Code::UnsupportedVersion | Code::TooManyDevices) => {
+            LoginFailure::Final(Ended::LoginRefused { code, text: error.text.clone() })
+        }
+        Code::StaleAttempt => LoginFailure::Stale(error.expected),
+        code => LoginFailure::Later {
+            after: (error.retry_after_ms > 0).then(|| Duration::from_millis(error.retry_after_ms.into())),
+            problem: format!("gateway {}: {}: {}", connection.address(), code.as_str_name(), error.text),
+        },
+    }
+}
+
+fn broken(connection: &Connection, error: &ConnectionError) -> LoginFailure {
+    let problem = format!("gateway {}: {error}", connection.address());
+    LoginFailure::Later { after: None, problem }
+}

@@ -1,0 +1,380 @@
+//! What a device wants to send: ids, the window of unanswered messages, resends. Pure: submissions, answers and `now` go
+//! in, [`Action`]s come out; whoever owns the connection owns this and carries them out in order.
+//!
+//! Trap: [`Action::Store`] must be durable before the [`Action::Send`] behind it leaves. An id that was sent and
+//! forgotten would be given to another body, and the server would answer that one with the first one's seq.
+//!
+//! An id is (`stream`, `n`): here every chat has a stream of its own. A new stream is drawn when the server's memory of
+//! the old one does not fit ours (it lost the row, or we lost ours). Then a message that is still unanswered gets a new
+//! id only when it cannot be stored under the old one: it never left, or each copy that left was answered OUT_OF_ORDER,
+//! and no further copy of it can be accepted because this stream is never used again. Any other is
+//! [`Outcome::Unknown`]: it may be stored, and sending it under a new id could show it twice.
+
+mod queue;
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use proto::wire::{self, Code};
+
+use queue::{Queue, Waiting};
+
+/// What bounds an [`Outbox`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Ids per chat between the oldest unanswered one and the newest, both included. At most 32.
+    pub unanswered_max: u64,
+    /// Messages that wait for a place among these, over all chats.
+    pub queued_messages_max: usize,
+    /// A message unanswered for so long on a live connection is sent again.
+    pub resend_ms: u64,
+    /// A message unanswered for so long is unknown, and not sent again: servers remember ids for 7 days.
+    pub resend_days_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            unanswered_max: proto::UNANSWERED_MAX,
+            queued_messages_max: 4_096,
+            resend_ms: 5_000,
+            resend_days_max: 6,
+        }
+    }
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Durable, and on its way to everybody.
+    Sent {
+        /// History of the chat.
+        history: u64,
+        /// Its place in the chat.
+        seq: u64,
+        /// The store's time.
+        time_us: u64,
+        /// The body that was sent.
+        body: Bytes,
+    },
+    /// Final: it never appears.
+    Refused {
+        /// Why.
+        code: Code,
+        /// Why, in the server's words.
+        text: String,
+    },
+    /// Stored or not: nobody can tell any more.
+    Unknown,
+}
+
+/// What is to be done now, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Make this message and its id durable.
+    Store {
+        /// The chat.
+        chat: Arc<str>,
+        /// The stream of this chat.
+        stream: u64,
+        /// The number within stream and chat.
+        n: u64,
+        /// The body.
+        body: Bytes,
+    },
+    /// The chat has a new stream; whatever was kept of the old one is void.
+    StoreStream {
+        /// The chat.
+        chat: Arc<str>,
+        /// The new stream.
+        stream: u64,
+    },
+    /// This id is done with. Need not be durable at once: asking again gives the same answer.
+    StoreAnswered {
+        /// The chat.
+        chat: Arc<str>,
+        /// The number that was answered.
+        n: u64,
+    },
+    /// Send this frame.
+    Send(wire::Send),
+    /// Tell whoever submitted it. No ticket: it was submitted before a restart.
+    Done {
+        /// What `submit` was given.
+        ticket: Option<u64>,
+        /// The chat.
+        chat: Arc<str>,
+        /// What became of it.
+        outcome: Outcome,
+    },
+}
+
+/// The queue behind the unanswered messages is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{queued_messages_max} messages are waiting to be sent already")]
+pub struct Full {
+    /// The limit.
+    pub queued_messages_max: usize,
+}
+
+/// A chat as it was stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredChat {
+    /// The chat.
+    pub chat: String,
+    /// Its stream.
+    pub stream: u64,
+    /// The next n.
+    pub next_n: u64,
+    /// Unanswered messages, ascending.
+    pub unanswered: Vec<(u64, Bytes)>,
+    /// Nothing behind this was lost. Else the stream ends with what is unanswered.
+    pub intact: bool,
+    /// The oldest unanswered message is older than [`Limits::resend_days_max`].
+    pub expired: bool,
+}
+
+/// See the head of this file. One per device.
+#[derive(Debug)]
+pub struct Outbox {
+    limits: Limits,
+    /// What this server allows, at most `limits.unanswered_max`.
+    window: u64,
+    draw: SplitMix,
+    chats: BTreeMap<Arc<str>, Queue>,
+    actions: VecDeque<Action>,
+    queued: usize,
+    connected: bool,
+    /// Nothing is due earlier. May be early, never late.
+    deadline: Option<Instant>,
+}
+
+impl Outbox {
+    /// Without memory. `seed`: 64 random bits, other ones at every start, from which streams are drawn.
+    pub fn new(limits: Limits, seed: u64) -> Self {
+        Outbox {
+            limits,
+            window: limits.unanswered_max.clamp(1, proto::UNANSWERED_MAX),
+            draw: SplitMix(seed),
+            chats: BTreeMap::new(),
+            actions: VecDeque::new(),
+            queued: 0,
+            connected: false,
+            deadline: None,
+        }
+    }
+
+    /// With what was stored. Its unanswered messages are sent again under their ids.
+    pub fn restore(limits: Limits, seed: u64, chats: impl IntoIterator<Item = StoredChat>) -> Self {
+        let mut outbox = Outbox::new(limits, seed);
+        for stored in chats {
+            outbox.chats.insert(stored.chat.as_str().into(), Queue::restore(stored));
+        }
+        outbox
+    }
+
+    /// Takes a message for a chat (in the form that answers use). `ticket` comes back in [`Action::Done`].
+    pub fn submit(&mut self, ticket: u64, chat: &str, body: Bytes, now: Instant) -> Result<(), Full> {
+        let name: Arc<str> =
+            self.chats.get_key_value(chat).map_or_else(|| chat.into(), |(name, _)| name.clone());
+        let queue = self.chats.entry(name.clone()).or_default();
+        if self.queued >= self.limits.queued_messages_max && !queue.has_room(self.window) {
+            return Err(Full { queued_messages_max: self.limits.queued_messages_max });
+        }
+        queue.waiting.push_back(Waiting { ticket: Some(ticket), body });
+        self.queued += 1;
+        self.advance(&name, now);
+        Ok(())
+    }
+
+    /// Logged in: everything unanswered goes out again, in order. `unanswered_max`: as LoginAck says, 0 if it does not.
+    pub fn connected(&mut self, unanswered_max: u32, now: Instant) {
+        self.disconnected();
+        self.connected = true;
+        self.window = match u64::from(unanswered_max) {
+            0 => self.limits.unanswered_max,
+            told => told.min(self.limits.unanswered_max),
+        }
+        .clamp(1, proto::UNANSWERED_MAX);
+        let age_max = Duration::from_secs(self.limits.resend_days_max * 24 * 3600);
+        let names: Vec<_> = self.chats.keys().cloned().collect();
+        for name in names {
+            if let Some(queue) = self.chats.get_mut(&name) {
+                queue.expire(now, age_max);
+            }
+            self.advance(&name, now);
+        }
+    }
+
+    /// The connection is gone, and with it the answers to what was sent on it.
+    pub fn disconnected(&mut self) {
+        self.connected = false;
+        self.deadline = None;
+        self.chats.values_mut().for_each(Queue::forget_connection);
+        self.actions.retain(|action| !matches!(action, Action::Send(_)));
+    }
+
+    /// A SendAck arrived.
+    pub fn ack(&mut self, ack: wire::SendAck, now: Instant) {
+        let Some((name, _)) = self.chats.get_key_value(&*ack.chat) else { return };
+        let name = name.clone();
+        let Some(queue) = self.chats.get_mut(&name) else { return };
+        let Some(entry) = queue.take(ack.stream, ack.n) else { return };
+        self.actions.push_back(Action::StoreAnswered { chat: name.clone(), n: ack.n });
+        let outcome =
+            Outcome::Sent { history: ack.history, seq: ack.seq, time_us: ack.time_us, body: entry.body };
+        self.actions.push_back(Action::Done { ticket: entry.ticket, chat: name.clone(), outcome });
+        self.advance(&name, now);
+    }
+
+    /// An Error arrived that answers a Send. Others are ignored. `jitter` is added to the wait that the server asks for.
+    pub fn error(&mut self, error: wire::Error, jitter: Duration, now: Instant) {
+        let Some((name, _)) = self.chats.get_key_value(&*error.chat) else { return };
+        let name = name.clone();
+        let Some(queue) = self.chats.get_mut(&name) else { return };
+        if !queue.holds(error.stream, error.n) {
+            return;
+        }
+        let code = error.code();
+        match code {
+            Code::OutOfOrder => {
+                queue.answered_out_of_order(error.n);
+                queue.struck |= !queue.fits(error.expected);
+                queue.stall(now + Duration::from_millis(OUT_OF_ORDER_MS));
+            }
+            Code::NotAMember | Code::MessageTooLarge => {
+                let Some(entry) = queue.take(error.stream, error.n) else { return };
+                self.actions.push_back(Action::StoreAnswered { chat: name.clone(), n: error.n });
+                let outcome = Outcome::Refused { code, text: error.text };
+                self.actions.push_back(Action::Done { ticket: entry.ticket, chat: name.clone(), outcome });
+            }
+            Code::BadChat => self.refuse_chat(&name, code, &error.text),
+            Code::BadRequest => {
+                // Whether it consumed the id is not said, so the stream ends.
+                let Some(entry) = queue.take(error.stream, error.n) else { return };
+                let outcome = Outcome::Refused { code, text: error.text };
+                self.actions.push_back(Action::Done { ticket: entry.ticket, chat: name.clone(), outcome });
+                self.queued += queue.renew(&name, self.draw.next(), &mut self.actions);
+            }
+            Code::TooOld => {
+                queue.answered_in_doubt(error.n);
+                queue.struck = true;
+                queue.stall(now + Duration::from_millis(OUT_OF_ORDER_MS));
+            }
+            _ => {
+                queue.answered_in_doubt(error.n);
+                let wait = Duration::from_millis(u64::from(error.retry_after_ms).max(RETRY_MS_MIN));
+                queue.stall(now + wait + jitter);
+            }
+        }
+        self.advance(&name, now);
+    }
+
+    /// Does what is due. Cheap when nothing is.
+    pub fn tick(&mut self, now: Instant) {
+        if self.deadline.is_none_or(|at| now < at) {
+            return;
+        }
+        self.deadline = None;
+        let names: Vec<_> =
+            self.chats.iter().filter(|(_, queue)| !queue.is_idle()).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.advance(&name, now);
+        }
+    }
+
+    /// When [`Outbox::tick`] should be called next; it may be called earlier at no harm.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// What is to be done next.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Messages that have an id and no answer.
+    pub fn unanswered(&self) -> usize {
+        self.chats.values().map(|queue| queue.unanswered.len()).sum()
+    }
+
+    /// Messages that wait for a place among the unanswered.
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// The end: everything unanswered is unknown, tickets without an id come back to be told so.
+    pub fn abandon(&mut self) -> Vec<u64> {
+        let mut never_sent = Vec::new();
+        for (name, queue) in &mut self.chats {
+            for entry in queue.unanswered.drain(..) {
+                let done =
+                    Action::Done { ticket: entry.ticket, chat: name.clone(), outcome: Outcome::Unknown };
+                self.actions.push_back(done);
+            }
+            never_sent.extend(queue.waiting.drain(..).filter_map(|waiting| waiting.ticket));
+        }
+        self.queued = 0;
+        never_sent
+    }
+
+    /// Sends, numbers and resends what this chat may send now.
+    fn advance(&mut self, name: &Arc<str>, now: Instant) {
+        let Some(queue) = self.chats.get_mut(name) else { return };
+        if self.connected {
+            if queue.is_struck_out(now, self.limits.resend_ms) {
+                self.queued += queue.renew(name, self.draw.next(), &mut self.actions);
+            }
+            queue.resend(name, now, self.limits.resend_ms, &mut self.actions);
+        }
+        // Also offline: what has an id is stored and outlives the process.
+        let numbered =
+            queue.number(name, self.window, &mut self.draw, now, self.connected, &mut self.actions);
+        self.queued -= numbered;
+        if !self.connected {
+            return;
+        }
+        if let Some(at) = queue.deadline(self.limits.resend_ms) {
+            self.deadline = Some(self.deadline.map_or(at, |old| old.min(at)));
+        }
+    }
+
+    /// Nothing for this chat will ever be taken: BAD_CHAT decides by its name alone.
+    fn refuse_chat(&mut self, name: &Arc<str>, code: Code, text: &str) {
+        let Some(queue) = self.chats.get_mut(name) else { return };
+        self.queued -= queue.waiting.len();
+        let tickets = queue.unanswered.drain(..).map(|entry| entry.ticket);
+        for ticket in tickets.chain(queue.waiting.drain(..).map(|waiting| waiting.ticket)) {
+            let outcome = Outcome::Refused { code, text: text.to_owned() };
+            self.actions.push_back(Action::Done { ticket, chat: name.clone(), outcome });
+        }
+        // The ids were not consumed, so the stream ends here.
+        let stream = self.draw.next();
+        *queue = Queue::begin(stream);
+        self.actions.push_back(Action::StoreStream { chat: name.clone(), stream });
+    }
+}
+
+/// Streams from a random seed (splitmix64): no random source in here, and no stream twice.
+#[derive(Debug)]
+struct SplitMix(u64);
+
+impl SplitMix {
+    /// Never 0, which means "no stream".
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)).max(1)
+    }
+}
+
+/// A round that was answered OUT_OF_ORDER is not repeated faster than this.
+const OUT_OF_ORDER_MS: u64 = 10;
+
+/// A transient Error without `retry_after_ms` is not tried again faster than this.
+const RETRY_MS_MIN: u64 = 100;

@@ -1,0 +1,101 @@
+//! Where to connect: a list of gateways from ipconf, or fixed addresses. Owned by the task that connects.
+//!
+//! Trap: ipconf spreads ties over the list that it answers, so the list is used in its order and fetched anew for every
+//! reconnect.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Where the gateways are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Ask the ipconf at this base URL.
+    Ipconf(String),
+    /// These, `host:port`, in this order.
+    Gateway(Vec<String>),
+}
+
+/// Nobody to connect to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResolveError {
+    #[error("ipconf at {url} does not answer: {error}")]
+    Ipconf { url: String, error: String },
+    #[error("ipconf at {url} knows no gateway")]
+    Empty { url: String, wait: Option<Duration> },
+    #[error("no gateway address given")]
+    NoAddress,
+}
+
+#[derive(Debug)]
+pub(crate) struct Resolver {
+    target: Target,
+    http: Option<reqwest::Client>,
+}
+
+#[derive(Deserialize)]
+struct List {
+    gateways: Vec<Gateway>,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+#[derive(Deserialize)]
+struct Gateway {
+    addr: String,
+}
+
+impl Resolver {
+    pub fn new(target: Target) -> Self {
+        Resolver { target, http: None }
+    }
+
+    /// Addresses to try, best first; `avoid` (a gateway that said it is going) last.
+    pub async fn addresses(&mut self, avoid: Option<&str>) -> Result<Vec<String>, ResolveError> {
+        let mut addresses = match &self.target {
+            Target::Gateway(addresses) if addresses.is_empty() => return Err(ResolveError::NoAddress),
+            Target::Gateway(addresses) => addresses.clone(),
+            Target::Ipconf(url) => {
+                let url = url.clone();
+                let list = self.fetch(&url).await.map_err(|error| {
+                    let error = innermost(&error);
+                    ResolveError::Ipconf { url: url.clone(), error }
+                })?;
+                if list.gateways.is_empty() {
+                    let wait = (list.wait_ms > 0).then(|| Duration::from_millis(list.wait_ms));
+                    return Err(ResolveError::Empty { url, wait });
+                }
+                list.gateways.into_iter().map(|gateway| gateway.addr).collect()
+            }
+        };
+        addresses.sort_by_key(|address| Some(address.as_str()) == avoid);
+        Ok(addresses)
+    }
+
+    async fn fetch(&mut self, url: &str) -> Result<List, reqwest::Error> {
+        let http = match &self.http {
+            Some(http) => http,
+            None => {
+                let http = reqwest::Client::builder()
+                    .no_proxy()
+                    .timeout(Duration::from_millis(IPCONF_MS_MAX))
+                    .build()?;
+                self.http.insert(http)
+            }
+        };
+        let url = format!("{}/ip/list?n={GATEWAYS_MAX}", url.trim_end_matches('/'));
+        http.get(url).send().await?.error_for_status()?.json().await
+    }
+}
+
+/// The cause at the bottom says what happened; the ones above only where.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+const IPCONF_MS_MAX: u64 = 3_000;
+const GATEWAYS_MAX: usize = 4;

@@ -1,0 +1,344 @@
+//! The task behind a client: connects, logs in, carries out what inbox and outbox decide, comes back for ever.
+//!
+//! Trap: the order in [`Session::act`] is the promise. What must be durable is so before a frame leaves that rests on it,
+//! and nothing reads or writes the connection in between.
+
+mod app;
+mod online;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use proto::Command;
+use proto::wire;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use app::{App, Input};
+pub(crate) use app::{Control, Submission};
+
+use crate::backoff::Backoff;
+use crate::client::{SendError, Sent};
+use crate::connection::Connection;
+use crate::event::{Ended, Event, Status};
+use crate::inbox::{self, Inbox};
+use crate::login::{Attempt, LoginFailure};
+use crate::options::Options;
+use crate::outbox::{self, Outbox, Outcome};
+use crate::resolve::Resolver;
+use crate::store::{Store, StoreError};
+
+pub(crate) struct Session {
+    options: Options,
+    store: Store,
+    inbox: Inbox,
+    outbox: Outbox,
+    app: App,
+    status: watch::Sender<Status>,
+    /// Who waits for the answer to which message.
+    tickets: HashMap<u64, oneshot::Sender<Result<Sent, SendError>>>,
+    next_ticket: u64,
+    backoff: Backoff,
+    /// A gateway that said it is going.
+    avoid: Option<String>,
+    /// Set when the application asked for the end.
+    closing: Option<Option<oneshot::Sender<()>>>,
+}
+
+/// Why a connection is left behind.
+enum Leave {
+    /// Connect again, not before `after` if it is given.
+    Again { reason: String, after: Option<Duration> },
+    /// Connect again at once, elsewhere.
+    Elsewhere { reason: String },
+    /// For good.
+    End(Ended),
+}
+
+impl Session {
+    pub fn new(
+        options: Options,
+        store: Store,
+        submissions: mpsc::Receiver<Submission>,
+        controls: mpsc::UnboundedReceiver<Control>,
+        events: mpsc::Sender<Event>,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        let resend_ms_max = options.outbox.resend_days_max * 24 * 3_600_000;
+        let outbox = Outbox::restore(options.outbox, rand::random(), store.outbox(clock_ms(), resend_ms_max));
+        let inbox = Inbox::restore(options.inbox, store.cursors(), store.is_complete());
+        let backoff = Backoff::new(options.backoff_ms_min, options.backoff_ms_max);
+        Session {
+            options,
+            store,
+            inbox,
+            outbox,
+            app: App::new(submissions, controls, events),
+            status,
+            tickets: HashMap::new(),
+            next_ticket: 0,
+            backoff,
+            avoid: None,
+            closing: None,
+        }
+    }
+
+    /// The whole life of the session.
+    pub async fn run(mut self) {
+        let ended = match self.live().await {
+            Ok(ended) => ended,
+            Err(error) => Ended::Store(error.to_string()),
+        };
+        self.end(ended).await;
+    }
+
+    async fn live(&mut self) -> Result<Ended, StoreError> {
+        let mut resolver = Resolver::new(self.options.target.clone());
+        let mut stale_in_a_row = 0;
+        loop {
+            let attempt = self.attempt().await?;
+            let mut login = Box::pin(attempt.run(resolver));
+            let (returned, result) = loop {
+                tokio::select! {
+                    result = &mut login => break result,
+                    input = self.app.next(self.may_take(0)) => if self.take_offline(input).await? {
+                        return Ok(Ended::Closed);
+                    },
+                }
+            };
+            resolver = returned;
+            let wait = match result {
+                Ok((connection, ack)) => {
+                    stale_in_a_row = 0;
+                    let address = connection.address().to_owned();
+                    let since = Instant::now();
+                    let leave = self.online(connection, ack).await?;
+                    self.inbox.disconnected();
+                    self.outbox.disconnected();
+                    if since.elapsed() >= Duration::from_millis(STABLE_MS_MIN) {
+                        self.backoff.reset();
+                    }
+                    match leave {
+                        Leave::End(ended) => return Ok(ended),
+                        Leave::Elsewhere { reason } => {
+                            self.avoid = Some(address);
+                            self.problem(reason, true);
+                            Duration::ZERO
+                        }
+                        Leave::Again { reason, after } => {
+                            self.avoid = None;
+                            self.problem(reason, true);
+                            self.backoff.next(after, rand::random())
+                        }
+                    }
+                }
+                Err(LoginFailure::Final(ended)) => return Ok(ended),
+                Err(LoginFailure::Stale(stored)) => {
+                    stale_in_a_row += 1;
+                    self.store.put_attempt(stored.min(proto::NUMBER_MAX));
+                    self.problem(format!("the server knows attempt {stored} of this device"), false);
+                    // Somebody else with this device's name raises it as well: no race at full speed.
+                    if stale_in_a_row <= 2 { Duration::ZERO } else { self.backoff.next(None, rand::random()) }
+                }
+                Err(LoginFailure::Later { after, problem }) => {
+                    self.problem(problem, false);
+                    self.backoff.next(after, rand::random())
+                }
+            };
+            if self.wait(wait).await? {
+                return Ok(Ended::Closed);
+            }
+        }
+    }
+
+    /// The next Login, its number durable.
+    async fn attempt(&mut self) -> Result<Attempt, StoreError> {
+        let attempt = clock_ms().max(self.store.attempt() + 1).min(proto::NUMBER_MAX);
+        self.store.put_attempt(attempt);
+        self.commit().await?;
+        let login = wire::Login {
+            wire_min: proto::WIRE_VERSION,
+            wire_max: proto::WIRE_VERSION,
+            user: self.options.user.clone(),
+            device: self.options.device.clone(),
+            attempt,
+            token: self.options.token.clone(),
+            agent: self.options.agent.clone(),
+        };
+        Ok(Attempt {
+            login,
+            avoid: self.avoid.clone(),
+            connect_within: Duration::from_millis(self.options.connect_ms_max),
+            answer_within: Duration::from_millis(self.options.login_ms_max),
+        })
+    }
+
+    /// Serves the application for a while. True: it wants the end.
+    async fn wait(&mut self, wait: Duration) -> Result<bool, StoreError> {
+        let mut timer = Box::pin(tokio::time::sleep(wait));
+        loop {
+            tokio::select! {
+                () = &mut timer => return Ok(false),
+                input = self.app.next(self.may_take(0)) => if self.take_offline(input).await? {
+                    return Ok(true);
+                },
+            }
+        }
+    }
+
+    /// Room for one more submission. `output_bytes`: what the connection has yet to write.
+    fn may_take(&self, output_bytes: usize) -> bool {
+        self.outbox.queued() < self.options.outbox.queued_messages_max && output_bytes < OUTPUT_BYTES_MAX
+    }
+
+    async fn take_offline(&mut self, input: Input) -> Result<bool, StoreError> {
+        self.take(input);
+        self.act(None).await?;
+        Ok(self.closing.is_some())
+    }
+
+    /// What the application wants.
+    fn take(&mut self, input: Input) {
+        let now = Instant::now();
+        match input {
+            Input::Submit(Submission { chat, body, answer }) => {
+                self.next_ticket += 1;
+                match self.outbox.submit(self.next_ticket, &chat, body, now) {
+                    Ok(()) => {
+                        self.tickets.insert(self.next_ticket, answer);
+                    }
+                    Err(outbox::Full { .. }) => drop(answer.send(Err(SendError::QueueFull))),
+                }
+            }
+            Input::Control(Control::Confirm { chat, history, seq }) => {
+                self.inbox.confirm(&chat, history, seq, now);
+            }
+            Input::Control(Control::Close { done }) => self.closing = Some(Some(done)),
+            Input::Gone => self.closing = Some(None),
+            Input::Told => {}
+        }
+    }
+
+    /// Carries out what inbox and outbox decided: first into the store, then onto the connection.
+    async fn act(&mut self, mut connection: Option<&mut Connection>) -> Result<bool, StoreError> {
+        let now_ms = clock_ms();
+        let mut frames = 0;
+        loop {
+            let mut idle = true;
+            while let Some(action) = self.outbox.next_action() {
+                idle = false;
+                match action {
+                    outbox::Action::Store { chat, n, body, .. } => {
+                        self.store.put_message(&chat, n, body, now_ms)
+                    }
+                    outbox::Action::StoreStream { chat, stream } => self.store.put_stream(&chat, stream),
+                    outbox::Action::StoreAnswered { chat, n } => self.store.put_answered(&chat, n),
+                    outbox::Action::Done { ticket, chat, outcome } => self.answered(ticket, &chat, outcome),
+                    outbox::Action::Send(send) => frames += put(&mut connection, Command::Send, &send),
+                }
+            }
+            while let Some(action) = self.inbox.next_action() {
+                idle = false;
+                match action {
+                    inbox::Action::Deliver(message) => self.app.tell(Event::Message(message)),
+                    inbox::Action::Gap { chat, history, from, to } => {
+                        self.app.tell(Event::Gap { chat, history, from, to });
+                    }
+                    inbox::Action::HistoryLost { chat, history, from_seq } => {
+                        self.app.tell(Event::HistoryLost { chat, history, from_seq });
+                    }
+                    inbox::Action::Store { chat, history, seq } => self.store.put_cursor(&chat, history, seq),
+                    inbox::Action::StoreComplete => self.store.put_complete(),
+                    inbox::Action::Synced => self.app.tell(Event::Synced),
+                    inbox::Action::Sync(sync) => frames += put(&mut connection, Command::Sync, &sync),
+                    inbox::Action::Pull(pull) => frames += put(&mut connection, Command::Pull, &pull),
+                    inbox::Action::Ack(ack) => frames += put(&mut connection, Command::PushAck, &ack),
+                }
+            }
+            if idle {
+                break;
+            }
+        }
+        self.commit().await?;
+        Ok(frames > 0)
+    }
+
+    /// Writes what was put into the store; waits for the disk when frames may rest on it.
+    async fn commit(&mut self) -> Result<(), StoreError> {
+        let Some(file) = self.store.write()? else { return Ok(()) };
+        let synced = tokio::task::spawn_blocking(move || file.sync_data()).await;
+        let failed = |error| StoreError::Io { path: "state log".into(), error };
+        synced.map_err(|error| failed(std::io::Error::other(error)))?.map_err(failed)
+    }
+
+    fn answered(&mut self, ticket: Option<u64>, chat: &std::sync::Arc<str>, outcome: Outcome) {
+        let result = match outcome {
+            Outcome::Sent { history, seq, time_us, body } => {
+                if self.options.receive {
+                    let message = wire::Message { seq, sender: self.options.user.clone(), time_us, body };
+                    self.inbox.sent(chat, history, message, Instant::now());
+                }
+                Ok(Sent { chat: chat.clone(), history, seq, time_us })
+            }
+            Outcome::Refused { code, text } => Err(SendError::Refused { code, text }),
+            Outcome::Unknown => Err(SendError::Unknown),
+        };
+        let answer = ticket.and_then(|ticket| self.tickets.remove(&ticket));
+        match (answer, &result) {
+            (Some(answer), _) => drop(answer.send(result)),
+            (None, Err(error)) => tracing::warn!(%chat, %error, "a message of an earlier run"),
+            (None, Ok(_)) => {}
+        }
+    }
+
+    fn problem(&mut self, problem: String, was_online: bool) {
+        tracing::info!(problem, "not connected");
+        if was_online {
+            self.app.tell(Event::Disconnected { reason: problem.clone() });
+        }
+        self.status.send_replace(Status::Connecting { problem: Some(problem) });
+    }
+
+    /// Nothing is sent or received any more. Everybody who waits is told.
+    async fn end(mut self, ended: Ended) {
+        tracing::info!(%ended, "session over");
+        let clean = self.outbox.unanswered() == 0 && !matches!(ended, Ended::Store(_));
+        for ticket in self.outbox.abandon() {
+            if let Some(answer) = self.tickets.remove(&ticket) {
+                let _ = answer.send(Err(SendError::NotSent));
+            }
+        }
+        for (_, answer) in self.tickets.drain() {
+            let _ = answer.send(Err(SendError::Unknown));
+        }
+        if clean && self.options.throw_away {
+            if let Err(error) = self.store.remove() {
+                tracing::warn!(%error, "the state of this throw-away device stays");
+            }
+        } else {
+            drop(self.store);
+        }
+        self.status.send_replace(Status::Ended(ended.clone()));
+        if let Some(done) = self.closing.take().flatten() {
+            let _ = done.send(());
+        }
+        self.app.finish(Event::Ended(ended)).await;
+    }
+}
+
+fn put<M: prost::Message>(connection: &mut Option<&mut Connection>, command: Command, body: &M) -> usize {
+    debug_assert!(connection.is_some(), "inbox and outbox make no frames while they are offline");
+    connection.as_mut().map_or(0, |connection| {
+        connection.put(command, body);
+        1
+    })
+}
+
+/// The wall clock, ms since 1970. Never trusted to rise.
+fn clock_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// A connection that lived as long did its work: the next failure starts the backoff anew.
+const STABLE_MS_MIN: u64 = 1_000;
+/// With so much unwritten, no further messages are taken from the application.
+const OUTPUT_BYTES_MAX: usize = 1 << 20;

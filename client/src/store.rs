@@ -1,0 +1,308 @@
+//! What a device keeps over restarts: its last attempt, cursors, streams, unanswered messages. Owned by the session's task.
+//!
+//! A folder per user and device holds `lock`, locked as long as a program runs, and `log`: records with their CRC32C,
+//! appended, and written anew through a rename when most of it is history.
+//!
+//! Trap: a record that cannot be read ends the log, and with it our knowledge of the last numbers given. From there on
+//! no stream of the file gets a new number: that number may have been sent with another body.
+
+mod place;
+mod record;
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use place::default_root;
+use record::Record;
+
+use crate::outbox::StoredChat;
+
+/// Why there is no store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Two programs with one device would kick each other and give out the same ids.
+    #[error("another program runs as this user and device (it holds {0}); choose another device name")]
+    Locked(PathBuf),
+    /// Neither is set, so there is no default place.
+    #[error("neither XDG_STATE_HOME nor HOME is set; name a folder for the state")]
+    NoHome,
+    /// The file system.
+    #[error("{path}: {error}")]
+    Io {
+        /// What was touched.
+        path: PathBuf,
+        /// What happened.
+        error: io::Error,
+    },
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct Store {
+    disk: Option<Disk>,
+    state: State,
+    /// Records not written yet.
+    pending: Vec<u8>,
+    must_sync: bool,
+}
+
+#[derive(Debug)]
+struct Disk {
+    folder: PathBuf,
+    log: Arc<File>,
+    log_bytes: u64,
+    /// Size at which the log is looked at again.
+    rewrite_at_bytes: u64,
+    _lock: File,
+}
+
+/// What the records say together.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct State {
+    pub attempt: u64,
+    pub complete: bool,
+    pub cursors: BTreeMap<String, (u64, u64)>,
+    pub chats: BTreeMap<String, Chat>,
+    /// The log ended in a record that cannot be read, now or in an earlier life, and these streams were open then.
+    pub torn: bool,
+}
+
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Chat {
+    pub stream: u64,
+    pub next_n: u64,
+    pub torn: bool,
+    /// n → body, and the wall clock in ms when it got its id.
+    pub unanswered: BTreeMap<u64, (Bytes, u64)>,
+}
+
+impl Store {
+    /// Without a disk.
+    pub fn memory() -> Self {
+        Store { disk: None, state: State::default(), pending: Vec::new(), must_sync: false }
+    }
+
+    /// Opens or makes the folder of this user and device under `root`.
+    pub fn open(root: &Path, user: &str, device: &str) -> Result<Self, StoreError> {
+        let folder = root.join(place::file_name(user)).join(place::file_name(device));
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |error| StoreError::Io { path, error }
+        };
+        // Messages are nobody else's business.
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(at(&folder))?;
+        let lock_path = folder.join("lock");
+        let lock = create(&lock_path).map_err(at(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(lock_path)),
+            Err(TryLockError::Error(error)) => return Err(at(&lock_path)(error)),
+        }
+        let log_path = folder.join("log");
+        let bytes = match std::fs::read(&log_path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(at(&log_path)(error)),
+        };
+        let state = State::read(&bytes);
+        if state.torn {
+            tracing::warn!(path = %log_path.display(), "the end of the state cannot be read; drawing new streams");
+        }
+        let (log, log_bytes) = if bytes.is_empty() || state.torn {
+            rewrite(&folder, &state).map_err(at(&log_path))?
+        } else {
+            (create(&log_path).map_err(at(&log_path))?, bytes.len() as u64)
+        };
+        let rewrite_at_bytes = REWRITE_BYTES_MIN.max(log_bytes * 4);
+        let disk = Disk { folder, log: Arc::new(log), log_bytes, rewrite_at_bytes, _lock: lock };
+        Ok(Store { disk: Some(disk), state, pending: Vec::new(), must_sync: false })
+    }
+
+    /// The last attempt used.
+    pub fn attempt(&self) -> u64 {
+        self.state.attempt
+    }
+
+    /// The first Sync of this device was complete.
+    pub fn is_complete(&self) -> bool {
+        self.state.complete
+    }
+
+    /// (chat, history, seq) of every chat.
+    pub fn cursors(&self) -> impl Iterator<Item = (&str, u64, u64)> {
+        self.state.cursors.iter().map(|(chat, (history, seq))| (chat.as_str(), *history, *seq))
+    }
+
+    /// What the outbox is restored from. `now_ms`: the wall clock; messages older than `resend_ms_max` are not resent.
+    pub fn outbox(&self, now_ms: u64, resend_ms_max: u64) -> Vec<StoredChat> {
+        let chats = self.state.chats.iter().map(|(name, chat)| StoredChat {
+            chat: name.clone(),
+            stream: chat.stream,
+            next_n: chat.next_n,
+            unanswered: chat.unanswered.iter().map(|(n, (body, _))| (*n, body.clone())).collect(),
+            intact: !chat.torn,
+            expired: chat
+                .unanswered
+                .values()
+                .any(|(_, time_ms)| now_ms.saturating_sub(*time_ms) > resend_ms_max),
+        });
+        chats.collect()
+    }
+
+    /// This attempt is about to be used.
+    pub fn put_attempt(&mut self, attempt: u64) {
+        self.must_sync = true;
+        self.put(Record::attempt(attempt));
+    }
+
+    /// See [`crate::inbox::Action::Store`].
+    pub fn put_cursor(&mut self, chat: &str, history: u64, seq: u64) {
+        self.put(Record::cursor(chat, history, seq));
+    }
+
+    /// See [`crate::inbox::Action::StoreComplete`].
+    pub fn put_complete(&mut self) {
+        self.put(Record::complete());
+    }
+
+    /// See [`crate::outbox::Action::StoreStream`].
+    pub fn put_stream(&mut self, chat: &str, stream: u64) {
+        self.must_sync = true;
+        self.put(Record::stream(chat, stream, 1, false));
+    }
+
+    /// See [`crate::outbox::Action::Store`].
+    pub fn put_message(&mut self, chat: &str, n: u64, body: Bytes, now_ms: u64) {
+        self.must_sync = true;
+        self.put(Record::message(chat, n, body, now_ms));
+    }
+
+    /// See [`crate::outbox::Action::StoreAnswered`].
+    pub fn put_answered(&mut self, chat: &str, n: u64) {
+        self.put(Record::answered(chat, n));
+    }
+
+    /// Hands what was put to the system, so that it outlives this process. Returns the file that must be synced before
+    /// anything that was put may be acted on, if there is such.
+    pub fn write(&mut self) -> Result<Option<Arc<File>>, StoreError> {
+        let pending = std::mem::take(&mut self.pending);
+        let must_sync = std::mem::take(&mut self.must_sync);
+        let Some(disk) = &mut self.disk else { return Ok(None) };
+        let error = |error| StoreError::Io { path: disk.folder.join("log"), error };
+        if disk.log_bytes + pending.len() as u64 > disk.rewrite_at_bytes {
+            // What is pending is in the state already.
+            let (log, log_bytes) = rewrite(&disk.folder, &self.state).map_err(error)?;
+            (disk.log, disk.log_bytes) = (Arc::new(log), log_bytes);
+            disk.rewrite_at_bytes = REWRITE_BYTES_MIN.max(log_bytes * 4);
+            return Ok(None);
+        }
+        if !pending.is_empty() {
+            (&*disk.log).write_all(&pending).map_err(error)?;
+            disk.log_bytes += pending.len() as u64;
+        }
+        Ok(must_sync.then(|| disk.log.clone()))
+    }
+
+    /// Removes the folder: this device will not come back.
+    pub fn remove(self) -> Result<(), StoreError> {
+        let Some(disk) = self.disk else { return Ok(()) };
+        std::fs::remove_dir_all(&disk.folder)
+            .map_err(|error| StoreError::Io { path: disk.folder.clone(), error })?;
+        // The user's folder goes with its last device; that it is not empty is no error.
+        if let Some(user) = disk.folder.parent() {
+            let _ = std::fs::remove_dir(user);
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, record: Record) {
+        if self.disk.is_some() {
+            record.append_to(&mut self.pending);
+        }
+        self.state.apply(record);
+    }
+}
+
+/// Writes the whole state as a new log, durable before it takes the place of the old one.
+fn rewrite(folder: &Path, state: &State) -> io::Result<(File, u64)> {
+    let mut bytes = Vec::new();
+    state.records().for_each(|record| record.append_to(&mut bytes));
+    let (path, new_path) = (folder.join("log"), folder.join("log.new"));
+    match std::fs::remove_file(&new_path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = create(&new_path)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&new_path, &path)?;
+    File::open(folder)?.sync_all()?;
+    Ok((file, bytes.len() as u64))
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// A log smaller than this is left alone.
+const REWRITE_BYTES_MIN: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_is_there_after_a_restart_also_behind_rewrites() {
+        let root = tempfile::tempdir().unwrap();
+        let mut store = Store::open(root.path(), "alice", "a/b").unwrap();
+        assert!(matches!(Store::open(root.path(), "alice", "a/b"), Err(StoreError::Locked(_))));
+        Store::open(root.path(), "alice", "other").expect("another device has a lock of its own");
+        store.put_attempt(7);
+        store.put_complete();
+        store.put_stream("a:b", 99);
+        for n in 1..=200 {
+            store.put_message("a:b", n, vec![0u8; 32 * 1024].into(), 1_000);
+            assert!(store.write().unwrap().is_some() || store.disk.as_ref().unwrap().log_bytes < 200_000);
+            if n > 1 {
+                store.put_answered("a:b", n - 1);
+            }
+            store.put_cursor("a:b", 5, n);
+        }
+        store.write().unwrap();
+        assert!(store.disk.as_ref().unwrap().log_bytes < 2 * REWRITE_BYTES_MIN);
+        drop(store);
+        let store = Store::open(root.path(), "alice", "a/b").unwrap();
+        assert_eq!((store.attempt(), store.is_complete()), (7, true));
+        assert_eq!(store.cursors().collect::<Vec<_>>(), [("a:b", 5, 200)]);
+        let [chat] = &store.outbox(1_500, 1_000)[..] else { panic!("one chat") };
+        assert_eq!((chat.stream, chat.next_n, chat.unanswered.len(), chat.intact), (99, 201, 1, true));
+        assert!(!chat.expired && store.outbox(2_500, 1_000)[0].expired);
+        store.remove().unwrap();
+        assert!(root.path().join("alice").exists(), "the other device is still there");
+    }
+
+    #[test]
+    fn after_a_torn_tail_no_number_of_the_old_stream_is_given_again() {
+        let root = tempfile::tempdir().unwrap();
+        let mut store = Store::open(root.path(), "alice", "x").unwrap();
+        store.put_stream("a:b", 99);
+        store.put_message("a:b", 1, Bytes::from_static(b"one"), 1);
+        store.put_message("a:b", 2, Bytes::from_static(b"two"), 1);
+        store.write().unwrap();
+        let path = store.disk.as_ref().unwrap().folder.join("log");
+        drop(store);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        for _ in 0..2 {
+            let store = Store::open(root.path(), "alice", "x").unwrap();
+            let [chat] = &store.outbox(1, 1_000)[..] else { panic!("one chat") };
+            assert_eq!((chat.intact, chat.unanswered.len()), (false, 1), "also after a restart");
+        }
+    }
+}

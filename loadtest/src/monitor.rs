@@ -1,0 +1,229 @@
+//! What the main thread does while engine threads work: adds up samples, shows progress, watches the time and Ctrl-C.
+//!
+//! Trap: the signal watcher must exist before the engine threads part from our fd table. A signal may be handled on any
+//! thread, and its handler writes to an fd number that must mean the same there.
+
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::engine::{Engine, EngineError, Sample, histogram, millis};
+
+/// Why a run gave no result.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum RunError {
+    /// Exit code 64.
+    #[error("{0}")]
+    Usage(String),
+    /// Exit code 69.
+    #[error("{0}")]
+    Unreachable(String),
+    /// Exit code 2.
+    #[error("too few per chat to judge order: {0}")]
+    TooFewPerChat(String),
+    /// Exit code 70.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Exit code 70.
+    #[error("{what}: {error}")]
+    Io { what: String, error: std::io::Error },
+}
+
+impl RunError {
+    /// The exit code that it ends the program with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            RunError::Usage(_) => 64,
+            RunError::Unreachable(_) => 69,
+            RunError::TooFewPerChat(_) => 2,
+            RunError::Engine(_) | RunError::Io { .. } => 70,
+        }
+    }
+}
+
+/// See the head of this file. One per run.
+pub struct Monitor {
+    connections: u64,
+    sum: Sample,
+    /// Of the second that is shown next.
+    second: Second,
+    began: Instant,
+    until: Instant,
+    shown: Instant,
+    bar: ProgressBar,
+    lines: bool,
+}
+
+struct Second {
+    ready: u64,
+    login: Histogram<u64>,
+    sent: u64,
+    delivered: u64,
+    latency: Histogram<u64>,
+}
+
+impl Second {
+    fn new() -> Second {
+        Second { ready: 0, login: histogram(2), sent: 0, delivered: 0, latency: histogram(3) }
+    }
+}
+
+impl Monitor {
+    /// For a run of so many connections that must end after `timeout`.
+    pub fn new(connections: u64, timeout: Duration, quiet: bool) -> Monitor {
+        let bar = ProgressBar::with_draw_target(Some(connections), ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {pos}/{len} {msg}") {
+            bar.set_style(style);
+        }
+        // Without a terminal the bar shows nothing; then a plain line a second does.
+        let lines = !quiet && bar.is_hidden();
+        if quiet {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let now = Instant::now();
+        Monitor {
+            connections,
+            sum: Sample::default(),
+            second: Second::new(),
+            began: now,
+            until: now + timeout,
+            shown: now,
+            bar,
+            lines,
+        }
+    }
+
+    /// Everything so far.
+    pub fn sum(&self) -> &Sample {
+        &self.sum
+    }
+
+    /// Out of time, or interrupted.
+    pub fn is_over(&self) -> bool {
+        interrupted() || Instant::now() >= self.until
+    }
+
+    /// Until `done`, the end of the time or Ctrl-C. Whether it was `done`.
+    pub fn watch<P: Send + 'static>(&mut self, engine: &Engine<P>, done: impl Fn(&Sample) -> bool) -> bool {
+        while !done(&self.sum) {
+            if self.is_over() {
+                return false;
+            }
+            self.step(engine);
+        }
+        true
+    }
+
+    /// For so long, if there is time.
+    pub fn hold<P: Send + 'static>(&mut self, engine: &Engine<P>, hold: Duration) {
+        let until = Instant::now() + hold;
+        while Instant::now() < until && !self.is_over() {
+            self.step(engine);
+        }
+    }
+
+    /// Takes what comes within a moment.
+    pub fn step<P: Send + 'static>(&mut self, engine: &Engine<P>) {
+        if let Some(sample) = engine.sample(STEP) {
+            self.add(&sample);
+        }
+        if self.shown.elapsed() >= SHOW_EVERY {
+            self.show();
+        }
+    }
+
+    /// One more sample.
+    pub fn add(&mut self, sample: &Sample) {
+        self.sum.add(sample);
+        self.second.ready += sample.ready;
+        self.second.sent += sample.sent;
+        self.second.delivered += sample.delivered;
+        let _ = self.second.login.add(&sample.login);
+        let _ = self.second.latency.add(&sample.latency);
+    }
+
+    /// Clears the progress line.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn show(&mut self) {
+        let seconds = self.shown.elapsed().as_secs_f64();
+        self.shown = Instant::now();
+        let second = std::mem::replace(&mut self.second, Second::new());
+        let sum = &self.sum;
+        let mut line = format!(
+            "{:.0}/s, {} in flight, {} failed",
+            second.ready as f64 / seconds,
+            sum.in_flight(),
+            sum.failed + sum.dropped
+        );
+        if let Some(p99) = millis(&second.login, 0.99) {
+            line += &format!(", login p99 {p99:.1} ms");
+        }
+        if sum.sent > 0 {
+            let (sent, delivered) = (second.sent as f64 / seconds, second.delivered as f64 / seconds);
+            line += &format!("; {sent:.0} sent/s, {delivered:.0} delivered/s");
+            if let Some(p99) = millis(&second.latency, 0.99) {
+                line += &format!(", p99 {p99:.1} ms");
+            }
+        }
+        self.bar.set_position(sum.ready_now());
+        self.bar.set_message(line.clone());
+        if self.lines {
+            let ready = sum.ready_now();
+            eprintln!("{:4.0} s  {ready}/{}  {line}", self.began.elapsed().as_secs_f64(), self.connections);
+        }
+    }
+}
+
+/// Starts to listen for Ctrl-C; from then on it ends runs in order. Call it before any engine.
+pub fn watch_interrupt() {
+    static STARTED: OnceLock<()> = OnceLock::new();
+    STARTED.get_or_init(|| {
+        let (ready_sender, ready) = std::sync::mpsc::channel();
+        let watch = move || {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+                return;
+            };
+            runtime.block_on(async {
+                let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
+                // Polled once, so that the handler stands before the caller goes on.
+                let first =
+                    std::future::poll_fn(|context| std::task::Poll::Ready(interrupt.as_mut().poll(context)));
+                let first = first.await;
+                let _ = ready_sender.send(());
+                if first.is_ready() || interrupt.await.is_ok() {
+                    INTERRUPTED.store(true, Ordering::Release);
+                }
+            });
+        };
+        if std::thread::Builder::new().name("interrupt".into()).spawn(watch).is_ok() {
+            // An error means that the thread ended without a handler: Ctrl-C then just kills us.
+            let _ = ready.recv();
+        }
+    });
+}
+
+fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Acquire)
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether somebody listens there: asked once before a run, for a clear error instead of a million refusals.
+pub fn check_reachable(targets: &[SocketAddr]) -> Result<(), RunError> {
+    for target in targets {
+        std::net::TcpStream::connect_timeout(target, Duration::from_secs(3))
+            .map_err(|error| RunError::Unreachable(format!("cannot connect to {target}: {error}")))?;
+    }
+    Ok(())
+}
+
+const STEP: Duration = Duration::from_millis(20);
+const SHOW_EVERY: Duration = Duration::from_secs(1);

@@ -1,0 +1,190 @@
+//! A whole Rookery on loopback: Redis, etcd, state servers, gateways, ipconf, wired together. Owned by the test.
+//!
+//! Trap: fields drop in their order here, clients of a service before the service, so that no server spends its last
+//! moments logging that its store is gone.
+
+use std::net::SocketAddr;
+
+use super::process::temp_folder;
+use super::{Etcd, PortLease, Process, Ready, Redis, Spec, SupervisorError, binary};
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// How many gateways.
+    pub gateways: usize,
+    /// How many state servers.
+    pub states: usize,
+    /// Whether with ipconf.
+    pub ipconf: bool,
+    /// Further `section.key=value` for every gateway.
+    pub gateway_sets: Vec<String>,
+    /// Further `section.key=value` for every state server.
+    pub state_sets: Vec<String>,
+    /// Further `section.key=value` for ipconf.
+    pub ipconf_sets: Vec<String>,
+    /// Further settings for Redis.
+    pub redis_settings: Vec<(String, String)>,
+}
+
+impl Default for ClusterOptions {
+    /// One gateway, one state server, no ipconf.
+    fn default() -> Self {
+        ClusterOptions {
+            gateways: 1,
+            states: 1,
+            ipconf: false,
+            gateway_sets: Vec::new(),
+            state_sets: Vec::new(),
+            ipconf_sets: Vec::new(),
+            redis_settings: Vec::new(),
+        }
+    }
+}
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    /// The process.
+    pub process: Process,
+    /// Where clients connect.
+    pub client: SocketAddr,
+    /// `/healthz`, `/readyz`, `/metrics`.
+    pub admin: SocketAddr,
+    _ports: [PortLease; 2],
+}
+
+/// A running state server.
+#[derive(Debug)]
+pub struct State {
+    /// The process.
+    pub process: Process,
+    /// gRPC.
+    pub rpc: SocketAddr,
+    /// `/healthz`, `/readyz`, `/metrics`.
+    pub admin: SocketAddr,
+    _ports: [PortLease; 2],
+}
+
+/// A running ipconf.
+#[derive(Debug)]
+pub struct Ipconf {
+    /// The process.
+    pub process: Process,
+    /// `GET /ip/list`.
+    pub http: SocketAddr,
+    /// `/healthz`, `/readyz`, `/metrics`.
+    pub admin: SocketAddr,
+    _ports: [PortLease; 2],
+}
+
+impl Ipconf {
+    /// `http://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.http)
+    }
+}
+
+/// All of it.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Named `gateway-0`, ...
+    pub gateways: Vec<Gateway>,
+    /// Named `ipconf-0`.
+    pub ipconf: Option<Ipconf>,
+    /// Named `state-0`, ...
+    pub states: Vec<State>,
+    /// The registry.
+    pub etcd: Etcd,
+    /// The store.
+    pub redis: Redis,
+    options: ClusterOptions,
+    folder: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// Starts everything and waits until each part says that it is ready.
+    pub fn start(options: ClusterOptions) -> Result<Cluster, SupervisorError> {
+        // Asked first, so that "build the binaries" comes before anything was started.
+        binary("state").and(binary("gateway"))?;
+        let settings: Vec<(&str, &str)> =
+            options.redis_settings.iter().map(|(setting, value)| (&**setting, &**value)).collect();
+        let mut cluster = Cluster {
+            gateways: Vec::new(),
+            ipconf: None,
+            states: Vec::new(),
+            etcd: Etcd::start()?,
+            redis: Redis::start_with(&settings)?,
+            options,
+            folder: temp_folder()?,
+        };
+        for _ in 0..cluster.options.states {
+            cluster.add_state()?;
+        }
+        for _ in 0..cluster.options.gateways {
+            cluster.add_gateway()?;
+        }
+        if cluster.options.ipconf {
+            cluster.add_ipconf()?;
+        }
+        Ok(cluster)
+    }
+
+    /// One more state server.
+    pub fn add_state(&mut self) -> Result<&mut State, SupervisorError> {
+        let ports = [PortLease::take()?, PortLease::take()?];
+        let (rpc, admin) = (ports[0].address(), ports[1].address());
+        let mut sets = vec![
+            format!("node.id=state-{}", self.states.len()),
+            format!("store.url={}", self.redis.url()),
+            format!("rpc.listen={rpc}"),
+            "registry.lease_s=2".to_owned(),
+        ];
+        sets.extend_from_slice(&self.options.state_sets);
+        let process = self.server("state", self.states.len(), admin, sets)?;
+        Ok(push(&mut self.states, State { process, rpc, admin, _ports: ports }))
+    }
+
+    /// One more gateway.
+    pub fn add_gateway(&mut self) -> Result<&mut Gateway, SupervisorError> {
+        let ports = [PortLease::take()?, PortLease::take()?];
+        let (client, admin) = (ports[0].address(), ports[1].address());
+        let mut sets =
+            vec![format!("node.id=gateway-{}", self.gateways.len()), format!("listen.client={client}")];
+        sets.extend_from_slice(&self.options.gateway_sets);
+        let process = self.server("gateway", self.gateways.len(), admin, sets)?;
+        Ok(push(&mut self.gateways, Gateway { process, client, admin, _ports: ports }))
+    }
+
+    fn add_ipconf(&mut self) -> Result<(), SupervisorError> {
+        let ports = [PortLease::take()?, PortLease::take()?];
+        let (http, admin) = (ports[0].address(), ports[1].address());
+        let mut sets = vec![format!("http.listen={http}")];
+        sets.extend_from_slice(&self.options.ipconf_sets);
+        let process = self.server("ipconf", 0, admin, sets)?;
+        self.ipconf = Some(Ipconf { process, http, admin, _ports: ports });
+        Ok(())
+    }
+
+    fn server(
+        &self,
+        name: &str,
+        index: usize,
+        admin: SocketAddr,
+        sets: Vec<String>,
+    ) -> Result<Process, SupervisorError> {
+        let label = format!("{name}-{index}");
+        let common =
+            [format!("admin.listen={admin}"), format!("registry.endpoints=[\"{}\"]", self.etcd.endpoint())];
+        // The options' own settings come last, because the last one wins.
+        let args = common.into_iter().chain(sets).flat_map(|set| ["--set".to_owned(), set]).collect();
+        let folder = self.folder.path().to_owned();
+        Process::start(Spec { label, program: binary(name)?, args, ready: Ready::admin(admin), folder })
+    }
+}
+
+fn push<T>(all: &mut Vec<T>, one: T) -> &mut T {
+    all.push(one);
+    let last = all.len() - 1;
+    &mut all[last]
+}
