@@ -6,6 +6,7 @@
 //! Trap: all tasks share one thread. A computation that takes milliseconds delays every gateway.
 
 mod answer;
+mod calls;
 pub mod config;
 mod delivered;
 mod fan_out;
@@ -13,6 +14,7 @@ mod gateways;
 mod metrics;
 pub mod server;
 mod service;
+mod settle;
 pub mod store;
 pub mod store_redis;
 mod store_redis_read;

@@ -14,9 +14,11 @@ use crpc::{Fatal, Readiness, Shutdown};
 use lru::LruCache;
 use parking_lot::Mutex;
 use proto::link::link_server::LinkServer;
+use proto::state::state_server::StateServer;
 use proto::wire::Durability;
 use tokio::sync::mpsc;
 
+use crate::calls::StateService;
 use crate::config::Config;
 use crate::delivered::{self, Delivered};
 use crate::fan_out::{self, Accepted};
@@ -185,7 +187,8 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     let link = LinkServer::new(LinkService::new(core.clone()))
         .max_decoding_message_size(LINK_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(LINK_MESSAGE_BYTES_MAX);
-    let routes = tonic::service::Routes::new(link);
+    let calls = StateServer::new(StateService::new(core.clone()));
+    let routes = tonic::service::Routes::new(link).add_service(calls);
     readiness.set("registry", Ok(()));
     readiness.set("listener", Ok(()));
     let endpoint = Endpoint {

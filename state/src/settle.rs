@@ -1,0 +1,232 @@
+//! What the store said of a batch, made into answers. On the state server's thread.
+//!
+//! Trap: outcomes belong to steps by the range that each step noted when its operations were put together. Every
+//! operation is used, in order, or the next step would read somebody else's.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use prost::Message;
+use proto::Command;
+use proto::link::{Bind, DownFrame, UpFrame};
+use proto::wire::{self, Code};
+
+use crate::answer;
+use crate::fan_out::Accepted;
+use crate::server::Core;
+use crate::store::{Appended, Bound, Head, Outcome, Page, StoreError, read};
+use crate::turn::{Gateway, Outcomes, Planned, Step};
+
+/// Makes the answers, in the order of the frames.
+pub fn settle(
+    core: &Arc<Core>,
+    gateway: &Gateway,
+    steps: Vec<Step>,
+    mut outcomes: Vec<Outcome>,
+    out: &mut Outcomes,
+    began: Instant,
+) {
+    let missing = || Err(StoreError::Unknown("not asked".to_owned()));
+    for step in steps {
+        let Step { frame, user_name, ask, ops } = step;
+        let mut results = outcomes[ops].iter_mut().map(|slot| std::mem::replace(slot, missing()));
+        match ask {
+            Planned::Login { login, device, number } => {
+                results.next();
+                let bound = results.next().unwrap_or_else(missing).and_then(|answer| read::bound(Ok(answer)));
+                login_answer(core, gateway, &frame, &login, (number, device), bound, out);
+                core.metrics.login.observe(began.elapsed().as_secs_f64());
+            }
+            Planned::Send { send, chat } => {
+                let appended =
+                    results.next().unwrap_or_else(missing).and_then(|answer| read::appended(Ok(answer)));
+                send_answer(core, &frame, send, chat.to_string(), user_name, appended, out);
+            }
+            Planned::Sync { sync, chats, more } => {
+                let heads: Result<Vec<Head>, StoreError> = results.map(read::head).collect();
+                out.answers.push(sync_answer(core, &frame, &user_name, sync, chats, more, heads));
+            }
+            Planned::Pull { pull, chat, limit } => {
+                let page = results.next().unwrap_or_else(missing).and_then(|answer| read::page(Ok(answer)));
+                out.answers.push(pull_answer(core, gateway, &frame, pull, chat.to_string(), limit, page));
+            }
+            Planned::Closed => {}
+        }
+    }
+}
+
+fn login_answer(
+    core: &Core,
+    gateway: &Gateway,
+    frame: &UpFrame,
+    login: &wire::Login,
+    (number, device): (u64, u32),
+    bound: Result<Bound, StoreError>,
+    out: &mut Outcomes,
+) {
+    match bound {
+        Ok(Bound::Yes { replaced }) => {
+            let ack = wire::LoginAck {
+                wire: proto::WIRE_VERSION,
+                user_id: number,
+                device_id: device,
+                server_time_us: core.unix_us(),
+                heartbeat_ms: gateway.heartbeat_ms,
+                durability: core.durability() as i32,
+                message_bytes_max: core.config.limits.message_bytes_max as u32,
+                frame_bytes_max: gateway.frame_bytes_max,
+                unanswered_max: proto::UNANSWERED_MAX as u32,
+            };
+            let bind = Bind { user: number, device, binding: login.attempt };
+            core.metrics.logins.inc();
+            out.answers.push(answer::logged_in(frame, bind, &ack));
+            out.elsewhere.extend(replaced.map(|connection| answer::replaced(connection, number)));
+        }
+        Ok(Bound::Stale { stored }) => {
+            let text = "this device has logged in with a higher attempt";
+            let stale = wire::Error { expected: stored, ..answer::closing(Code::StaleAttempt, text) };
+            out.answers.push(answer::error(frame, stale));
+        }
+        Err(error) => {
+            core.store_failed(&error);
+            let error =
+                wire::Error { closing: true, ..answer::unavailable(core.config.limits.retry_after_ms) };
+            out.answers.push(answer::error(frame, error));
+        }
+    }
+}
+
+fn send_answer(
+    core: &Core,
+    frame: &UpFrame,
+    send: wire::Send,
+    chat: String,
+    sender: String,
+    appended: Result<Appended, StoreError>,
+    out: &mut Outcomes,
+) {
+    let refused = |code: Code, text: &str| answer::about_send(&send, code, text);
+    let error = match appended {
+        Ok(Appended::Stored { seq, time_us, history, again }) => {
+            let ack =
+                wire::SendAck { stream: send.stream, n: send.n, chat: chat.clone(), seq, time_us, history };
+            out.answers.push(answer::reply(frame, Command::SendAck, &ack));
+            core.metrics.sends.inc();
+            // A resend may mean that the first one's pushes died with its server: pushing again is harmless.
+            let _ = again;
+            let message = wire::Message { seq, sender, time_us, body: send.body };
+            out.accepted.push(Accepted {
+                chat,
+                history,
+                message,
+                from: frame.connection,
+                at: Instant::now(),
+            });
+            return;
+        }
+        Ok(Appended::Refused(code)) => refused(code, "refused for ever; the id is used up"),
+        Ok(Appended::Expected(n)) => wire::Error {
+            expected: n,
+            ..refused(Code::OutOfOrder, "another n comes first in this stream and chat")
+        },
+        Ok(Appended::TooOld) => refused(Code::TooOld, "answered so long ago that the answer is forgotten"),
+        Err(error) => {
+            core.store_failed(&error);
+            let retry_after_ms = core.config.limits.retry_after_ms;
+            wire::Error {
+                retry_after_ms,
+                ..refused(Code::Unavailable, "the store does not answer right now")
+            }
+        }
+    };
+    out.answers.push(answer::error(frame, error));
+}
+
+fn sync_answer(
+    core: &Core,
+    frame: &UpFrame,
+    user_name: &str,
+    sync: wire::Sync,
+    chats: Vec<String>,
+    more: bool,
+    heads: Result<Vec<Head>, StoreError>,
+) -> DownFrame {
+    let unread = more && chats.is_empty();
+    let heads = match heads {
+        Ok(heads) if !unread => heads,
+        _ => {
+            let error = answer::unavailable(core.config.limits.retry_after_ms);
+            return answer::error(frame, wire::Error { request: sync.request, ..error });
+        }
+    };
+    let next = if more { chats.last().cloned().unwrap_or_default() } else { String::new() };
+    let held = |chat: &str| sync.cursors.iter().find(|cursor| cursor.chat == chat);
+    let news = chats
+        .into_iter()
+        .zip(heads)
+        .filter(|(chat, head)| {
+            head.seq > 0 && held(chat).is_none_or(|c| c.history != head.history || c.seq != head.seq)
+        })
+        .map(|(chat, head)| {
+            // What this server was told lately may not be written yet.
+            let noted = core.delivered.noted(&chat, user_name).unwrap_or(0).min(head.seq);
+            let delivered = noted.max(head.delivered);
+            wire::ChatHead { chat, history: head.history, head: head.seq, delivered }
+        })
+        .collect();
+    let ack = wire::SyncAck { request: sync.request, chats: news, has_more: more, next };
+    answer::reply(frame, Command::SyncAck, &ack)
+}
+
+/// What a Pull answer holds beside its messages, at most.
+const PULL_OVERHEAD_BYTES: usize = 512;
+
+fn pull_answer(
+    core: &Core,
+    gateway: &Gateway,
+    frame: &UpFrame,
+    pull: wire::Pull,
+    chat: String,
+    limit: usize,
+    page: Result<Page, StoreError>,
+) -> DownFrame {
+    let page = match page {
+        Ok(page) => page,
+        Err(error) => {
+            core.store_failed(&error);
+            let error = match error {
+                StoreError::Corrupt(text) => answer::because(Code::Internal, text),
+                _ => answer::unavailable(core.config.limits.retry_after_ms),
+            };
+            return answer::error(frame, wire::Error { request: pull.request, chat, ..error });
+        }
+    };
+    let found = page.messages.len();
+    let mut room = (gateway.frame_bytes_max as usize).saturating_sub(PULL_OVERHEAD_BYTES);
+    let mut messages = Vec::with_capacity(found.min(limit));
+    for stored in page.messages.into_iter().take(limit) {
+        let message = wire::Message {
+            seq: stored.seq,
+            sender: stored.sender,
+            time_us: stored.time_us,
+            body: stored.body,
+        };
+        // Key and length in front of it.
+        let bytes = message.encoded_len() + 8;
+        if bytes > room && !messages.is_empty() {
+            break;
+        }
+        room = room.saturating_sub(bytes);
+        messages.push(message);
+    }
+    let has_more = messages.len() < found;
+    let ack = wire::PullAck {
+        request: pull.request,
+        chat,
+        history: page.history,
+        messages,
+        has_more,
+        head: page.head,
+    };
+    answer::reply(frame, Command::PullAck, &ack)
+}
