@@ -244,7 +244,8 @@ impl Inbox {
 
     /// An Error arrived that answers a Sync or Pull. Others are ignored.
     pub fn error(&mut self, error: &wire::Error, now: Instant) {
-        let at = now + Duration::from_millis(u64::from(error.retry_after_ms).max(RETRY_MS_MIN));
+        let least = if is_transient(error.code()) { RETRY_MS_MIN } else { RETRY_FINAL_MS };
+        let at = now + Duration::from_millis(u64::from(error.retry_after_ms).max(least));
         if self.sync.is_asked(error.request) {
             self.sync_later(at);
             return;
@@ -275,12 +276,7 @@ impl Inbox {
         if online && let Some(at) = state.acknowledge(&name, now, &self.limits, &mut self.actions) {
             wake(&mut self.deadline, at);
         }
-        if self.behind && self.lag <= self.limits.unconfirmed_messages_max / 2 {
-            self.behind = false;
-            let names: Vec<_> = self.chats.keys().cloned().collect();
-            for name in names {
-                self.want_if_behind(&name);
-            }
+        if self.behind {
             self.pump(now);
         }
     }
@@ -392,8 +388,16 @@ impl Inbox {
 
     /// Starts as many Pulls as may run.
     fn pump(&mut self, now: Instant) {
-        if matches!(self.sync, SyncState::Offline) || self.behind {
+        if matches!(self.sync, SyncState::Offline) {
             return;
+        }
+        if self.behind {
+            if self.lag > self.limits.unconfirmed_messages_max / 2 {
+                return;
+            }
+            self.behind = false;
+            let names: Vec<_> = self.chats.keys().cloned().collect();
+            names.iter().for_each(|name| self.want_if_behind(name));
         }
         while self.asked.len() < self.limits.pulls_max {
             if self.lag >= self.limits.unconfirmed_messages_max {
@@ -430,7 +434,7 @@ impl Inbox {
 
 /// The server says try again; anything else it will say again.
 fn is_transient(code: Code) -> bool {
-    matches!(code, Code::Unavailable | Code::RateLimited | Code::TooManyConnections | Code::Internal)
+    matches!(code, Code::Unavailable | Code::RateLimited | Code::TooManyConnections)
 }
 
 fn wake(deadline: &mut Option<Instant>, at: Instant) {
@@ -439,3 +443,5 @@ fn wake(deadline: &mut Option<Instant>, at: Instant) {
 
 /// An Error without `retry_after_ms` is not asked again faster than this.
 const RETRY_MS_MIN: u64 = 100;
+/// A Sync that was refused for good. Without one nothing is known, so it is asked again all the same, rarely.
+const RETRY_FINAL_MS: u64 = 5_000;

@@ -245,15 +245,17 @@ impl Outbox {
                 queue.struck |= !queue.fits(error.expected);
                 queue.stall(now + Duration::from_millis(OUT_OF_ORDER_MS));
             }
+            // Decided by the chat's name alone, so nothing of it is stored, no id is used, and all of it is refused.
+            Code::BadChat => self.refuse_chat(&name, code, &error.text),
+            Code::NotAMember if !name.starts_with('#') => self.refuse_chat(&name, code, &error.text),
             Code::NotAMember | Code::MessageTooLarge => {
                 let Some(entry) = queue.take(error.stream, error.n) else { return };
                 self.actions.push_back(Action::StoreAnswered { chat: name.clone(), n: error.n });
                 let outcome = Outcome::Refused { code, text: error.text };
                 self.actions.push_back(Action::Done { ticket: entry.ticket, chat: name.clone(), outcome });
             }
-            Code::BadChat => self.refuse_chat(&name, code, &error.text),
-            Code::BadRequest => {
-                // Whether it consumed the id is not said, so the stream ends.
+            // A code of a newer server is final as well. Whether the id is used is not said, so the stream ends.
+            Code::BadRequest | Code::Unspecified => {
                 let Some(entry) = queue.take(error.stream, error.n) else { return };
                 let outcome = Outcome::Refused { code, text: error.text };
                 self.actions.push_back(Action::Done { ticket: entry.ticket, chat: name.clone(), outcome });
@@ -266,7 +268,8 @@ impl Outbox {
             }
             _ => {
                 queue.answered_in_doubt(error.n);
-                let wait = Duration::from_millis(u64::from(error.retry_after_ms).max(RETRY_MS_MIN));
+                let least = if code == Code::Internal { RETRY_INTERNAL_MS } else { RETRY_MS_MIN };
+                let wait = Duration::from_millis(u64::from(error.retry_after_ms).max(least));
                 queue.stall(now + wait + jitter);
             }
         }
@@ -342,7 +345,7 @@ impl Outbox {
         }
     }
 
-    /// Nothing for this chat will ever be taken: BAD_CHAT decides by its name alone.
+    /// Nothing for this chat will ever be taken.
     fn refuse_chat(&mut self, name: &Arc<str>, code: Code, text: &str) {
         let Some(queue) = self.chats.get_mut(name) else { return };
         self.queued -= queue.waiting.len();
@@ -378,3 +381,5 @@ const OUT_OF_ORDER_MS: u64 = 10;
 
 /// A transient Error without `retry_after_ms` is not tried again faster than this.
 const RETRY_MS_MIN: u64 = 100;
+/// The server has a fault that a person must look at.
+const RETRY_INTERNAL_MS: u64 = 1_000;

@@ -50,7 +50,7 @@ impl Resolver {
         Resolver { target, http: None }
     }
 
-    /// Addresses to try, best first; `avoid` (a gateway that said it is going) last.
+    /// Addresses to try, best first; `avoid` (the gateway that was left last) last.
     pub async fn addresses(&mut self, avoid: Option<&str>) -> Result<Vec<String>, ResolveError> {
         let mut addresses = match &self.target {
             Target::Gateway(addresses) if addresses.is_empty() => return Err(ResolveError::NoAddress),

@@ -38,7 +38,7 @@ pub(crate) struct Session {
     tickets: HashMap<u64, oneshot::Sender<Result<Sent, SendError>>>,
     next_ticket: u64,
     backoff: Backoff,
-    /// A gateway that said it is going.
+    /// The gateway that was left last.
     avoid: Option<String>,
     /// Set when the application asked for the end.
     closing: Option<Option<oneshot::Sender<()>>>,
@@ -117,15 +117,15 @@ impl Session {
                     if since.elapsed() >= Duration::from_millis(STABLE_MS_MIN) {
                         self.backoff.reset();
                     }
+                    // Whatever befell this gateway: another one first, if there is one.
+                    self.avoid = Some(address);
                     match leave {
                         Leave::End(ended) => return Ok(ended),
                         Leave::Elsewhere { reason } => {
-                            self.avoid = Some(address);
                             self.problem(reason, true);
                             Duration::ZERO
                         }
                         Leave::Again { reason, after } => {
-                            self.avoid = None;
                             self.problem(reason, true);
                             self.backoff.next(after, rand::random())
                         }
