@@ -83,6 +83,8 @@ pub struct DownItem {
     pub bind: Option<proto::link::Bind>,
     /// Close behind the frames.
     pub close: bool,
+    /// With `user` 0: the login that this answers, see `Connection::binding`.
+    pub login: u64,
     /// May be skipped for a slow reader, who Syncs later.
     pub push: bool,
 }

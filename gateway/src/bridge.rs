@@ -73,6 +73,7 @@ impl Bridge {
             batch_frames_max: config.link.batch_frames_max,
             batches_in_flight_max: config.link.batches_in_flight_max,
             queue_bytes_max: config.link.queue_bytes_max,
+            connection_frames_max: config.link.connection_frames_max,
             stalled_ms_max: config.link.stalled_ms_max,
             dead_ms: config.link.dead_ms,
         });
@@ -129,6 +130,7 @@ impl Bridge {
             if !refused.is_empty() {
                 self.deliver(refused, None).await;
             }
+            self.settled.notify_waiters();
             if taken < BATCHES_PER_ROUND {
                 self.work.notified().await;
             } else {
@@ -224,6 +226,7 @@ impl Bridge {
             frames: frame::encode(Command::Error, &error),
             bind: None,
             close: error.closing,
+            login: frame.binding,
             push: false,
         })
     }
@@ -251,7 +254,11 @@ impl Bridge {
             if !strangers.is_empty() {
                 link.gone(Some(ticket.stream), strangers);
             }
-            link.placing(ticket.stream, ticket.number, count);
+            let done = link.placing(ticket.stream, ticket.number, count);
+            drop(link);
+            if done {
+                self.notify_streams(vec![ticket.stream]);
+            }
         }
         for (worker, items) in parts.into_iter().enumerate().filter(|(_, items)| !items.is_empty()) {
             self.send_down(worker, Down::Batch { items, ticket }).await;
@@ -360,6 +367,7 @@ pub fn deliveries(batch: proto::link::DownBatch) -> Vec<DownItem> {
             frames: frame.frames,
             bind: frame.bind,
             close: frame.close,
+            login: frame.login,
             push: false,
         });
     }
@@ -372,6 +380,7 @@ pub fn deliveries(batch: proto::link::DownBatch) -> Vec<DownItem> {
                 frames: bytes.clone(),
                 bind: None,
                 close: false,
+                login: 0,
                 push: true,
             });
         }

@@ -185,6 +185,8 @@ pub struct Link {
     pub batches_in_flight_max: usize,
     /// Bytes waiting or un-acknowledged per state server; beyond it clients are answered `unavailable`.
     pub queue_bytes_max: usize,
+    /// Un-acknowledged frames of one connection; beyond it that client is answered `unavailable`.
+    pub connection_frames_max: u32,
     /// No acknowledgement for this long while some is due: clients are answered `unavailable`.
     pub stalled_ms_max: u64,
     /// Time between pings.
@@ -207,6 +209,7 @@ impl Default for Link {
             batch_frames_max: 1_024,
             batches_in_flight_max: 2,
             queue_bytes_max: 16 * 1024 * 1024,
+            connection_frames_max: 1_024,
             stalled_ms_max: 500,
             ping_ms: 250,
             dead_ms: 1_000,
@@ -267,7 +270,9 @@ impl Config {
                 self.limits.connections_max
             ));
         }
-        Ok(Plan { workers, connections_per_worker_max: (fd_limit - 64).min(SLOTS_MAX) })
+        // Every table holds every eventfd.
+        let connections_per_worker_max = (fd_limit - 64 - workers).min(SLOTS_MAX);
+        Ok(Plan { workers, connections_per_worker_max })
     }
 
     /// The address that clients are told.
@@ -319,8 +324,13 @@ impl Config {
                     || self.workers.down_batches_max == 0
                     || self.workers.up_batches_max == 0
                     || self.link.batch_frames_max == 0
-                    || self.link.batches_in_flight_max == 0,
+                    || self.link.batches_in_flight_max == 0
+                    || self.link.connection_frames_max == 0,
                 "the *_max of workers and link must be at least 1",
+            ),
+            (
+                self.link.ping_ms == 0 || self.link.ping_ms > self.link.dead_ms / 4,
+                "link.ping_ms must be between 1 and a quarter of link.dead_ms",
             ),
         ];
         match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {

@@ -32,7 +32,7 @@ pub struct Connection {
     pub fd: Fd,
     /// Numeric user once bound, else 0.
     pub user: u64,
-    /// The login attempt that bound it.
+    /// The login attempt that bound it; while logging in, the number of that login in this worker.
     pub binding: u64,
     /// Numeric device within the user.
     pub device: u32,
@@ -60,6 +60,8 @@ pub mod flag {
     pub const PARKED: u8 = 8;
     /// The sending direction has been shut down.
     pub const SHUT: u8 = 16;
+    /// It stands among the deadlines of stalled writes.
+    pub const STALL: u8 = 32;
 }
 
 impl Connection {

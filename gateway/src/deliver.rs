@@ -24,7 +24,10 @@ impl Worker {
             && id::worker(item.connection) == usize::from(self.index);
         let there = ours && self.table.get_mut(place).is_some_and(|connection| accepts(connection, &item));
         if !there {
-            return self.note_gone(&item);
+            // A push that overtook the login's answer: the route is right, and the first Sync will show the message.
+            let early =
+                item.push && ours && self.table.get_mut(place).is_some_and(|c| c.stage == Stage::LoggingIn);
+            return if early { self.stats().pushes_skipped.add(1) } else { self.note_gone(&item) };
         }
         if let Some(bind) = &item.bind
             && let Some(connection) = self.table.get_mut(place)
@@ -137,7 +140,10 @@ impl Worker {
                 queue.detach();
                 queue.progress_ms = now_ms;
                 connection.flags |= flag::BLOCKED;
-                self.stalls.start(place, now_ms);
+                if !connection.has(flag::STALL) {
+                    connection.flags |= flag::STALL;
+                    self.stalls.start(place, now_ms);
+                }
                 self.watch(place);
             }
             Err(_) => self.close(place, Some(Why::Socket)),
@@ -259,11 +265,11 @@ fn accepts(connection: &Connection, item: &DownItem) -> bool {
     match (connection.stage, &item.bind) {
         (Stage::Closing, _) => false,
         // A login is answered while it waits. Answered twice (a replay after a broken stream), the second is the same.
-        (Stage::LoggingIn, Some(_)) => true,
+        (Stage::LoggingIn, Some(_)) => item.login == connection.binding,
         (Stage::Bound, Some(bind)) => connection.user == bind.user && connection.binding == bind.binding,
         (Stage::Fresh, Some(_)) => false,
         (Stage::Bound, None) => connection.user == item.user,
-        (Stage::LoggingIn, None) => item.user == 0,
+        (Stage::LoggingIn, None) => item.user == 0 && item.login == connection.binding,
         (Stage::Fresh, None) => false,
     }
 }

@@ -21,6 +21,7 @@ pub struct Bounds {
     pub batch_frames_max: usize,
     pub batches_in_flight_max: usize,
     pub queue_bytes_max: usize,
+    pub connection_frames_max: u32,
     pub stalled_ms_max: u64,
     pub dead_ms: u64,
 }
@@ -128,8 +129,11 @@ impl Link {
     /// Queues a frame. `Ok` names the stream that has something to send; `Err` gives the frame back because there is
     /// no stream for it, or it is stalled or full.
     pub fn offer(&mut self, frame: UpFrame, now_ms: u64) -> Result<StreamKey, UpFrame> {
-        let pinned = self.pinned.get(&frame.connection).map(|pin| pin.stream);
-        let index = match pinned {
+        let pinned = self.pinned.get(&frame.connection).copied();
+        if pinned.is_some_and(|pin| pin.frames >= self.bounds.connection_frames_max) {
+            return Err(frame);
+        }
+        let index = match pinned.map(|pin| pin.stream) {
             Some(key) => self.streams.iter().position(|stream| stream.key == key),
             None => self.home(frame.connection),
         };
@@ -220,6 +224,7 @@ impl Link {
             stream.ping_due = Some(now_ms);
             if we_slept {
                 stream.pong_ms = now_ms;
+                stream.progress_ms = now_ms;
             }
         }
         let dead = self.streams.iter().filter(|stream| now_ms > stream.pong_ms + self.bounds.dead_ms);
@@ -233,12 +238,11 @@ impl Link {
         }
     }
 
-    /// Down batch `number` went to `parts` workers.
-    pub fn placing(&mut self, key: StreamKey, number: u64, parts: usize) {
-        if let Some(stream) = self.streams.iter_mut().find(|stream| stream.key == key) {
-            stream.placing.push_back((number, parts));
-            stream.count_done();
-        }
+    /// Down batch `number` went to `parts` workers. `true`: it is placed already, and there is something to tell.
+    pub fn placing(&mut self, key: StreamKey, number: u64, parts: usize) -> bool {
+        let Some(stream) = self.streams.iter_mut().find(|stream| stream.key == key) else { return false };
+        stream.placing.push_back((number, parts));
+        stream.count_done()
     }
 
     /// One worker has placed its part of a down batch. `true`: there is something to tell.
@@ -320,6 +324,7 @@ mod tests {
             batch_frames_max: 4,
             batches_in_flight_max: 2,
             queue_bytes_max: 10_000,
+            connection_frames_max: 400,
             stalled_ms_max: 500,
             dead_ms: 1_000,
         }

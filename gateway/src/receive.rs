@@ -87,6 +87,10 @@ impl Worker {
     /// Reads once, and handles every whole frame.
     pub(crate) fn receive(&mut self, place: Place) {
         let Some(connection) = self.table.get_mut(place) else { return };
+        if connection.has(flag::DIRTY) {
+            // Its answers of the last turn have not left yet. Whoever asks faster than we write waits like this.
+            return;
+        }
         if connection.has(flag::PARKED) {
             // Only an error or a hang-up gets here while reads are parked.
             return self.close(place, Some(Why::Socket));
@@ -131,8 +135,8 @@ impl Worker {
             return;
         }
         if used < whole.len() {
-            whole.drain(..used);
-            self.tails[connection.tail as usize] = whole;
+            // A new one, because the old one has room for what was read, and this may wait for long.
+            self.tails[connection.tail as usize] = whole[used..].to_vec();
         } else {
             let index = std::mem::replace(&mut connection.tail, NONE);
             self.tails.remove(index as usize);
@@ -182,7 +186,11 @@ impl Worker {
         match judge(connection.stage, frame.command) {
             Verdict::Refuse(code) => return self.refuse(place, code),
             Verdict::Pong => return self.pong(place, frame.body),
-            Verdict::Login => connection.stage = Stage::LoggingIn,
+            Verdict::Login => {
+                self.login_number += 1;
+                connection.stage = Stage::LoggingIn;
+                connection.binding = self.login_number;
+            }
             Verdict::Forward => {}
         }
         self.batch.bodies.extend_from_slice(frame.body);

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 
 use crate::sys;
 
@@ -18,7 +18,10 @@ const PIECES_PER_WRITE_MAX: usize = 64;
 /// The queue.
 #[derive(Debug, Default)]
 pub struct SendQueue {
+    /// Slices of shared buffers, while nothing has to wait.
     pieces: VecDeque<Bytes>,
+    /// Bytes of our own, once something had to.
+    own: BytesMut,
     bytes: usize,
     detached: bool,
     /// Worker's clock, ms, when the socket last took something while this queue waited.
@@ -34,21 +37,26 @@ impl SendQueue {
     /// Appends whole frames.
     pub fn push(&mut self, frames: Bytes) {
         self.bytes += frames.len();
-        self.pieces.push_back(if self.detached { Bytes::copy_from_slice(&frames) } else { frames });
+        if self.detached {
+            self.own.extend_from_slice(&frames);
+        } else {
+            self.pieces.push_back(frames);
+        }
     }
 
     /// Writes until all is gone or the socket takes no more. `Ok(true)`: all is gone.
     pub fn write_to(&mut self, fd: &impl AsRawFd) -> io::Result<bool> {
-        while !self.pieces.is_empty() {
-            let written = if self.pieces.len() == 1 {
-                sys::write(fd, &self.pieces[0])
-            } else {
-                let mut slices = [IoSlice::new(&[]); PIECES_PER_WRITE_MAX];
-                let count = self.pieces.len().min(PIECES_PER_WRITE_MAX);
-                for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
-                    *slice = IoSlice::new(piece);
+        while self.bytes > 0 {
+            let written = match (self.detached, self.pieces.len()) {
+                (true, _) => sys::write(fd, &self.own),
+                (false, 1) => sys::write(fd, &self.pieces[0]),
+                (false, pieces) => {
+                    let mut slices = [IoSlice::new(&[]); PIECES_PER_WRITE_MAX];
+                    for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+                        *slice = IoSlice::new(piece);
+                    }
+                    sys::write_vectored(fd, &slices[..pieces.min(PIECES_PER_WRITE_MAX)])
                 }
-                sys::write_vectored(fd, &slices[..count])
             };
             match written {
                 Ok(count) => self.advance(count),
@@ -64,20 +72,22 @@ impl SendQueue {
     pub fn detach(&mut self) {
         if !self.detached {
             self.detached = true;
-            let mut own = Vec::with_capacity(self.bytes);
-            self.pieces.iter().for_each(|piece| own.extend_from_slice(piece));
-            self.pieces.clear();
-            self.pieces.push_back(own.into());
+            self.own.reserve(self.bytes);
+            for piece in self.pieces.drain(..) {
+                self.own.extend_from_slice(&piece);
+            }
         }
     }
 
     fn advance(&mut self, mut count: usize) {
         self.bytes -= count;
+        if self.detached {
+            return self.own.advance(count);
+        }
         while count > 0 {
             let piece = &mut self.pieces[0];
             if count < piece.len() {
-                piece.advance(count);
-                return;
+                return piece.advance(count);
             }
             count -= piece.len();
             self.pieces.pop_front();
@@ -144,10 +154,10 @@ mod tests {
         queue.advance(4);
         assert_eq!((queue.bytes(), &queue.pieces[0][..]), (5, &b"e"[..]));
         queue.detach();
-        assert_eq!((queue.pieces.len(), &queue.pieces[0][..]), (1, &b"efghi"[..]));
+        assert_eq!((queue.pieces.len(), &queue.own[..]), (0, &b"efghi"[..]));
         queue.push(Bytes::from_static(b"j"));
         queue.advance(6);
-        assert!(queue.pieces.is_empty() && queue.bytes() == 0);
+        assert!(queue.own.is_empty() && queue.bytes() == 0);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! Trap: signal handlers write to a pipe of the main fd table. Workers therefore take no signals at all.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -74,7 +74,8 @@ pub fn run(config: Config) -> Result<(), Fatal> {
         up: up_sender,
         up_wake: up_wake.clone(),
     };
-    let (threads, outboxes) = start_workers(&plan, &wakes, &shared)?;
+    let worker_failed = Arc::new(AtomicBool::new(false));
+    let (threads, outboxes) = start_workers(&plan, &wakes, &shared, &worker_failed)?;
 
     let shutdown = Shutdown::on_signals()?;
     let readiness = Readiness::starting(&["registry", "state", "listener"]);
@@ -95,7 +96,7 @@ pub fn run(config: Config) -> Result<(), Fatal> {
         connections_max = config.limits.connections_max,
         "gateway starts"
     );
-    let gateway = Gateway { config, plan, metrics, admission, readiness, shutdown };
+    let gateway = Gateway { config, plan, metrics, admission, readiness, shutdown, worker_failed };
     let ended = runtime.block_on(gateway.serve(threads, outboxes, up, up_wake));
     stop_admin.begin();
     ended
@@ -108,6 +109,7 @@ struct Gateway {
     admission: Arc<Admission>,
     readiness: Readiness,
     shutdown: Shutdown,
+    worker_failed: Arc<AtomicBool>,
 }
 
 impl Gateway {
@@ -130,16 +132,15 @@ impl Gateway {
         let pings = bridge.clone();
         let wakes = bridge.clone();
         let ups = bridge.clone();
-        let tasks = [
-            tokio::spawn(async move { ups.run_up().await }),
-            tokio::spawn(async move { upstreams.run(states).await }),
-            tokio::spawn(async move { pings.run_pings(|key| for_pings.cut(key)).await }),
-            tokio::spawn(async move {
-                if let Err(error) = wakes.listen_for_wakes().await {
-                    tracing::error!(%error, "the wake-up of the bridge failed");
-                }
-            }),
-        ];
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(async move { ups.run_up().await });
+        tasks.spawn(async move { upstreams.run(states).await });
+        tasks.spawn(async move { pings.run_pings(|key| for_pings.cut(key)).await });
+        tasks.spawn(async move {
+            if let Err(error) = wakes.listen_for_wakes().await {
+                tracing::error!(%error, "the wake-up of the bridge failed");
+            }
+        });
         let workers = self.begin_workers(threads, incarnation)?;
         self.readiness.set("listener", Ok(()));
         let endpoint = Endpoint {
@@ -150,10 +151,14 @@ impl Gateway {
         let registration = registry.register(endpoint).await?;
         tracing::info!(incarnation, advertised = config.advertised(), "gateway is listening");
 
-        self.report_until_stopped(&bridge, &registration).await;
+        let broken = tokio::select! {
+            () = self.report_until_stopped(&bridge, &registration) => self.worker_failed.load(Ordering::Acquire),
+            // None of them ever ends.
+            _ = tasks.join_next() => true,
+        };
         self.drain(&bridge, registration).await;
         let hard = Duration::from_millis(config.shutdown.hard_ms);
-        bridge.tell_workers(|| Down::Stop).await;
+        self.shutdown.with_hard_limit(bridge.tell_workers(|| Down::Stop), hard).await;
         let joined = tokio::task::spawn_blocking(move || workers.into_iter().for_each(|w| drop(w.join())));
         let stopped = async {
             let _ = joined.await;
@@ -162,9 +167,13 @@ impl Gateway {
         if self.shutdown.with_hard_limit(stopped, hard).await.is_none() {
             tracing::warn!("stopped hard: state was not told of every closed connection");
         }
-        tasks.iter().for_each(|task| task.abort());
+        tasks.abort_all();
         tracing::info!("gateway has stopped");
-        Ok(())
+        if broken {
+            Err(Fatal::internal("a part of the gateway ended by itself; the log says which"))
+        } else {
+            Ok(())
+        }
     }
 
     /// Asks any state server for the number of this life. `None`: told to stop meanwhile.
@@ -233,7 +242,12 @@ impl Gateway {
         loop {
             tokio::select! {
                 () = self.shutdown.wait() => return,
-                _ = ticks.tick() => registration.report(self.report(bridge, false, &mut meter).to_value()),
+                _ = ticks.tick() => {
+                    if self.worker_failed.load(Ordering::Acquire) {
+                        return;
+                    }
+                    registration.report(self.report(bridge, false, &mut meter).to_value());
+                }
             }
         }
     }
@@ -244,8 +258,8 @@ impl Gateway {
         tracing::info!(drain_ms, connections = self.admission.connections(), "gateway drains");
         self.readiness.set("listener", Err("draining".to_owned()));
         registration.deregister().await;
-        bridge.tell_workers(|| Down::Drain { within_ms: drain_ms as u32 }).await;
         let empty = async {
+            bridge.tell_workers(|| Down::Drain { within_ms: drain_ms as u32 }).await;
             let mut ticks = tokio::time::interval(Duration::from_millis(20));
             while self.admission.connections() > 0 {
                 ticks.tick().await;
@@ -301,6 +315,7 @@ fn start_workers(
     plan: &Plan,
     wakes: &[Wake],
     shared: &Shared,
+    failed: &Arc<AtomicBool>,
 ) -> Result<(Vec<WorkerThread>, Vec<Outbox>), Fatal> {
     let (parted, parting) = mpsc::channel();
     let mut threads = Vec::new();
@@ -311,12 +326,16 @@ fn start_workers(
         let inbox = Inbox { down, wake: wake.clone(), starved: starved.clone() };
         outboxes.push(Outbox { down: down_sender, wake: wake.clone(), starved });
         let (start, started) = mpsc::channel();
-        let (shared, parted) = (shared.clone(), parted.clone());
+        let (shared, parted, failed) = (shared.clone(), parted.clone(), failed.clone());
         let slots_max = plan.connections_per_worker_max;
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .stack_size(256 * 1024)
-            .spawn(move || work(index as u8, slots_max, shared, inbox, &parted, &started))
+            .spawn(move || {
+                let alarm = Alarm(failed);
+                work(index as u8, slots_max, shared, inbox, &parted, &started)
+                    .inspect(|()| alarm.all_is_well())
+            })
             .map_err(|e| Fatal::internal(format!("starting worker {index}: {e}")))?;
         threads.push(WorkerThread { start, thread });
     }
@@ -331,6 +350,22 @@ fn start_workers(
         }
     }
     Ok((threads, outboxes))
+}
+
+/// Raised when a worker ends by an error or a panic. A plain flag, which the main thread looks at: a worker must not wake
+/// a tokio runtime, whose fds are not in its table.
+struct Alarm(Arc<AtomicBool>);
+
+impl Alarm {
+    fn all_is_well(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 fn work(

@@ -125,14 +125,16 @@ impl Upstreams {
     /// One stream from connect to break. `Err`: it never opened.
     async fn stream(&self, endpoint: &Endpoint) -> Result<(), String> {
         let sender = Arc::new(Notify::new());
-        let key = Arc::new(Mutex::new(None));
+        let turn = Arc::new(Mutex::new(Turn::Opening));
+        // However this ends, what feeds the request must end too, or the transport keeps the call for ever.
+        let _closing = EndsUps { turn: turn.clone(), sender: sender.clone() };
         // A channel of its own: a stream declared dead must not share its TCP connection with the next.
         let channel =
             connect_lazy(&endpoint.addr, &ChannelOptions::default()).map_err(|e| e.message().to_owned())?;
         let mut client = LinkClient::new(channel)
             .max_decoding_message_size(LINK_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(LINK_MESSAGE_BYTES_MAX);
-        let ups = up_stream(self.hello(), self.bridge.clone(), key.clone(), sender.clone());
+        let ups = up_stream(self.hello(), self.bridge.clone(), turn.clone(), sender.clone());
         let opening = async {
             let mut downs = client.open(ups).await.map_err(|e| e.message().to_owned())?.into_inner();
             let first = downs.message().await.map_err(|e| e.message().to_owned())?;
@@ -151,7 +153,7 @@ impl Upstreams {
             ));
         }
         let stream_key = self.bridge.stream_opened(&endpoint.id, hello.credit_bytes, sender.clone());
-        *key.lock() = Some(stream_key);
+        *turn.lock() = Turn::Open(stream_key);
         sender.notify_one();
         let live = Arc::new(LiveStream::default());
         self.live.lock().insert(stream_key, live.clone());
@@ -226,25 +228,48 @@ impl Upstreams {
     }
 }
 
+/// How far a stream has come, as what feeds its request sees it.
+enum Turn {
+    Opening,
+    Open(StreamKey),
+    Closed,
+}
+
+/// Ends the feeding of a request when the stream is left.
+struct EndsUps {
+    turn: Arc<Mutex<Turn>>,
+    sender: Arc<Notify>,
+}
+
+impl Drop for EndsUps {
+    fn drop(&mut self) {
+        *self.turn.lock() = Turn::Closed;
+        self.sender.notify_one();
+    }
+}
+
 /// What goes up: hello, then whatever the core has, asked for when the transport asks. So batches form while it does
 /// not, and there is no second queue.
 fn up_stream(
     hello: UpHello,
     bridge: Arc<Bridge>,
-    key: Arc<Mutex<Option<StreamKey>>>,
+    turn: Arc<Mutex<Turn>>,
     sender: Arc<Notify>,
 ) -> impl stream::Stream<Item = Up> + Send + 'static {
     let first = stream::iter([Up { kind: Some(up::Kind::Hello(hello)) }]);
-    let rest = stream::unfold((bridge, key, sender), |(bridge, key, sender)| async move {
+    let rest = stream::unfold((bridge, turn, sender), |(bridge, turn, sender)| async move {
         loop {
-            let key_now = *key.lock();
-            let next = key_now.and_then(|key| bridge.link().lock().next_up(key, bridge.now_ms()));
+            let next = match *turn.lock() {
+                Turn::Opening => None,
+                Turn::Open(key) => bridge.link().lock().next_up(key, bridge.now_ms()),
+                Turn::Closed => return None,
+            };
             if let Some(up) = next {
                 if let Some(up::Kind::Batch(batch)) = &up.kind {
                     bridge.metrics.bridge.batches_up.add(1);
                     bridge.metrics.bridge.frames_up.add(batch.frames.len() as u64);
                 }
-                return Some((up, (bridge, key, sender)));
+                return Some((up, (bridge, turn, sender)));
             }
             sender.notified().await;
         }

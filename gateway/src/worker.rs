@@ -77,6 +77,7 @@ pub(crate) struct Worker {
     pub(crate) lingers: Expiry,
     pub(crate) small_frames: BytesMut,
     pub(crate) now_ms: u64,
+    pub(crate) login_number: u64,
     inbox: Inbox,
     started: Instant,
     swept_tick: u8,
@@ -127,6 +128,7 @@ impl Worker {
             lingers: Expiry::new(limits.linger_ms_max),
             small_frames: BytesMut::new(),
             now_ms: 0,
+            login_number: 0,
             inbox,
             started: Instant::now(),
             swept_tick: 0,
@@ -150,15 +152,23 @@ impl Worker {
 
     fn turn(&mut self, events: &mut [Event]) -> io::Result<bool> {
         let timeout = self.timeout();
+        let waiting_since = Instant::now();
         let ready = self.epoll.wait(events, Some(timeout))?;
+        // A process that was paused must not hold its own absence against its clients.
+        let overslept = waiting_since.elapsed().saturating_sub(timeout);
+        if overslept > Duration::from_secs(1) {
+            self.started += overslept;
+        }
         let cpu_before = sys::thread_cpu_time();
+        // The bridge gave the last batch back: nothing more is read until it takes it.
+        let choked = !self.batch.is_empty();
         self.now_ms = self.started.elapsed().as_millis() as u64;
         let mut arrivals = false;
         for event in ready {
             match event.token() {
                 WAKE => self.down_waiting = true,
                 LISTENER => arrivals = true,
-                token => self.connection_ready(Place::from_bits(token as u32), event),
+                token => self.connection_ready(Place::from_bits(token as u32), event, choked),
             }
         }
         if self.down_waiting && !self.take_deliveries() {
@@ -177,11 +187,11 @@ impl Worker {
         Ok(true)
     }
 
-    fn connection_ready(&mut self, place: Place, event: &Event) {
+    fn connection_ready(&mut self, place: Place, event: &Event, choked: bool) {
         if event.writable() {
             self.writable(place);
         }
-        if event.readable() || event.broken() {
+        if !choked && (event.readable() || event.broken()) {
             self.receive(place);
         }
     }
@@ -190,8 +200,9 @@ impl Worker {
     fn take_deliveries(&mut self) -> bool {
         self.inbox.wake.begin();
         self.down_waiting = false;
-        loop {
-            if self.dirty.len() >= self.shared.config.workers.writes_per_turn_max {
+        // One at least: clients that keep us writing must not keep everybody else from getting anything.
+        for taken in 0.. {
+            if taken > 0 && self.dirty.len() >= self.shared.config.workers.writes_per_turn_max {
                 self.down_waiting = true;
                 break;
             }
@@ -217,6 +228,9 @@ impl Worker {
         if self.down_waiting || !self.dirty.is_empty() || self.drain_page.is_some() {
             return Duration::ZERO;
         }
+        if !self.batch.is_empty() {
+            return UP_WAIT;
+        }
         let next_tick_ms = (self.now_ms / 1000 + 1) * 1000;
         let next_ms = [self.logins.next_ms(), self.stalls.next_ms(), self.lingers.next_ms()]
             .into_iter()
@@ -235,13 +249,21 @@ impl Worker {
         }
         while let Some(place) = {
             let table = &mut self.table;
-            self.stalls.pop_due(now_ms, |place| table.get_mut(place).is_none_or(|c| !c.has(flag::BLOCKED)))
+            self.stalls.pop_due(now_ms, |place| {
+                table.get_mut(place).is_none_or(|connection| {
+                    let over = !connection.has(flag::BLOCKED);
+                    if over {
+                        connection.flags &= !flag::STALL;
+                    }
+                    over
+                })
+            })
         } {
             self.stall_due(place);
         }
         while let Some(place) = {
             let table = &mut self.table;
-            self.lingers.pop_due(now_ms, |place| table.get_mut(place).is_none())
+            self.lingers.pop_due(now_ms, |place| table.get_mut(place).is_none_or(|c| !c.has(flag::SHUT)))
         } {
             self.close(place, None);
         }
