@@ -28,8 +28,10 @@ impl Backoff {
         let ceiling = self.ms_min.saturating_mul(1 << self.failures.min(20)).min(self.ms_max);
         self.failures = self.failures.saturating_add(1);
         match asked {
+            // At least what was asked, and longer and longer: everybody who comes back at once was asked for the same.
             Some(asked) => {
-                asked + Duration::from_millis(random % (asked.as_millis() as u64 / 2).max(self.ms_min).max(1))
+                let least = asked.max(Duration::from_millis(ceiling / 2));
+                least + Duration::from_millis(random % (least.as_millis() as u64 / 2).max(self.ms_min).max(1))
             }
             None => Duration::from_millis(ceiling / 2 + random % (ceiling / 2 + 1)),
         }
@@ -60,5 +62,8 @@ mod tests {
             let wait = Backoff::new(100, 10_000).next(Some(Duration::from_millis(800)), random).as_millis();
             assert!((800..1_200).contains(&wait), "{wait}");
         }
+        let mut backoff = Backoff::new(100, 10_000);
+        let last = (0..12).map(|_| backoff.next(Some(Duration::from_millis(250)), 0)).last();
+        assert_eq!(last, Some(Duration::from_secs(5)), "and it grows");
     }
 }

@@ -111,6 +111,17 @@ impl Client {
         self.status.borrow().clone()
     }
 
+    /// Waits until the session does otherwise than `seen`, and says how.
+    pub async fn status_changed(&self, seen: &Status) -> Status {
+        let mut status = self.status.clone();
+        let changed = status.wait_for(|status| status != seen).await.map(|status| status.clone());
+        match changed {
+            Ok(status) => status,
+            // Nothing changes any more.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Sends to a user (`bob`), a chat (`alice:bob`) or a group (`#17`), and waits for the answer.
     pub async fn send(&self, to: &str, body: impl Into<Bytes>) -> Result<Sent, SendError> {
         self.enqueue(to, body).await?.await

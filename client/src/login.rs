@@ -30,7 +30,12 @@ pub(crate) enum LoginFailure {
     /// Another program of this device used this attempt: try with a larger one.
     Stale(u64),
     /// Try again, not before `after` if it is given.
-    Later { after: Option<Duration>, problem: String },
+    Later {
+        after: Option<Duration>,
+        problem: String,
+        /// The gateway that answered so, or did not answer: another one first, if there is one.
+        address: Option<String>,
+    },
 }
 
 impl Attempt {
@@ -49,7 +54,7 @@ impl Attempt {
     ) -> Result<(Connection, wire::LoginAck), LoginFailure> {
         let addresses = resolver.addresses(self.avoid.as_deref()).await.map_err(|error| {
             let after = if let ResolveError::Empty { wait, .. } = &error { *wait } else { None };
-            LoginFailure::Later { after, problem: error.to_string() }
+            LoginFailure::Later { after, problem: error.to_string(), address: None }
         })?;
         let mut problem = String::new();
         for address in addresses {
@@ -61,7 +66,7 @@ impl Attempt {
                 }
             }
         }
-        Err(LoginFailure::Later { after: None, problem })
+        Err(LoginFailure::Later { after: None, problem, address: None })
     }
 
     async fn log_in(&self, mut connection: Connection) -> Result<(Connection, wire::LoginAck), LoginFailure> {
@@ -76,7 +81,7 @@ impl Attempt {
                     connection.address(),
                     self.answer_within
                 );
-                Err(LoginFailure::Later { after: None, problem })
+                Err(later(&connection, None, problem))
             }
         }
     }
@@ -93,7 +98,7 @@ async fn answer(connection: &mut Connection) -> Result<wire::LoginAck, LoginFail
             }
             Ok(ServerFrame::GoAway(_)) => {
                 let problem = format!("gateway {} is going", connection.address());
-                return Err(LoginFailure::Later { after: None, problem });
+                return Err(later(connection, None, problem));
             }
             Ok(_) => {}
             Err(error) => return Err(broken(connection, &error)),
@@ -107,14 +112,20 @@ fn refused(connection: &Connection, error: &wire::Error) -> LoginFailure {
             LoginFailure::Final(Ended::LoginRefused { code, text: error.text.clone() })
         }
         Code::StaleAttempt => LoginFailure::Stale(error.expected),
-        code => LoginFailure::Later {
-            after: (error.retry_after_ms > 0).then(|| Duration::from_millis(error.retry_after_ms.into())),
-            problem: format!("gateway {}: {}: {}", connection.address(), code.as_str_name(), error.text),
-        },
+        code => {
+            let after =
+                (error.retry_after_ms > 0).then(|| Duration::from_millis(error.retry_after_ms.into()));
+            let problem = format!("gateway {}: {}: {}", connection.address(), code.as_str_name(), error.text);
+            later(connection, after, problem)
+        }
     }
 }
 
 fn broken(connection: &Connection, error: &ConnectionError) -> LoginFailure {
     let problem = format!("gateway {}: {error}", connection.address());
-    LoginFailure::Later { after: None, problem }
+    later(connection, None, problem)
+}
+
+fn later(connection: &Connection, after: Option<Duration>, problem: String) -> LoginFailure {
+    LoginFailure::Later { after, problem, address: Some(connection.address().to_owned()) }
 }

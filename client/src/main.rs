@@ -1,26 +1,32 @@
-//! The chat client for the terminal and for scripts: `client send`, `client listen`.
+//! The chat client: for the terminal (`client`), and for scripts (`client send`, `client listen`).
 //!
 //! Trap: stdout belongs to scripts. Everything that is not a result goes to stderr.
 
 mod command_listen;
 mod command_send;
+mod tui;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use client::{ConnectError, Ended, Keep, Options, Target};
 use tracing_subscriber::EnvFilter;
 
-/// Rookery's client for the terminal and for scripts.
+/// Rookery's client: a chat for the terminal, and subcommands for scripts.
 ///
-/// There is no full-screen chat yet: use the subcommands `send` and `listen`.
+/// Without a subcommand it is a chat that fills the terminal; /help in it shows its keys. It is the device `chat`, shows
+/// messages from where that device was, and keeps the last of them for its next start.
 ///
 /// State (message ids, unanswered messages, cursors) is kept under $XDG_STATE_HOME/rookery/USER/DEVICE, or
 /// ~/.local/state/rookery/USER/DEVICE; one program at a time may use a user and device. Logs go to stderr; RUST_LOG=info
 /// shows them.
 #[derive(Debug, Parser)]
-#[command(name = "client", version, after_help = EXAMPLES)]
+#[command(name = "client", version, after_help = EXAMPLES, override_usage = USAGE)]
 struct Arguments {
+    /// Who chats (behind a subcommand: who sends or listens)
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
     /// Base URL of ipconf, which is asked for a gateway
     #[arg(
         long,
@@ -33,7 +39,8 @@ struct Arguments {
     /// Connect to this gateway and do not ask ipconf; may be given several times
     #[arg(long, global = true, value_name = "HOST:PORT")]
     gateway: Vec<String>,
-    /// Name of this device [default: the subcommand and the process id; such a device is forgotten at the end]
+    /// Name of this device [default: `chat` for the chat; for a subcommand its name and the process id: such a device is
+    /// forgotten at the end]
     #[arg(long, global = true, value_name = "NAME")]
     device: Option<String>,
     #[command(subcommand)]
@@ -46,8 +53,14 @@ enum Subcommands {
     Listen(command_listen::Arguments),
 }
 
+const USAGE: &str = "\
+client [OPTIONS] --user NAME
+       client [OPTIONS] send --user NAME --to NAME TEXT
+       client [OPTIONS] listen --user NAME";
+
 const EXAMPLES: &str = "\
 Examples:
+  client --user alice
   client listen --user bob --json
   client send --user alice --to bob 'hello, bob'
   seq 1000 | client send --user alice --to bob --stdin
@@ -64,8 +77,11 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A line of log would tear the chat's screen.
+    if arguments.command.is_some() || !std::io::stderr().is_terminal() {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow::Error::new(error).context("cannot start")),
@@ -77,9 +93,10 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { ipconf, gateway, device, command } = arguments;
+    let Arguments { user, ipconf, gateway, device, command } = arguments;
     let target = if gateway.is_empty() { Target::Ipconf(ipconf) } else { Target::Gateway(gateway) };
     match command {
+        Some(_) if user.is_some() => Ok(usage("--user goes behind the subcommand")),
         Some(Subcommands::Send(arguments)) => {
             let options = options(&arguments.user, "send", device, target);
             command_send::run(arguments, options).await
@@ -89,10 +106,20 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             command_listen::run(arguments, options).await
         }
         None => {
-            Arguments::command().print_long_help()?;
-            Ok(ExitCode::from(EXIT_USAGE))
+            let Some(user) = user else {
+                return Ok(usage("who chats? --user NAME, or a subcommand"));
+            };
+            if !tui::has_terminal() {
+                return Ok(usage("the chat needs a terminal; for scripts there are `send` and `listen`"));
+            }
+            tui::run(Options::new(user, device.unwrap_or_else(|| "chat".to_owned()), target)).await
         }
     }
+}
+
+fn usage(problem: &str) -> ExitCode {
+    eprintln!("client: {problem}; see client --help");
+    ExitCode::from(EXIT_USAGE)
 }
 
 fn options(user: &str, subcommand: &str, device: Option<String>, target: Target) -> Options {

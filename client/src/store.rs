@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use place::default_root;
+pub use place::{default_root, device_folder, file_name};
 use record::Record;
 
 use crate::outbox::StoredChat;
@@ -90,7 +90,7 @@ impl Store {
 
     /// Opens or makes the folder of this user and device under `root`.
     pub fn open(root: &Path, user: &str, device: &str) -> Result<Self, StoreError> {
-        let folder = root.join(place::file_name(user)).join(place::file_name(device));
+        let folder = device_folder(root, user, device);
         let at = |path: &Path| {
             let path = path.to_owned();
             move |error| StoreError::Io { path, error }
@@ -168,6 +168,8 @@ impl Store {
 
     /// See [`crate::inbox::Action::StoreComplete`].
     pub fn put_complete(&mut self) {
+        // Forgotten, this would be a new device again, and would begin behind what others acknowledged meanwhile.
+        self.must_sync = true;
         self.put(Record::complete());
     }
 

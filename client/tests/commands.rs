@@ -170,9 +170,18 @@ async fn ipconf_is_asked_and_the_next_gateway_is_tried() {
 async fn help_says_what_there_is() {
     let fake = Fake::start().await;
     let state = tempfile::tempdir().unwrap();
-    let (code, out, _) = run(&fake, state.path(), &[]).await;
+    let (code, out, _) = run(&fake, state.path(), &["--help"]).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("client --user alice") && out.contains("client send --user alice"), "{out}");
+    let (code, out, err) = run(&fake, state.path(), &[]).await;
+    assert_eq!((code, &*out), (64, ""));
+    assert!(err.contains("--user NAME"), "{err}");
+    let (code, _, err) = run(&fake, state.path(), &["--user", "alice"]).await;
     assert_eq!(code, 64);
-    assert!(out.contains("no full-screen chat yet") && out.contains("client send --user alice"), "{out}");
+    assert!(err.contains("needs a terminal"), "{err}");
+    let (code, _, err) = run(&fake, state.path(), &["--user", "alice", "listen", "--user", "bob"]).await;
+    assert_eq!(code, 64);
+    assert!(err.contains("behind the subcommand"), "{err}");
     let (code, out, _) = run(&fake, state.path(), &["--version"]).await;
     assert_eq!((code, out.trim()), (0, concat!("client ", env!("CARGO_PKG_VERSION"))));
     let (code, _, _) = run(&fake, state.path(), &["listen", "--nonsense"]).await;

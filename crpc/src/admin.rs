@@ -36,7 +36,7 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
 ) -> Result<(SocketAddr, tokio::task::JoinHandle<()>), Fatal> {
-    let (addr, listener) = bind(listen).await?;
+    let (listener, addr) = listen::bind_known(listen, "admin.listen").await?;
     Ok((addr, tokio::spawn(answer(listener, Admin { readiness, metrics, shutdown }))))
 }
 
@@ -59,9 +59,10 @@ pub fn spawn_thread(
             }
         };
         runtime.block_on(async {
-            match bind(listen).await {
-                Ok((addr, listener)) => {
+            match listen::bind_known(listen, "admin.listen").await {
+                Ok((listener, addr)) => {
                     let _ = bound.send(Ok(addr));
+                    tokio::spawn(crate::notify::run(admin.readiness.clone(), admin.shutdown.clone()));
                     answer(listener, admin).await;
                 }
                 Err(fatal) => drop(bound.send(Err(fatal))),
@@ -72,12 +73,6 @@ pub fn spawn_thread(
         thread.map_err(|error| Fatal::internal(format!("cannot start the admin thread: {error}")))?;
     let addr = outcome.recv().map_err(|_| Fatal::internal("the admin thread died"))??;
     Ok((addr, thread))
-}
-
-async fn bind(listen: SocketAddr) -> Result<(SocketAddr, TcpListener), Fatal> {
-    let listener = listen::bind(listen, "admin.listen").await?;
-    let addr = listener.local_addr().map_err(|error| listen::refused(listen, "admin.listen", &error))?;
-    Ok((addr, listener))
 }
 
 async fn answer(listener: TcpListener, admin: Admin) {

@@ -2,7 +2,9 @@
 //!
 //! Trap: an added key is an interface. It gets a default, its unit last, and a line here that its user reads.
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -47,21 +49,24 @@ impl AdminConfig {
     }
 }
 
-/// `[registry]`: where servers find each other.
+/// `[registry]`: where servers find each other. Shown as the one line that says where that is.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistryConfig {
-    /// Which registry: `etcd`.
+    /// Which registry: `etcd`, or `directory` for servers that all run on one machine.
     pub kind: String,
-    /// etcd's addresses; the next is tried when one does not answer.
+    /// directory: where it is, the same for all servers and on a local file system; created if it is missing. There is no
+    /// default.
+    pub path: Option<PathBuf>,
+    /// etcd: its addresses; the next is tried when one does not answer.
     pub endpoints: Vec<String>,
-    /// What every key begins with.
+    /// etcd: what every key begins with.
     pub prefix: String,
-    /// Seconds after which a server that died is gone.
+    /// etcd: seconds after which a server that died is gone. (In a directory it is gone within one.)
     pub lease_s: u64,
-    /// Seconds between full lists, which repair what a watch may have missed.
+    /// etcd: seconds between full lists, which repair what a watch may have missed.
     pub relist_s: u64,
-    /// Longest that connecting, or one call, may take.
+    /// etcd: longest that connecting, or one call, may take.
     pub connect_ms_max: u64,
 }
 
@@ -69,11 +74,22 @@ impl Default for RegistryConfig {
     fn default() -> Self {
         Self {
             kind: "etcd".into(),
+            path: None,
             endpoints: vec!["http://127.0.0.1:2379".into()],
             prefix: "/rookery/".into(),
             lease_s: 5,
             relist_s: 30,
             connect_ms_max: 2_000,
+        }
+    }
+}
+
+impl fmt::Display for RegistryConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.kind.as_str(), &self.path) {
+            ("directory", Some(path)) => write!(f, "directory {}", path.display()),
+            ("etcd", _) => write!(f, "etcd {} {}", self.endpoints.join(","), self.prefix),
+            (kind, _) => f.write_str(kind),
         }
     }
 }
@@ -91,5 +107,19 @@ pub struct ShutdownConfig {
 impl Default for ShutdownConfig {
     fn default() -> Self {
         Self { drain_ms: 500, hard_ms: 10_000 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_says_where_it_is() {
+        let mut config = RegistryConfig::default();
+        assert_eq!(config.to_string(), "etcd http://127.0.0.1:2379 /rookery/");
+        config.path = Some("target/run/registry".into());
+        config.kind = "directory".into();
+        assert_eq!(config.to_string(), "directory target/run/registry");
     }
 }

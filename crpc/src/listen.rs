@@ -22,6 +22,13 @@ pub async fn bind(addr: SocketAddr, key: &str) -> Result<TcpListener, Fatal> {
     TcpListener::bind(addr).await.map_err(|error| refused(addr, key, &error))
 }
 
+/// [`bind`], and the address that it got: of port 0 the system picks one.
+pub async fn bind_known(addr: SocketAddr, key: &str) -> Result<(TcpListener, SocketAddr), Fatal> {
+    let listener = bind(addr, key).await?;
+    let known = listener.local_addr().map_err(|error| refused(addr, key, &error))?;
+    Ok((listener, known))
+}
+
 /// The clear line for an address that cannot be listened on, also for listeners that are bound elsewhere.
 pub fn refused(addr: SocketAddr, key: &str, error: &io::Error) -> Fatal {
     match error.kind() {

@@ -3,6 +3,7 @@
 //!
 //! Trap: a [`Fatal`] is printed exactly once, by [`run`]; whoever builds one does not log it too.
 
+use std::future::Future;
 use std::process::ExitCode;
 
 /// Arguments that every server takes. Flatten into the server's own `clap::Parser`.
@@ -72,6 +73,18 @@ pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
         let _ = error.print();
         if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS }
     })
+}
+
+/// Runs a server that lives on tokio, and returns as soon as it has ended: tasks that are left are dropped, and nothing
+/// waits for what blocks.
+pub fn block_on(server: impl Future<Output = Result<(), Fatal>>) -> Result<(), Fatal> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Fatal::internal(format!("no runtime: {error}")))?;
+    let outcome = runtime.block_on(server);
+    runtime.shutdown_background();
+    outcome
 }
 
 fn one_line(message: &str) -> String {

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::RegistryConfig;
 use crate::process::Fatal;
+use crate::registry_dir::DirRegistry;
 use crate::registry_etcd::EtcdRegistry;
 
 /// A server that can be reached. This is the JSON value of its key.
@@ -42,18 +43,23 @@ impl Endpoint {
         Self { service: service.into(), id: id.into(), addr: addr.into(), version, ..Default::default() }
     }
 
-    /// Names become parts of keys: not empty, not long, nothing but letters, digits, `-`, `_` and `.`.
+    /// Refuses names that cannot be parts of a key.
     pub(crate) fn check(&self) -> Result<(), RegistryError> {
-        for (what, name) in [("service", &self.service), ("id", &self.id)] {
-            let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(fits) {
-                return Err(RegistryError::Config(format!(
-                    "{what} {name:?} cannot be registered: use 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' or '.'"
-                )));
-            }
-        }
-        Ok(())
+        check_name("service", &self.service)?;
+        check_name("id", &self.id)
     }
+}
+
+/// Names become parts of keys and of paths: not empty, not long, nothing but letters, digits, `-`, `_` and `.`, and
+/// neither of the two folders that every folder has.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), RegistryError> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.chars().all(fits) || [".", ".."].contains(&name) {
+        return Err(RegistryError::Config(format!(
+            "{what} {name:?} cannot be registered: use 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' or '.'"
+        )));
+    }
+    Ok(())
 }
 
 const NAME_BYTES_MAX: usize = 64;
@@ -93,7 +99,7 @@ pub enum RegistryError {
     /// The configuration cannot work.
     #[error("{0}")]
     Config(String),
-    /// Nobody answers.
+    /// etcd: nobody answers.
     #[error("etcd at {endpoints} does not answer: {reason}; start it or change registry.endpoints")]
     Unreachable {
         /// Where it was looked for.
@@ -101,9 +107,29 @@ pub enum RegistryError {
         /// What happened.
         reason: String,
     },
-    /// It answered with an error.
+    /// etcd: it answered with an error.
     #[error("etcd refused: {0}")]
     Refused(String),
+    /// Directory: it cannot be read or written.
+    #[error("the registry's directory {path} cannot be used: {reason}; change registry.path")]
+    Unusable {
+        /// Where it is.
+        path: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// Directory: a living process has this name. (On etcd the later registration replaces the earlier one.)
+    #[error(
+        "{service} {id} is registered already, by {holder}: stop it, or give this server another node.id"
+    )]
+    Held {
+        /// Of the endpoint.
+        service: String,
+        /// Of the endpoint.
+        id: String,
+        /// `process PID`, if it said so.
+        holder: String,
+    },
 }
 
 impl From<RegistryError> for Fatal {
@@ -129,16 +155,14 @@ pub trait Registry: Send + Sync {
     async fn list(&self, service: &str) -> Result<Table, RegistryError>;
 }
 
-/// Opens the configured registry, which must answer within `connect_ms_max`.
+/// Opens the configured registry. etcd must answer within `connect_ms_max`; a directory is created if it is missing.
 pub async fn open(config: &RegistryConfig) -> Result<Arc<dyn Registry>, RegistryError> {
     match config.kind.as_str() {
         "etcd" => Ok(Arc::new(EtcdRegistry::open(config).await?)),
-        "directory" => Err(RegistryError::Config(
-            "registry.kind \"directory\" is not in this version yet: set registry.kind = \"etcd\"".into(),
-        )),
-        other => {
-            Err(RegistryError::Config(format!("registry.kind {other:?} is not known: set it to \"etcd\"")))
-        }
+        "directory" => Ok(Arc::new(DirRegistry::open(config).await?)),
+        other => Err(RegistryError::Config(format!(
+            "registry.kind {other:?} is not known: set it to \"etcd\" or \"directory\""
+        ))),
     }
 }
 
@@ -170,7 +194,8 @@ impl Registration {
         });
     }
 
-    /// Deletes the entry, and returns when it is gone (or the registry could not be told in time: then the lease ends it).
+    /// Deletes the entry, and returns when it is gone (or the registry could not be told in time: then the lease, or this
+    /// process's end, does it).
     pub async fn deregister(mut self) {
         drop(self.stop.take());
         if let Some(task) = self.task.take() {
@@ -178,7 +203,7 @@ impl Registration {
         }
     }
 
-    /// Stops renewing and leaves the entry to its lease, as a killed process does. For tests.
+    /// Leaves the entry to its lease, or without its lock, as a killed process does. For tests.
     pub fn abandon(mut self) {
         if let Some(task) = self.task.take() {
             task.abort();
@@ -206,16 +231,20 @@ mod tests {
     #[test]
     fn names_cannot_leave_their_key() {
         assert!(Endpoint::new("gateway", "g-1", "x").check().is_ok());
-        for bad in ["", "a/b", "a b", "é", &"x".repeat(65)] {
+        for bad in ["", ".", "..", "a/b", "a b", "é", &"x".repeat(65)] {
             assert!(Endpoint::new("gateway", bad, "x").check().is_err(), "{bad:?}");
+            assert!(Endpoint::new(bad, "g-1", "x").check().is_err(), "{bad:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_directory_is_refused_clearly() {
-        let config = RegistryConfig { kind: "directory".into(), ..Default::default() };
-        let fatal = Fatal::from(open(&config).await.err().unwrap());
-        assert_eq!(fatal.exit_code(), 64);
-        assert!(fatal.message().contains("registry.kind"), "{fatal}");
+    async fn kinds_that_are_unknown_or_incomplete_are_refused_clearly() {
+        for (kind, wanted) in [("zookeeper", "\"etcd\" or \"directory\""), ("directory", "set registry.path")]
+        {
+            let config = RegistryConfig { kind: kind.into(), ..Default::default() };
+            let fatal = Fatal::from(open(&config).await.err().unwrap());
+            assert_eq!(fatal.exit_code(), 64);
+            assert!(fatal.message().contains(wanted), "{fatal}");
+        }
     }
 }

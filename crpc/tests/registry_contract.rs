@@ -1,61 +1,117 @@
-//! What every registry must keep, as a suite over `Arc<dyn Registry>`, and what etcd in particular must survive. Each test
-//! starts an etcd of its own on free ports.
+//! What every registry must keep: one suite, run on etcd and on a directory. Each test starts a registry of its own.
 //!
 //! Trap: nothing sleeps until something "should have happened". Every wait has a condition and a deadline.
 
+mod common;
 mod etcd;
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crpc::config::RegistryConfig;
 use crpc::registry::{self, Endpoint, Registry, Table};
 use serde_json::json;
-use tokio::sync::watch;
 
+use common::{gateway, ids, until};
 use etcd::Etcd;
 
-const LEASE: Duration = Duration::from_secs(5);
-const SOON: Duration = Duration::from_secs(2);
-const LONG: Duration = Duration::from_secs(20);
+/// A registry of a test, and what is particular to it.
+trait Fixture {
+    /// Longest that a change may take to be seen.
+    const CHANGE_MAX: Duration;
+    /// How long the dead may stay.
+    const DEATH: RangeInclusive<Duration>;
+    /// Longest that an entry may be gone that somebody deleted.
+    const REPAIR_MAX: Duration;
 
-async fn open(etcd: &Etcd) -> Arc<dyn Registry> {
-    registry::open(&config(etcd)).await.unwrap()
-}
+    fn start() -> Self;
 
-fn config(etcd: &Etcd) -> RegistryConfig {
-    RegistryConfig {
-        endpoints: vec![etcd.url()],
-        lease_s: LEASE.as_secs(),
-        relist_s: 2,
-        ..Default::default()
+    fn config(&self) -> RegistryConfig;
+
+    /// Deletes an entry behind its owner's back.
+    fn delete(&self, service: &str, id: &str);
+
+    async fn open(&self) -> Arc<dyn Registry> {
+        registry::open(&self.config()).await.unwrap()
     }
 }
 
-fn gateway(id: &str) -> Endpoint {
-    Endpoint::new("gateway", id, format!("127.0.0.1:{}", 7000 + id.len()))
+impl Fixture for Etcd {
+    const CHANGE_MAX: Duration = Duration::from_secs(2);
+    // The lease is 5 s, and etcd looks for expired ones twice a second, after its own clock. Sooner were no lease.
+    const DEATH: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7);
+    const REPAIR_MAX: Duration = Duration::from_secs(20);
+
+    fn start() -> Self {
+        Etcd::start()
+    }
+
+    fn config(&self) -> RegistryConfig {
+        RegistryConfig { endpoints: vec![self.url()], lease_s: 5, relist_s: 2, ..Default::default() }
+    }
+
+    fn delete(&self, service: &str, id: &str) {
+        self.etcdctl(&["del", &format!("/rookery/{service}/{id}")]);
+    }
 }
 
-fn ids(table: &Table) -> Vec<&str> {
-    table.iter().map(|endpoint| endpoint.id.as_str()).collect()
+/// A directory below one that does not exist yet.
+struct Directory(tempfile::TempDir);
+
+impl Fixture for Directory {
+    const CHANGE_MAX: Duration = Duration::from_secs(1);
+    const DEATH: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(1);
+    const REPAIR_MAX: Duration = Duration::from_secs(5);
+
+    fn start() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn config(&self) -> RegistryConfig {
+        let path = Some(self.0.path().join("not/yet"));
+        RegistryConfig { kind: "directory".into(), path, ..Default::default() }
+    }
+
+    fn delete(&self, service: &str, id: &str) {
+        std::fs::remove_file(self.0.path().join(format!("not/yet/{service}/{id}.json"))).unwrap();
+    }
 }
 
-/// Waits until a table fits; says how long that took.
-async fn until(
-    tables: &mut watch::Receiver<Arc<Table>>,
-    within: Duration,
-    what: &str,
-    fits: impl FnMut(&Arc<Table>) -> bool,
-) -> Duration {
-    let began = Instant::now();
-    let waited = tokio::time::timeout(within, tables.wait_for(fits)).await.map(|table| drop(table.unwrap()));
-    assert!(waited.is_ok(), "not within {within:?}: {what}; the table is {:?}", ids(&tables.borrow()));
-    began.elapsed()
+/// A module per registry, and in it a test per promise.
+macro_rules! contract {
+    ($($registry:ident on $fixture:ty),*; $promises:tt) => {
+        $(contract!(@ $registry $fixture, $promises);)*
+    };
+    (@ $registry:ident $fixture:ty, { $($promise:ident,)* }) => {
+        mod $registry {
+            use super::*;
+
+            $(#[tokio::test]
+            async fn $promise() {
+                super::$promise(<$fixture>::start()).await;
+            })*
+        }
+    };
 }
 
-// The contract of every registry.
+contract! {
+    etcd_keeps on Etcd, directory_keeps on Directory; {
+        registered_is_listed_and_watched_in_order,
+        what_cannot_be_a_name_is_refused,
+        every_opener_sees_the_same,
+        reports_are_seen_and_the_latest_stays,
+        deregistered_is_gone_at_once,
+        dead_is_gone_in_time,
+        the_dead_may_come_back,
+        a_successor_in_the_same_process_keeps_its_entry,
+        an_entry_that_somebody_deleted_is_written_again,
+        many_come_and_go,
+    }
+}
 
-async fn registered_is_listed_and_watched_in_order(registry: Arc<dyn Registry>) {
+async fn registered_is_listed_and_watched_in_order<F: Fixture>(fixture: F) {
+    let registry = fixture.open().await;
     let mut tables = registry.watch("gateway").await.unwrap();
     assert!(tables.borrow().is_empty());
     let mut handles = Vec::new();
@@ -63,170 +119,151 @@ async fn registered_is_listed_and_watched_in_order(registry: Arc<dyn Registry>) 
         handles.push(registry.register(gateway(id)).await.unwrap());
     }
     let other = registry.register(Endpoint::new("gateways", "x-1", "127.0.0.1:1")).await.unwrap();
-    until(&mut tables, SOON, "all three, sorted", |table| ids(table) == ["g-1", "g-2", "g-3"]).await;
+    until(&mut tables, F::CHANGE_MAX, "all three, sorted", |table| ids(table) == ["g-1", "g-2", "g-3"]).await;
     let listed = registry.list("gateway").await.unwrap();
     assert_eq!(ids(&listed), ["g-1", "g-2", "g-3"]);
     assert_eq!(**listed.get("g-2").unwrap(), gateway("g-2"));
     assert_eq!(ids(&registry.list("gateways").await.unwrap()), ["x-1"]);
-    assert!(registry.register(gateway("g/1")).await.is_err());
+    assert!(registry.list("nothing").await.unwrap().is_empty());
     drop((handles, other));
 }
 
-async fn reports_are_seen_and_the_latest_stays(registry: Arc<dyn Registry>) {
+async fn what_cannot_be_a_name_is_refused<F: Fixture>(fixture: F) {
+    let registry = fixture.open().await;
+    for bad in ["g/1", "", "..", "g 1", "\n"] {
+        assert!(registry.register(gateway(bad)).await.is_err(), "{bad:?}");
+        assert!(registry.register(Endpoint::new(bad, "g-1", "a:1")).await.is_err(), "{bad:?}");
+    }
+    // What looks like a file name is a name like others.
+    let names = ["a", "a.json", "a.lock", ".b", "A"];
+    let mut handles = Vec::new();
+    for id in names {
+        handles.push(registry.register(gateway(id)).await.unwrap());
+    }
+    let mut sorted = names;
+    sorted.sort();
+    assert_eq!(ids(&registry.list("gateway").await.unwrap()), sorted);
+    for (handle, left) in handles.into_iter().zip((0..names.len()).rev()) {
+        handle.deregister().await;
+        assert_eq!(registry.list("gateway").await.unwrap().len(), left);
+    }
+}
+
+async fn every_opener_sees_the_same<F: Fixture>(fixture: F) {
+    let (one, two) = (fixture.open().await, fixture.open().await);
+    let mut tables = two.watch("gateway").await.unwrap();
+    let full = Endpoint {
+        zone: "z-é".into(),
+        version: "9.9".into(),
+        report: json!({ "connections": 1, "text": "\"\n" }),
+        ..gateway("g-1")
+    };
+    let handle = one.register(full.clone()).await.unwrap();
+    until(&mut tables, F::CHANGE_MAX, "g-1", |table| table.len() == 1).await;
+    assert_eq!(**tables.borrow().get("g-1").unwrap(), full);
+    assert_eq!(*two.list("gateway").await.unwrap()[0], full);
+    handle.deregister().await;
+    assert!(two.list("gateway").await.unwrap().is_empty());
+}
+
+async fn reports_are_seen_and_the_latest_stays<F: Fixture>(fixture: F) {
+    let registry = fixture.open().await;
     let mut tables = registry.watch("gateway").await.unwrap();
     let handle = registry.register(gateway("g-1")).await.unwrap();
     for n in 0..500 {
         handle.report(json!({ "connections": n }));
     }
-    until(&mut tables, SOON, "the last report", |table| {
+    until(&mut tables, F::CHANGE_MAX, "the last report", |table| {
         table.get("g-1").is_some_and(|gateway| gateway.report["connections"] == 499)
     })
     .await;
     handle.deregister().await;
 }
 
-async fn deregistered_is_gone_at_once(registry: Arc<dyn Registry>) {
+async fn deregistered_is_gone_at_once<F: Fixture>(fixture: F) {
+    let registry = fixture.open().await;
     let mut tables = registry.watch("gateway").await.unwrap();
     let (one, two) =
         (registry.register(gateway("g-1")).await.unwrap(), registry.register(gateway("g-2")).await.unwrap());
-    until(&mut tables, SOON, "both", |table| table.len() == 2).await;
+    until(&mut tables, F::CHANGE_MAX, "both", |table| table.len() == 2).await;
     one.deregister().await;
     assert_eq!(ids(&registry.list("gateway").await.unwrap()), ["g-2"]);
-    until(&mut tables, SOON, "only g-2", |table| ids(table) == ["g-2"]).await;
+    until(&mut tables, F::CHANGE_MAX, "only g-2", |table| ids(table) == ["g-2"]).await;
     drop(two);
-    until(&mut tables, SOON, "nobody: dropping deletes too", |table| table.is_empty()).await;
+    until(&mut tables, F::CHANGE_MAX, "nobody: dropping deletes too", |table| table.is_empty()).await;
 }
 
-async fn dead_is_gone_within_the_lease(registry: Arc<dyn Registry>) {
+async fn dead_is_gone_in_time<F: Fixture>(fixture: F) {
+    let registry = fixture.open().await;
     let mut tables = registry.watch("gateway").await.unwrap();
     let (dead, _alive) =
         (registry.register(gateway("g-1")).await.unwrap(), registry.register(gateway("g-2")).await.unwrap());
-    until(&mut tables, SOON, "both", |table| table.len() == 2).await;
+    until(&mut tables, F::CHANGE_MAX, "both", |table| table.len() == 2).await;
     dead.abandon();
-    // etcd looks for expired leases twice a second, after its own clock.
-    let took = until(&mut tables, LEASE + SOON, "only the living", |table| ids(table) == ["g-2"]).await;
-    assert!(took > Duration::from_secs(1), "gone after {took:?}: that was no lease");
+    let took = until(&mut tables, *F::DEATH.end(), "only the living", |table| ids(table) == ["g-2"]).await;
+    assert!(took >= *F::DEATH.start(), "gone after {took:?}: that was too soon");
 }
 
-async fn a_successor_keeps_its_key(registry: Arc<dyn Registry>) {
-    let old = registry.register(gateway("g-1")).await.unwrap();
-    let _new = registry.register(Endpoint { addr: "127.0.0.1:9".into(), ..gateway("g-1") }).await.unwrap();
-    old.deregister().await;
-    let listed = registry.list("gateway").await.unwrap();
-    assert_eq!(listed.get("g-1").unwrap().addr, "127.0.0.1:9");
-}
-
-#[tokio::test]
-async fn etcd_keeps_the_contract() {
-    registered_is_listed_and_watched_in_order(open(&Etcd::start()).await).await;
-    reports_are_seen_and_the_latest_stays(open(&Etcd::start()).await).await;
-    deregistered_is_gone_at_once(open(&Etcd::start()).await).await;
-    a_successor_keeps_its_key(open(&Etcd::start()).await).await;
-}
-
-#[tokio::test]
-async fn etcd_ends_the_dead_within_the_lease() {
-    dead_is_gone_within_the_lease(open(&Etcd::start()).await).await;
-}
-
-// What etcd in particular must survive.
-
-#[tokio::test]
-async fn a_revoked_lease_is_replaced_within_two_seconds() {
-    let etcd = Etcd::start();
-    let registry = open(&etcd).await;
+async fn the_dead_may_come_back<F: Fixture>(fixture: F) {
+    let registry = fixture.open().await;
     let mut tables = registry.watch("gateway").await.unwrap();
-    let handle = registry.register(gateway("g-1")).await.unwrap();
-    handle.report(json!({ "connections": 7 }));
-    until(&mut tables, SOON, "g-1", |table| table.get("g-1").is_some_and(|g| !g.report.is_null())).await;
-    for lease in etcd.etcdctl(&["lease", "list"]).lines().skip(1) {
-        etcd.etcdctl(&["lease", "revoke", lease]);
-    }
-    let began = Instant::now();
-    until(&mut tables, SOON, "nobody", |table| table.is_empty()).await;
-    until(&mut tables, SOON, "g-1 again, as it was", |table| {
-        table.get("g-1").is_some_and(|gateway| gateway.report["connections"] == 7)
+    registry.register(gateway("g-1")).await.unwrap().abandon();
+    let _again = registry.register(Endpoint { addr: "127.0.0.1:9".into(), ..gateway("g-1") }).await.unwrap();
+    until(&mut tables, F::CHANGE_MAX, "the new life", |table| {
+        table.get("g-1").is_some_and(|gateway| gateway.addr == "127.0.0.1:9")
     })
     .await;
-    assert!(began.elapsed() < SOON, "took {:?}", began.elapsed());
-}
-
-#[tokio::test]
-async fn a_key_that_somebody_deleted_is_written_again() {
-    let etcd = Etcd::start();
-    let registry = open(&etcd).await;
-    let mut tables = registry.watch("gateway").await.unwrap();
-    let _handle = registry.register(gateway("g-1")).await.unwrap();
-    until(&mut tables, SOON, "g-1", |table| table.len() == 1).await;
-    etcd.etcdctl(&["del", "/rookery/gateway/g-1"]);
-    until(&mut tables, SOON, "nobody", |table| table.is_empty()).await;
-    until(&mut tables, LONG, "g-1 again", |table| table.len() == 1).await;
-}
-
-#[tokio::test]
-async fn the_last_table_outlives_etcd_and_becomes_fresh_again() {
-    let mut etcd = Etcd::start();
-    let registry = open(&etcd).await;
-    let mut tables = registry.watch("gateway").await.unwrap();
-    let (one, two) =
-        (registry.register(gateway("g-1")).await.unwrap(), registry.register(gateway("g-2")).await.unwrap());
-    until(&mut tables, SOON, "both", |table| table.len() == 2).await;
-    etcd.kill();
-    // Time enough for the watch to break, be tried again, and for a full list to come due (relist_s is 2).
-    let changed = tokio::time::timeout(Duration::from_secs(4), tables.changed()).await;
-    assert!(changed.is_err() && tables.borrow().len() == 2, "the table must stay as it is");
-    assert!(registry.list("gateway").await.unwrap_err().to_string().contains("does not answer"));
-    one.abandon();
-    two.report(json!({ "connections": 1 }));
-    etcd.restart();
-    until(&mut tables, LONG, "only the living, with its news", |table| {
-        ids(table) == ["g-2"] && table[0].report["connections"] == 1
-    })
-    .await;
-    let _three = registry.register(gateway("g-3")).await.unwrap();
-    until(&mut tables, SOON, "watches work again", |table| ids(table) == ["g-2", "g-3"]).await;
-}
-
-#[tokio::test]
-async fn everybody_comes_back_when_etcd_lost_its_data() {
-    let mut etcd = Etcd::start();
-    let registry = open(&etcd).await;
-    let mut tables = registry.watch("gateway").await.unwrap();
-    let _handle = registry.register(gateway("g-1")).await.unwrap();
-    until(&mut tables, SOON, "g-1", |table| table.len() == 1).await;
-    etcd.kill();
-    etcd.wipe();
-    etcd.restart();
-    let fresh = open(&etcd).await;
-    let mut fresh_tables = fresh.watch("gateway").await.unwrap();
-    until(&mut fresh_tables, LONG, "g-1 registered again", |table| table.len() == 1).await;
-    until(&mut tables, LONG, "g-1 seen by the old watcher", |table| table.len() == 1).await;
-}
-
-#[tokio::test]
-async fn a_second_endpoint_is_used_when_the_first_is_dead() {
-    let etcd = Etcd::start();
-    let nobody = format!("http://127.0.0.1:{}", etcd::free_port());
-    let config = RegistryConfig { endpoints: vec![nobody, etcd.url()], ..config(&etcd) };
-    let registry = registry::open(&config).await.unwrap();
-    let _handle = registry.register(gateway("g-1")).await.unwrap();
     assert_eq!(registry.list("gateway").await.unwrap().len(), 1);
 }
 
-#[tokio::test]
-async fn an_etcd_that_is_away_is_one_clear_line_in_time() {
-    let url = format!("http://127.0.0.1:{}", etcd::free_port());
-    let config = RegistryConfig { endpoints: vec![url.clone()], connect_ms_max: 500, ..Default::default() };
-    let error = registry::open(&config).await.err().unwrap().to_string();
-    assert!(error.starts_with(&format!("etcd at {url} does not answer: ")), "{error}");
-    assert!(error.contains("onnection refused") && error.contains("registry.endpoints"), "{error}");
+async fn a_successor_in_the_same_process_keeps_its_entry<F: Fixture>(fixture: F) {
+    let (registry, other) = (fixture.open().await, fixture.open().await);
+    let old = registry.register(gateway("g-1")).await.unwrap();
+    let new = other.register(Endpoint { addr: "127.0.0.1:9".into(), ..gateway("g-1") }).await.unwrap();
+    old.deregister().await;
+    let listed = registry.list("gateway").await.unwrap();
+    assert_eq!(listed.get("g-1").unwrap().addr, "127.0.0.1:9");
+    new.deregister().await;
+    assert!(registry.list("gateway").await.unwrap().is_empty());
+}
 
-    // A listener that accepts and then says nothing.
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", silent.local_addr().unwrap());
-    let began = Instant::now();
-    let config = RegistryConfig { endpoints: vec![url], ..config };
-    let error = registry::open(&config).await.err().unwrap().to_string();
-    assert!(error.contains("does not answer: "), "{error}");
-    assert!(began.elapsed() < Duration::from_secs(2), "took {:?}", began.elapsed());
+async fn an_entry_that_somebody_deleted_is_written_again<F: Fixture>(fixture: F) {
+    let registry = fixture.open().await;
+    let mut tables = registry.watch("gateway").await.unwrap();
+    let handle = registry.register(gateway("g-1")).await.unwrap();
+    handle.report(json!({ "connections": 7 }));
+    let reported = |table: &Table| table.get("g-1").is_some_and(|gateway| gateway.report["connections"] == 7);
+    until(&mut tables, F::CHANGE_MAX, "g-1", |table| reported(table)).await;
+    fixture.delete("gateway", "g-1");
+    // Whoever looks meanwhile finds it missing, or repaired already.
+    let listed = registry.list("gateway").await.unwrap();
+    assert!(listed.is_empty() || reported(&listed));
+    tokio::time::timeout(F::REPAIR_MAX, async {
+        while !reported(&registry.list("gateway").await.unwrap()) {
+            tokio::time::sleep(Duration::from_millis(20)).await; // the pace of asking
+        }
+    })
+    .await
+    .expect("written again, with its report");
+    until(&mut tables, F::CHANGE_MAX, "g-1 again", |table| reported(table)).await;
+}
+
+async fn many_come_and_go<F: Fixture>(fixture: F) {
+    let registry = fixture.open().await;
+    let mut tables = registry.watch("gateway").await.unwrap();
+    let mut handles = Vec::new();
+    for n in 0..100 {
+        let handle = registry.register(gateway(&format!("g-{n}"))).await.unwrap();
+        handle.report(json!({ "connections": n }));
+        handles.push(handle);
+    }
+    until(&mut tables, F::CHANGE_MAX, "all with their reports", |table| {
+        table.len() == 100 && table.iter().all(|gateway| gateway.report.is_object())
+    })
+    .await;
+    for handle in handles.drain(..50) {
+        handle.deregister().await;
+    }
+    drop(handles);
+    until(&mut tables, F::CHANGE_MAX, "nobody", |table| table.is_empty()).await;
 }

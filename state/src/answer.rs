@@ -16,6 +16,7 @@ pub fn reply<M: Message>(to: &UpFrame, command: Command, body: &M) -> DownFrame 
         frames: frame::encode(command, body),
         bind: None,
         close: false,
+        login: if to.user == 0 { to.binding } else { 0 },
     }
 }
 
@@ -54,7 +55,13 @@ pub fn logged_in(to: &UpFrame, bind: Bind, ack: &wire::LoginAck) -> DownFrame {
 pub fn replaced(connection: u64, user: u64) -> DownFrame {
     let text = "this device has logged in on another connection".to_owned();
     let kick = wire::Kick { code: Code::Replaced as i32, text };
-    DownFrame { connection, user, frames: frame::encode(Command::Kick, &kick), bind: None, close: true }
+    DownFrame {
+        connection,
+        user,
+        frames: frame::encode(Command::Kick, &kick),
+        close: true,
+        ..Default::default()
+    }
 }
 
 /// One push, as every receiver gets it.

@@ -64,21 +64,17 @@ impl State for StateService {
         let too_large = request.body.len() > self.core.config.limits.message_bytes_max;
         let append = Append {
             chat: chat.to_string(),
-            sender: request.sender.clone(),
+            sender: request.sender,
             stream: request.stream,
             n: request.n,
-            body: request.body.clone(),
+            body: request.body,
             refusal: too_large.then_some(Code::MessageTooLarge),
         };
-        let outcome = self.core.apply(&[Op::Append(append)]).await.swap_remove(0);
-        match read::appended(outcome).map_err(status)? {
+        // A task of its own: a caller that gives up must not take the pushes of a stored message with it.
+        let stored = tokio::spawn(store_and_push(self.core.clone(), append));
+        match stored.await.map_err(|error| Status::internal(error.to_string()))?.map_err(status)? {
             Appended::Stored { seq, time_us, history, .. } => {
-                let message = wire::Message { seq, sender: request.sender, time_us, body: request.body };
-                let chat = chat.to_string();
-                let accepted = Accepted { chat: chat.clone(), history, message, from: 0, at: Instant::now() };
-                // Only a server that has stopped drops the receiver; the message is stored all the same.
-                let _ = self.core.accepted.send(accepted).await;
-                Ok(Response::new(SendReply { chat, history, seq, time_us }))
+                Ok(Response::new(SendReply { chat: chat.to_string(), history, seq, time_us }))
             }
             Appended::Refused(code) => Err(Status::out_of_range(code.as_str_name())),
             Appended::Expected(n) => Err(Status::failed_precondition(format!("n = {n} comes first"))),
@@ -94,10 +90,13 @@ impl State for StateService {
         }
         let limit = if request.limit == 0 { proto::PULL_LIMIT_MAX } else { request.limit } as usize;
         let (cursor, reverse) = (request.cursor, request.reverse);
-        let op = Op::Pull { chat: chat.clone(), cursor, limit: limit + 1, reverse };
+        let op = Op::Pull { chat: chat.clone(), cursor, limit, reverse };
         let page = read::page(self.core.apply(&[op]).await.swap_remove(0)).map_err(status)?;
-        let has_more = page.messages.len() > limit;
-        let messages = page.messages.into_iter().take(limit).map(|stored| StoredMessage {
+        let has_more = page
+            .messages
+            .last()
+            .is_some_and(|last| if reverse { last.seq > 1 } else { last.seq < page.head });
+        let messages = page.messages.into_iter().map(|stored| StoredMessage {
             seq: stored.seq,
             sender: stored.sender,
             time_us: stored.time_us,
@@ -106,6 +105,18 @@ impl State for StateService {
         let messages = messages.collect();
         Ok(Response::new(PullReply { chat, history: page.history, messages, has_more, head: page.head }))
     }
+}
+
+async fn store_and_push(core: Arc<Core>, append: Append) -> Result<Appended, StoreError> {
+    let (chat, sender, body) = (append.chat.clone(), append.sender.clone(), append.body.clone());
+    let appended = read::appended(core.apply(&[Op::Append(append)]).await.swap_remove(0))?;
+    if let Appended::Stored { seq, time_us, history, again } = appended {
+        let message = wire::Message { seq, sender, time_us, body };
+        let accepted = Accepted { chat, history, message, again, from: 0, at: Instant::now() };
+        // Only a server that has stopped drops the receiver; the message is stored all the same.
+        let _ = core.accepted.send(accepted).await;
+    }
+    Ok(appended)
 }
 
 /// Unknown stays unknown: only what was surely not done may be called unavailable, and so be tried elsewhere.

@@ -3,6 +3,7 @@
 //! Trap: what shapes the store (`store.route_buckets`) is fixed when the store is made; another value refuses to start.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -76,9 +77,10 @@ impl Default for Rpc {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreConfig {
-    /// `redis://[:PASSWORD@]HOST:PORT[/DB]`.
+    /// `redis://[:PASSWORD@]HOST:PORT[/DB]`, or `redb:PATH`: a file of this server's own, its folder made if missing.
     pub url: String,
     /// Hashes that routes are spread over; fixed when the store is made. 8,192 per 2 million devices keep them small.
+    /// A redb store has none.
     pub route_buckets: u32,
     /// Days that the ids of a client's stream are remembered after their last use.
     pub dedupe_days: u32,
@@ -86,6 +88,15 @@ pub struct StoreConfig {
     pub response_ms_max: u64,
     /// Longest that connecting may take.
     pub connect_ms_max: u64,
+    /// Memory for pages of a redb store.
+    pub cache_bytes_max: usize,
+}
+
+impl StoreConfig {
+    /// The file of an embedded store; `None`: the store is a server.
+    pub fn redb_path(&self) -> Option<&Path> {
+        self.url.strip_prefix("redb:").map(Path::new)
+    }
 }
 
 impl Default for StoreConfig {
@@ -94,8 +105,10 @@ impl Default for StoreConfig {
             url: "redis://127.0.0.1:6379".to_owned(),
             route_buckets: 8_192,
             dedupe_days: 7,
-            response_ms_max: 5_000,
+            // A turn makes up to four calls; a login must be answered within the client's 10 s.
+            response_ms_max: 2_000,
             connect_ms_max: 1_000,
+            cache_bytes_max: 64 * 1024 * 1024,
         }
     }
 }
@@ -118,6 +131,8 @@ pub struct Limits {
     pub devices_max: usize,
     /// Chats in one page of a Sync.
     pub sync_chats_max: usize,
+    /// Pulls of one batch that are read; the others are told to come again.
+    pub pulls_per_turn_max: usize,
     /// Users whose names and numbers are kept in memory.
     pub user_cache_max: usize,
     /// Chats that are known to stand in their members' lists.
@@ -140,6 +155,7 @@ impl Default for Limits {
             message_bytes_max: proto::MESSAGE_BYTES_MAX,
             devices_max: 64,
             sync_chats_max: 300,
+            pulls_per_turn_max: 128,
             user_cache_max: 65_536,
             chat_cache_max: 65_536,
             fan_out_max: 65_536,
@@ -169,11 +185,17 @@ impl Config {
                 limits.user_cache_max == 0 || limits.chat_cache_max == 0,
                 "limits.user_cache_max and chat_cache_max must be at least 1",
             ),
+            (limits.pulls_per_turn_max == 0, "limits.pulls_per_turn_max must be at least 1"),
             (limits.fan_out_max == 0, "limits.fan_out_max must be at least 1"),
             (limits.link_credit_bytes < 256 * 1024, "limits.link_credit_bytes must be at least 262144"),
             (limits.delivered_flush_ms == 0, "limits.delivered_flush_ms must be at least 1"),
             (self.store.route_buckets == 0, "store.route_buckets must be at least 1"),
             (self.store.dedupe_days == 0, "store.dedupe_days must be at least 1"),
+            (
+                self.store.url == "redb:" || self.store.url.starts_with("redb://"),
+                "store.url: write redb:PATH, as in redb:/var/lib/rookery/store.redb",
+            ),
+            (self.store.cache_bytes_max < 1024 * 1024, "store.cache_bytes_max must be at least 1048576"),
         ];
         match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
             Some((_, what)) => Err(what.to_owned()),

@@ -5,7 +5,8 @@
 //! own gateway waits with it; what goes to other gateways (pushes, kicks) never waits.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::RwLock;
 use proto::link::{DownFrame, Push};
@@ -32,6 +33,27 @@ pub enum Outgoing {
 pub struct GatewayStream {
     key: u64,
     down: mpsc::Sender<Outgoing>,
+    waiting_bytes: Arc<AtomicUsize>,
+}
+
+/// The other end of that way.
+#[derive(Debug)]
+pub struct Waiting {
+    down: mpsc::Receiver<Outgoing>,
+    waiting_bytes: Arc<AtomicUsize>,
+}
+
+impl Outgoing {
+    /// About what it takes in memory and on the stream.
+    fn bytes(&self) -> usize {
+        match self {
+            Outgoing::Answers { frames, .. } => frames.iter().map(|frame| frame.frames.len() + 48).sum(),
+            Outgoing::Pushes(pushes) => {
+                pushes.iter().map(|push| push.frame.len() + 16 * push.connections.len() + 16).sum()
+            }
+            Outgoing::Pong(_) => 16,
+        }
+    }
 }
 
 /// All of them.
@@ -44,11 +66,17 @@ pub struct Gateways {
 /// Messages that may wait on one stream.
 const DOWN_WAITING_MAX: usize = 4096;
 
+/// Bytes that may wait on one stream before pushes to it are not taken any more.
+const DOWN_WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
+
 impl Gateways {
     /// A gateway has opened a stream. A newer stream of the same incarnation takes the older one's place.
-    pub fn open(&self, incarnation: u32) -> (GatewayStream, mpsc::Receiver<Outgoing>) {
+    pub fn open(&self, incarnation: u32) -> (GatewayStream, Waiting) {
         let (down, waiting) = mpsc::channel(DOWN_WAITING_MAX);
-        let stream = GatewayStream { key: self.next_key.fetch_add(1, Ordering::Relaxed), down };
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let waiting = Waiting { down: waiting, waiting_bytes: waiting_bytes.clone() };
+        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
+        let stream = GatewayStream { key, down, waiting_bytes };
         self.streams.write().insert(incarnation, stream.clone());
         (stream, waiting)
     }
@@ -66,16 +94,45 @@ impl Gateways {
         self.streams.read().len()
     }
 
-    /// Sends without waiting. `false`: there is no such gateway here, or it does not read.
-    pub fn try_send(&self, incarnation: u32, outgoing: Outgoing) -> bool {
-        self.streams.read().get(&incarnation).is_some_and(|stream| stream.down.try_send(outgoing).is_ok())
+    /// Sends without waiting. Given back: there is no such gateway here, or it does not read.
+    pub fn try_send(&self, incarnation: u32, outgoing: Outgoing) -> Result<(), Outgoing> {
+        let streams = self.streams.read();
+        let Some(stream) = streams.get(&incarnation) else { return Err(outgoing) };
+        if stream.waiting_bytes.load(Ordering::Relaxed) > DOWN_WAITING_BYTES_MAX {
+            return Err(outgoing);
+        }
+        let bytes = outgoing.bytes();
+        stream.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        stream.down.try_send(outgoing).map_err(|error| {
+            stream.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            match error {
+                mpsc::error::TrySendError::Full(back) | mpsc::error::TrySendError::Closed(back) => back,
+            }
+        })
     }
 }
 
 impl GatewayStream {
     /// Sends, waiting for room. `false`: the stream has ended.
     pub async fn send(&self, outgoing: Outgoing) -> bool {
+        self.waiting_bytes.fetch_add(outgoing.bytes(), Ordering::Relaxed);
         self.down.send(outgoing).await.is_ok()
+    }
+}
+
+impl Waiting {
+    /// Everything that waits, up to about `bytes_max`; waits for the first. Empty: the stream has ended.
+    pub async fn take(&mut self, bytes_max: usize) -> Vec<Outgoing> {
+        let mut some = Vec::new();
+        let mut bytes = 0;
+        let mut next = self.down.recv().await;
+        while let Some(outgoing) = next {
+            bytes += outgoing.bytes();
+            some.push(outgoing);
+            next = if bytes < bytes_max { self.down.try_recv().ok() } else { None };
+        }
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        some
     }
 }
 

@@ -26,6 +26,7 @@ use crate::gateways::Gateways;
 use crate::metrics::Metrics;
 use crate::service::LinkService;
 use crate::store::{Op, Outcome, Store, StoreError};
+use crate::store_redb::{OpenError, RedbStore};
 use crate::store_redis::RedisStore;
 use crate::users::Users;
 
@@ -85,6 +86,11 @@ impl Core {
         tracing::debug!(%error, "an operation failed");
     }
 
+    /// Whether the store answered when it was last asked.
+    pub fn store_answers(&self) -> bool {
+        !self.readiness.reasons().iter().any(|(name, _)| name == "store")
+    }
+
     /// What the store promised when it was last asked.
     pub fn durability(&self) -> Durability {
         Durability::try_from(self.durability.load(Ordering::Relaxed)).unwrap_or(Durability::Unknown)
@@ -128,6 +134,13 @@ pub fn run(config: Config) -> Result<(), Fatal> {
 
 /// Opens the store of this configuration; the error says what to change.
 pub async fn open_store(config: &Config) -> Result<Box<dyn Store>, Fatal> {
+    if let Some(path) = config.store.redb_path() {
+        return match RedbStore::open(path, &config.store).await {
+            Ok(store) => Ok(Box::new(store)),
+            Err(OpenError::Layout(reason)) => Err(Fatal::config(reason)),
+            Err(error) => Err(Fatal::unavailable(error.to_string())),
+        };
+    }
     let url = &config.store.url;
     match RedisStore::open(&config.store).await {
         Ok(store) => Ok(Box::new(store)),

@@ -12,10 +12,9 @@ use proto::link::{
     Down, DownBatch, DownDone, DownHello, IncarnateReply, IncarnateRequest, LinkPing, Up, UpBatch, UpHello,
     down, up,
 };
-use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::gateways::{GatewayStream, Outgoing};
+use crate::gateways::{GatewayStream, Outgoing, Waiting};
 use crate::server::Core;
 use crate::store::{Op, read};
 use crate::turn::{self, Gateway, Outcomes};
@@ -28,8 +27,8 @@ pub struct LinkService {
 /// Turns of one stream under way; gateways keep to two by themselves.
 const TURNS_MAX: usize = 8;
 
-/// Messages merged into one on the way down.
-const MERGED_MAX: usize = 64;
+/// Bytes after which nothing more is merged into one message on the way down; far below the message limit.
+const MERGED_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 type Downs = Pin<Box<dyn Stream<Item = Result<Down, Status>> + Send>>;
 
@@ -139,18 +138,19 @@ async fn turn(core: Arc<Core>, gateway: Gateway, batch: UpBatch) -> (u64, Outcom
     (batch.number, turn::run(&core, &gateway, batch.frames).await)
 }
 
-/// Answers first, then everything that follows from them.
+/// What others wait for first: handing it over needs nothing of this gateway, which may not be reading.
 async fn pass_on(core: &Core, down: &GatewayStream, number: u64, mut outcomes: Outcomes) -> bool {
     let frames = std::mem::take(&mut outcomes.answers);
-    let sent = down.send(Outgoing::Answers { frames, acked: number }).await;
     fan_out(core, outcomes).await;
-    sent
+    down.send(Outgoing::Answers { frames, acked: number }).await
 }
 
 async fn fan_out(core: &Core, outcomes: Outcomes) {
     for frame in outcomes.elsewhere {
         let incarnation = proto::incarnation_of(frame.connection);
-        core.gateways.try_send(incarnation, Outgoing::Answers { frames: vec![frame], acked: 0 });
+        if core.gateways.try_send(incarnation, Outgoing::Answers { frames: vec![frame], acked: 0 }).is_err() {
+            tracing::debug!(incarnation, "a replaced connection could not be told");
+        }
     }
     for accepted in outcomes.accepted {
         if core.accepted.send(accepted).await.is_err() {
@@ -170,10 +170,10 @@ async fn forget_gone(core: Arc<Core>, done: DownDone) {
 }
 
 /// What goes down: hello, then whatever waits, merged.
-fn down_stream(first: Down, waiting: mpsc::Receiver<Outgoing>) -> Downs {
+fn down_stream(first: Down, waiting: Waiting) -> Downs {
     let rest = stream::unfold((waiting, 1u64), |(mut waiting, number)| async move {
-        let mut some = Vec::new();
-        if waiting.recv_many(&mut some, MERGED_MAX).await == 0 {
+        let some = waiting.take(MERGED_BYTES_MAX).await;
+        if some.is_empty() {
             return None;
         }
         let (downs, number) = merge(some, number);

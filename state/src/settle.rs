@@ -3,6 +3,7 @@
 //! Trap: outcomes belong to steps by the range that each step noted when its operations were put together. Every
 //! operation is used, in order, or the next step would read somebody else's.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -112,13 +113,12 @@ fn send_answer(
                 wire::SendAck { stream: send.stream, n: send.n, chat: chat.clone(), seq, time_us, history };
             out.answers.push(answer::reply(frame, Command::SendAck, &ack));
             core.metrics.sends.inc();
-            // A resend may mean that the first one's pushes died with its server: pushing again is harmless.
-            let _ = again;
             let message = wire::Message { seq, sender, time_us, body: send.body };
             out.accepted.push(Accepted {
                 chat,
                 history,
                 message,
+                again,
                 from: frame.connection,
                 at: Instant::now(),
             });
@@ -160,7 +160,8 @@ fn sync_answer(
         }
     };
     let next = if more { chats.last().cloned().unwrap_or_default() } else { String::new() };
-    let held = |chat: &str| sync.cursors.iter().find(|cursor| cursor.chat == chat);
+    let cursors: HashMap<&str, &wire::Cursor> = sync.cursors.iter().map(|c| (c.chat.as_str(), c)).collect();
+    let held = |chat: &str| cursors.get(chat);
     let news = chats
         .into_iter()
         .zip(heads)
@@ -219,7 +220,12 @@ fn pull_answer(
         room = room.saturating_sub(bytes);
         messages.push(message);
     }
-    let has_more = messages.len() < found;
+    // Seqs have no gaps: whatever is not at the end has more behind it.
+    let has_more = match messages.last() {
+        Some(last) if pull.reverse => last.seq > 1,
+        Some(last) => last.seq < page.head,
+        None => false,
+    };
     let ack = wire::PullAck {
         request: pull.request,
         chat,

@@ -102,7 +102,7 @@ pub enum Op {
         /// Whose delivered cursor.
         user: String,
     },
-    /// Messages of a chat. → [`Answer::Messages`]
+    /// Messages of a chat, as many as fit [`PULL_BYTES_MAX`], one at least. → [`Answer::Messages`]
     Pull {
         /// The chat.
         chat: String,
@@ -329,6 +329,9 @@ pub fn chat_bucket(chat: &str) -> u32 {
 
 /// Buckets of chats. Part of the layout.
 pub const CHAT_BUCKETS: u32 = 1024;
+
+/// A Pull stops behind the message whose body brings it to so many bytes, whatever its limit: no answer holds more.
+pub const PULL_BYTES_MAX: usize = proto::FRAME_BYTES_MAX;
 
 /// Checksum of a stored message: what a reader compares before it shows it.
 pub fn message_crc(chat: &str, sender: &str, body: &[u8]) -> u32 {

@@ -100,8 +100,8 @@ impl RedisStore {
         match op {
             Op::Incarnate => Script::Incarnate.call(&[INCARNATIONS]),
             Op::UserNumbers { count } => {
-                let mut command = redis::cmd("INCRBY");
-                command.arg(USERS).arg(count);
+                let mut command = Script::UserNumbers.call(&[USERS]);
+                command.arg(count);
                 command
             }
             Op::Register { name, device, candidate, devices_max } => {
@@ -167,7 +167,7 @@ impl RedisStore {
             Op::Pull { chat, cursor, limit, reverse } => {
                 let mut command =
                     Script::Pull.call(&[&chat_key(chat), &messages_key(chat), &history_key(chat)]);
-                command.arg(cursor).arg(limit).arg(u8::from(*reverse));
+                command.arg(cursor).arg(limit).arg(u8::from(*reverse)).arg(crate::store::PULL_BYTES_MAX);
                 command
             }
             Op::Delivered { chat, user, seq } => {

@@ -26,13 +26,21 @@ pub enum Script {
     Head,
     Pull,
     Incarnate,
+    UserNumbers,
 }
 
-/// Wraps around below 2^24 and leaves out 0.
-const INCARNATE: &str = "return (redis.call('INCR', KEYS[1]) - 1) % 16777215 + 1";
+/// Wraps around below 2^24 and leaves out 0. Both counters begin at the clock: a store that came back empty must not give
+/// out numbers that are still in use.
+const INCARNATE: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('SET', KEYS[1], redis.call('TIME')[1]) end \
+return (redis.call('INCR', KEYS[1]) - 1) % 16777215 + 1";
+
+/// Seconds × 2^20: a million users a second for 270 years fit what a double holds.
+const USER_NUMBERS: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then \
+redis.call('SET', KEYS[1], string.format('%.0f', redis.call('TIME')[1] * 1048576)) end \
+return redis.call('INCRBY', KEYS[1], ARGV[1])";
 
 /// In the order of [`Script`].
-pub static SCRIPTS: LazyLock<[Source; 8]> = LazyLock::new(|| {
+pub static SCRIPTS: LazyLock<[Source; 9]> = LazyLock::new(|| {
     [
         include_str!("lua/append.lua"),
         include_str!("lua/bind.lua"),
@@ -42,6 +50,7 @@ pub static SCRIPTS: LazyLock<[Source; 8]> = LazyLock::new(|| {
         include_str!("lua/head.lua"),
         include_str!("lua/pull.lua"),
         INCARNATE,
+        USER_NUMBERS,
     ]
     .map(|text| Source { text, sha: redis::Script::new(text).get_hash().to_owned() })
 });

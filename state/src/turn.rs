@@ -226,16 +226,26 @@ fn check_login(core: &Core, gateway: &Gateway, login: &wire::Login) -> Result<()
 /// lists of those who sync.
 async fn plan(core: &Arc<Core>, asks: Vec<(UpFrame, Ask)>, out: &mut Outcomes) -> (Vec<Step>, Vec<Op>) {
     let mut first = Vec::new();
+    let mut pulls = 0;
     let mut steps = Vec::with_capacity(asks.len());
     for (frame, ask) in asks {
+        pulls += usize::from(matches!(ask, Ask::Pull(_)));
         let planned = match ask {
+            // Each may bring a whole frame out of the store.
+            Ask::Pull(_) if pulls > core.config.limits.pulls_per_turn_max => {
+                Err(about(&ask, answer::unavailable(core.config.limits.retry_after_ms)))
+            }
             Ask::Closed => Ok(Some((Planned::Closed, String::new()))),
             Ask::Login(login) => plan_login(core, login).map(|planned| Some((planned, String::new()))),
             ask => match core.users.name(frame.user) {
                 Some(user_name) => {
                     plan_bound(core, &frame, ask, &user_name, &mut first).map(|p| p.map(|p| (p, user_name)))
                 }
-                None => Err(about(&ask, answer::unavailable(core.config.limits.retry_after_ms))),
+                // The store does not answer, or does not know this user any more: then only a new login helps.
+                None => Err(wire::Error {
+                    closing: core.store_answers(),
+                    ..about(&ask, answer::unavailable(core.config.limits.retry_after_ms))
+                }),
             },
         };
         match planned {
@@ -439,7 +449,7 @@ fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
         Planned::Pull { pull, chat, limit } => ops.push(Op::Pull {
             chat: chat.to_string(),
             cursor: pull.cursor,
-            limit: limit + 1,
+            limit: *limit,
             reverse: pull.reverse,
         }),
         Planned::Closed => {

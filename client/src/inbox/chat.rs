@@ -70,7 +70,9 @@ impl Chat {
             early.clear();
         }
         early.retain(|seq, _| *seq > cursor);
-        let told = early.last_key_value().map_or(cursor, |(seq, _)| *seq);
+        let held = early.last_key_value().map_or(cursor, |(seq, _)| *seq);
+        // Also what was told and could not be held.
+        let told = if history == self.history { held.max(self.told) } else { held };
         *self = Chat { early, told, ..Chat::known(history, cursor) };
     }
 

@@ -3,7 +3,7 @@
 //! Trap: names are any bytes of UTF-8, also `..` and `/`; a file name holds letters, digits and `-_`, the rest as `%2F`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::StoreError;
 
@@ -16,8 +16,13 @@ pub fn default_root() -> Result<PathBuf, StoreError> {
     Ok(root.ok_or(StoreError::NoHome)?.join("rookery"))
 }
 
+/// The folder of a user's device under a root.
+pub fn device_folder(root: &Path, user: &str, device: &str) -> PathBuf {
+    root.join(file_name(user)).join(file_name(device))
+}
+
 /// A safe file name, another one for every name.
-pub(super) fn file_name(name: &str) -> String {
+pub fn file_name(name: &str) -> String {
     let mut safe = String::new();
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {

@@ -1,11 +1,25 @@
--- Messages behind (or before) a cursor.
--- KEYS: 1 chat (hash), 2 messages (stream), 3 history   ARGV: 1 cursor, 2 count, 3 '1': backwards
--- Returns {history or '', seq or '', entries}.
-local entries
-if ARGV[3] == '1' then
-  local from = ARGV[1] == '0' and '+' or '(' .. ARGV[1] .. '-0'
-  entries = redis.call('XREVRANGE', KEYS[2], from, '-', 'COUNT', ARGV[2])
-else
-  entries = redis.call('XRANGE', KEYS[2], '(' .. ARGV[1] .. '-0', '+', 'COUNT', ARGV[2])
+-- Messages behind (or before) a cursor, as many as fit.
+-- KEYS: 1 chat (hash), 2 messages (stream), 3 history   ARGV: 1 cursor, 2 count, 3 '1': backwards, 4 bytes
+-- Returns {history or '', seq or '', entries}. Stops behind the message that reaches the bytes: one at least.
+local found, bytes, left, backwards = {}, 0, tonumber(ARGV[2]), ARGV[3] == '1'
+local from = '(' .. ARGV[1] .. '-0'
+if backwards and ARGV[1] == '0' then from = '+' end
+while left > 0 do
+  -- In small steps: what does not fit had better not be copied out of the stream.
+  local step = math.min(left, 8)
+  local entries
+  if backwards then
+    entries = redis.call('XREVRANGE', KEYS[2], from, '-', 'COUNT', step)
+  else
+    entries = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', step)
+  end
+  for _, entry in ipairs(entries) do
+    found[#found + 1] = entry
+    bytes = bytes + #entry[2][8]
+    if bytes >= tonumber(ARGV[4]) then break end
+  end
+  if #entries < step or bytes >= tonumber(ARGV[4]) then break end
+  left = left - step
+  from = '(' .. entries[#entries][1]
 end
-return {redis.call('GET', KEYS[3]) or '', redis.call('HGET', KEYS[1], 'seq') or '', entries}
+return {redis.call('GET', KEYS[3]) or '', redis.call('HGET', KEYS[1], 'seq') or '', found}

@@ -1,0 +1,262 @@
+//! One chat as this device holds it: messages in their order, what is on its way, what was read. Pure.
+//!
+//! Trap: our own message is heard of twice, as the answer to sending it and as a message of the chat, in either order.
+//! (history, seq) names it, and the second one finds it there.
+
+use std::sync::Arc;
+
+use super::editor::Editor;
+use super::text::{harmless, harmless_line};
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct Chat {
+    /// Its name on the wire.
+    pub name: Arc<str>,
+    /// What it is called on the screen.
+    pub title: String,
+    /// Our user, for the screen.
+    pub me: String,
+    /// What is being typed for it.
+    pub editor: Editor,
+    /// Messages not seen yet.
+    pub unread: usize,
+    /// Of the newest message, or when it was opened. Chats are listed by it.
+    pub active_us: u64,
+    /// Rows hidden below the view; 0 follows the newest message.
+    pub below: usize,
+    entries: Vec<Entry>,
+    entries_bytes: usize,
+    outgoing: Vec<Outgoing>,
+}
+
+/// One thing in the course of a chat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// When, in microseconds since 1970.
+    pub time_us: u64,
+    /// What.
+    pub what: What,
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// A stored message.
+    Message {
+        /// History and seq.
+        id: (u64, u64),
+        /// Who.
+        sender: String,
+        /// It is our user's own.
+        mine: bool,
+        /// Fit for the terminal.
+        text: String,
+    },
+    /// A message of this device that was not accepted.
+    Failed {
+        /// Fit for the terminal.
+        text: String,
+        /// The server may have it all the same.
+        in_doubt: bool,
+        /// Why, in words.
+        why: String,
+    },
+    /// A remark of ours.
+    Remark(String),
+}
+
+/// A message of this device without an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// What its answer is found by.
+    pub ticket: u64,
+    /// When it was entered.
+    pub time_us: u64,
+    /// Fit for the terminal.
+    pub text: String,
+}
+
+/// A stored message on its way into a chat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored<'a> {
+    /// History and seq.
+    pub id: (u64, u64),
+    /// Who.
+    pub sender: &'a str,
+    /// It is our user's own.
+    pub mine: bool,
+    /// The store's time.
+    pub time_us: u64,
+    /// As it came.
+    pub text: &'a str,
+}
+
+impl Chat {
+    /// A chat without messages.
+    pub fn new(name: Arc<str>, me: &str) -> Self {
+        let title = harmless_line(peer(&name, me));
+        Chat {
+            name,
+            title,
+            me: harmless_line(me),
+            editor: Editor::default(),
+            unread: 0,
+            active_us: 0,
+            below: 0,
+            entries: Vec::new(),
+            entries_bytes: 0,
+            outgoing: Vec::new(),
+        }
+    }
+
+    /// What has happened, oldest first.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// What is on its way, oldest first.
+    pub fn outgoing(&self) -> &[Outgoing] {
+        &self.outgoing
+    }
+
+    /// Puts a message into its place. False: it is there already.
+    pub fn put(&mut self, message: &Stored<'_>) -> bool {
+        let (history, seq) = message.id;
+        let mut place = self.entries.len();
+        for (at, entry) in self.entries.iter().enumerate().rev() {
+            let What::Message { id, .. } = &entry.what else { continue };
+            if *id == message.id {
+                return false;
+            }
+            if id.0 == history && id.1 < seq {
+                break;
+            }
+            if id.0 == history {
+                place = at;
+            }
+        }
+        let what = What::Message {
+            id: message.id,
+            sender: harmless_line(message.sender),
+            mine: message.mine,
+            text: harmless(message.text),
+        };
+        self.insert(place, Entry { time_us: message.time_us, what });
+        self.active_us = self.active_us.max(message.time_us);
+        true
+    }
+
+    /// Says something in the course of the chat.
+    pub fn remark(&mut self, remark: String, now_us: u64) {
+        // At the time of its neighbour, lest it looks like another day.
+        let time_us = self.entries.last().map_or(now_us, |last| last.time_us);
+        self.insert(self.entries.len(), Entry { time_us, what: What::Remark(remark) });
+    }
+
+    /// A message leaves.
+    pub fn begin(&mut self, ticket: u64, text: &str, now_us: u64) {
+        self.active_us = self.active_us.max(now_us);
+        self.outgoing.push(Outgoing { ticket, time_us: now_us, text: harmless(text) });
+    }
+
+    /// It was answered.
+    pub fn finish(&mut self, ticket: u64) -> Option<Outgoing> {
+        let at = self.outgoing.iter().position(|outgoing| outgoing.ticket == ticket)?;
+        Some(self.outgoing.remove(at))
+    }
+
+    /// It was not accepted, and stays visible as such.
+    pub fn fail(&mut self, outgoing: Outgoing, in_doubt: bool, why: String) {
+        let what = What::Failed { text: outgoing.text, in_doubt, why };
+        self.insert(self.entries.len(), Entry { time_us: outgoing.time_us, what });
+    }
+
+    fn insert(&mut self, at: usize, entry: Entry) {
+        self.entries_bytes += entry.bytes();
+        self.entries.insert(at, entry);
+        let mut excess = 0;
+        while self.entries.len() - excess > ENTRIES_MAX
+            || (self.entries_bytes > ENTRIES_BYTES_MAX && self.entries.len() - excess > 1)
+        {
+            self.entries_bytes -= self.entries[excess].bytes();
+            excess += 1;
+        }
+        self.entries.drain(..excess);
+    }
+}
+
+impl Entry {
+    fn bytes(&self) -> usize {
+        match &self.what {
+            What::Message { sender, text, .. } => sender.len() + text.len(),
+            What::Failed { text, why, .. } => text.len() + why.len(),
+            What::Remark(remark) => remark.len(),
+        }
+    }
+}
+
+/// The other one of a pair, or the chat's name where there is none: as the user would write it.
+pub fn peer<'a>(chat: &'a str, me: &str) -> &'a str {
+    match chat.split_once(':') {
+        Some((one, other)) if one == me => other,
+        Some((one, other)) if other == me => one,
+        _ => chat,
+    }
+}
+
+/// Entries held per chat, and their texts.
+pub const ENTRIES_MAX: usize = 1_000;
+const ENTRIES_BYTES_MAX: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(chat: &mut Chat, history: u64, seq: u64) -> bool {
+        chat.put(&Stored { id: (history, seq), sender: "bob", mine: false, time_us: seq, text: "x" })
+    }
+
+    fn seqs(chat: &Chat) -> Vec<(u64, u64)> {
+        let id = |entry: &Entry| match &entry.what {
+            What::Message { id, .. } => *id,
+            _ => (0, 0),
+        };
+        chat.entries().iter().map(id).collect()
+    }
+
+    #[test]
+    fn messages_stand_in_order_and_once() {
+        let mut chat = Chat::new("alice:bob".into(), "alice");
+        assert_eq!(chat.title, "bob");
+        assert!(put(&mut chat, 7, 1) && put(&mut chat, 7, 3) && put(&mut chat, 7, 2));
+        assert!(!put(&mut chat, 7, 1) && !put(&mut chat, 7, 3));
+        chat.remark("history lost".to_owned(), 9);
+        assert!(put(&mut chat, 8, 1) && put(&mut chat, 8, 2) && !put(&mut chat, 8, 1));
+        assert_eq!(seqs(&chat), [(7, 1), (7, 2), (7, 3), (0, 0), (8, 1), (8, 2)]);
+        assert_eq!(chat.active_us, 3);
+    }
+
+    #[test]
+    fn what_was_not_accepted_stays_where_it_failed() {
+        let mut chat = Chat::new("#17".into(), "alice");
+        chat.begin(1, "one", 50);
+        chat.begin(2, "two\u{7}", 51);
+        let two = chat.finish(2).unwrap();
+        assert_eq!((chat.finish(2), two.text.as_str()), (None, "two\u{fffd}"));
+        chat.fail(two, true, "unknown".to_owned());
+        put(&mut chat, 7, 1);
+        assert_eq!(seqs(&chat), [(0, 0), (7, 1)]);
+        assert_eq!((chat.outgoing().len(), chat.title.as_str()), (1, "#17"));
+    }
+
+    #[test]
+    fn a_chat_holds_so_much_and_no_more() {
+        let mut chat = Chat::new("alice:bob".into(), "alice");
+        (1..=ENTRIES_MAX as u64 + 5).for_each(|seq| assert!(put(&mut chat, 7, seq)));
+        assert_eq!((chat.entries().len(), seqs(&chat)[0]), (ENTRIES_MAX, (7, 6)));
+        let long = "x".repeat(ENTRIES_BYTES_MAX);
+        chat.put(&Stored { id: (7, 2_000), sender: "bob", mine: false, time_us: 1, text: &long });
+        assert_eq!(seqs(&chat), [(7, 2_000)]);
+    }
+}

@@ -1,0 +1,68 @@
+//! What a line means: a command, or a message. Pure.
+
+/// A line that was entered.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// To be sent.
+    Text(&'a str),
+    /// Open the chat with this user, or of this name.
+    Chat(&'a str),
+    /// Show what there is.
+    Help,
+    /// Leave.
+    Quit,
+    /// Panic, so that a test can see what becomes of the terminal.
+    #[cfg(debug_assertions)]
+    Panic,
+    /// None of these.
+    Unknown(&'a str),
+}
+
+/// A line that starts with `/` is a command; `//` sends a line that starts with `/`.
+pub fn parse(line: &str) -> Command<'_> {
+    let Some(rest) = line.strip_prefix('/') else { return Command::Text(line) };
+    if rest.starts_with('/') {
+        return Command::Text(rest);
+    }
+    let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    match (word, rest.trim()) {
+        ("/chat", name) if !name.is_empty() => Command::Chat(name),
+        ("/help", _) => Command::Help,
+        ("/quit", _) => Command::Quit,
+        #[cfg(debug_assertions)]
+        ("/panic", _) => Command::Panic,
+        (word, _) => Command::Unknown(if word == "/chat" { "/chat without a name" } else { word }),
+    }
+}
+
+/// What `/help` shows: keys and commands, and what they do.
+pub const HELP: &[(&str, &str)] = &[
+    ("Enter", "send the line"),
+    ("Tab, Ctrl-N", "next chat (Shift-Tab, Ctrl-P: the one before)"),
+    ("PgUp, PgDn", "scroll the messages that this device holds"),
+    ("Up, Down", "lines entered before"),
+    ("Ctrl-U, Ctrl-W", "delete to the start, delete a word"),
+    ("Ctrl-L", "draw the screen anew"),
+    ("Ctrl-C", "leave"),
+    ("/chat NAME", "open the chat with a user"),
+    ("/help", "this page"),
+    ("/quit", "leave"),
+    ("//text", "send a line that starts with /"),
+    ("… ✓ ✗ ?", "sending, accepted, refused, nobody knows"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slash_makes_a_command() {
+        assert_eq!(parse("hello /quit"), Command::Text("hello /quit"));
+        assert_eq!(parse("//quit"), Command::Text("/quit"));
+        assert_eq!(parse("/chat  bob smith "), Command::Chat("bob smith"));
+        assert_eq!(parse("/chat"), Command::Unknown("/chat without a name"));
+        assert_eq!((parse("/help"), parse("/quit now")), (Command::Help, Command::Quit));
+        assert_eq!(parse("/nonsense x"), Command::Unknown("/nonsense"));
+        assert_eq!(parse("/"), Command::Unknown("/"));
+    }
+}

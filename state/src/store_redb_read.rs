@@ -1,0 +1,223 @@
+//! Questions to the redb store, over a read or a write transaction alike. On whatever thread asks.
+//!
+//! Trap: a row that makes no sense is told as such for the one question ([`Fault::Row`]); only the file's own failure
+//! ([`Fault::File`]) takes the others of the transaction with it.
+
+use std::ops::Bound;
+
+use redb::{ReadTransaction, ReadableTable, TableDefinition};
+
+use crate::store::{Answer, Head, Op, Outcome, PULL_BYTES_MAX, Page, Route, StoreError, Stored, UserRow};
+use crate::store_redb_row::{self as row, ChatRow, Kind};
+
+/// A table of bytes.
+pub type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+/// Everything of chats: see [`Kind`].
+pub const CHAT: Definition = TableDefinition::new("chat");
+/// Bucket, time, chat → nothing: one entry a chat, at its newest message.
+pub const RECENT: Definition = TableDefinition::new("recent");
+/// User, device → attempt, connection.
+pub const ROUTE: Definition = TableDefinition::new("route");
+/// Name → number and devices.
+pub const USER: Definition = TableDefinition::new("user");
+/// Number → name.
+pub const NAME: Definition = TableDefinition::new("name");
+/// User, chat → nothing.
+pub const LISTED: Definition = TableDefinition::new("listed");
+/// Day of last use, key of a stream's row → nothing: what may be forgotten after that day plus `dedupe_days`.
+pub const FORGET: Definition = TableDefinition::new("forget");
+/// Layout, counters, history.
+pub const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+
+/// All tables but [`META`].
+pub const TABLES: [Definition; 7] = [CHAT, RECENT, ROUTE, USER, NAME, LISTED, FORGET];
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Fault {
+    /// This row makes no sense; the others may.
+    Row(String),
+    /// The file cannot be read or written.
+    File(redb::Error),
+}
+
+impl<E: Into<redb::Error>> From<E> for Fault {
+    fn from(error: E) -> Fault {
+        Fault::File(error.into())
+    }
+}
+
+/// What the helpers give.
+pub type Read<T> = Result<T, Fault>;
+
+/// Whether an operation changes nothing.
+pub fn is_question(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::User { .. }
+            | Op::Name { .. }
+            | Op::Routes { .. }
+            | Op::Chats { .. }
+            | Op::Head { .. }
+            | Op::Pull { .. }
+    )
+}
+
+/// Answers a question from a read transaction.
+pub fn answer(transaction: &ReadTransaction, history: u64, op: &Op) -> Outcome {
+    let ask = || match op {
+        Op::User { name } => user(&transaction.open_table(USER)?, name).map(Answer::User),
+        Op::Name { user } => name(&transaction.open_table(NAME)?, *user).map(Answer::Name),
+        Op::Routes { user } => routes(&transaction.open_table(ROUTE)?, *user).map(Answer::Routes),
+        Op::Chats { user, after, until, limit } => {
+            chats(&transaction.open_table(LISTED)?, user, after, until, *limit).map(Answer::Chats)
+        }
+        Op::Head { chat, user } => {
+            let table = transaction.open_table(CHAT)?;
+            let (seq, delivered) = (seq(&table, chat)?, delivered(&table, chat, user)?);
+            Ok(Answer::Head(Head { history, seq, delivered }))
+        }
+        Op::Pull { chat, cursor, limit, reverse } => {
+            let table = transaction.open_table(CHAT)?;
+            let messages = messages(&table, chat, *cursor, *limit, *reverse)?;
+            Ok(Answer::Messages(Page { history, head: seq(&table, chat)?, messages }))
+        }
+        other => Err(Fault::Row(format!("{other:?} is no question"))),
+    };
+    ask().map_err(|fault| match fault {
+        Fault::Row(reason) => StoreError::Corrupt(reason),
+        Fault::File(redb::Error::Corrupted(reason)) => StoreError::Corrupt(reason),
+        Fault::File(error) => StoreError::Refused(error.to_string()),
+    })
+}
+
+/// Of the newest message; 0: none.
+fn seq(table: &impl Bytes, chat: &str) -> Read<u64> {
+    match table.get(&row::chat_key(chat, Kind::Head)[..])? {
+        Some(found) => ChatRow::read_seq(found.value()).ok_or_else(|| wrong("the row of", chat)),
+        None => Ok(0),
+    }
+}
+
+/// How far a user has a chat.
+pub fn delivered(table: &impl Bytes, chat: &str, user: &str) -> Read<u64> {
+    match table.get(&row::delivered_key(chat, user)[..])? {
+        Some(found) => number(found.value()).ok_or_else(|| wrong("a delivered cursor of", chat)),
+        None => Ok(0),
+    }
+}
+
+/// Messages behind a cursor, or before it, as many as fit.
+pub fn messages(
+    table: &impl Bytes,
+    chat: &str,
+    cursor: u64,
+    limit: usize,
+    reverse: bool,
+) -> Read<Vec<Stored>> {
+    let from = row::message_key(chat, cursor);
+    let (lower, upper) = match (reverse, cursor) {
+        (false, _) => (Bound::Excluded(from), Bound::Excluded(row::chat_key(chat, Kind::Delivered))),
+        (true, 0) => (Bound::Included(from), Bound::Excluded(row::chat_key(chat, Kind::Delivered))),
+        (true, _) => (Bound::Included(row::message_key(chat, 0)), Bound::Excluded(from)),
+    };
+    let range = table.range::<&[u8]>((slice(&lower), slice(&upper)))?;
+    let read = |entry: Result<(Guard, Guard), redb::StorageError>| {
+        let (key, value) = entry?;
+        let seq = key.value().last_chunk().copied().map_or(0, u64::from_be_bytes);
+        row::message(chat, seq, value.value())
+            .ok_or_else(|| Fault::Row(format!("message {seq} of {chat} fails its checksum")))
+    };
+    let (mut forwards, mut backwards);
+    let entries: &mut dyn Iterator<Item = _> = if reverse {
+        backwards = range.rev();
+        &mut backwards
+    } else {
+        forwards = range;
+        &mut forwards
+    };
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    while found.len() < limit
+        && bytes < PULL_BYTES_MAX
+        && let Some(entry) = entries.next()
+    {
+        let message = read(entry)?;
+        bytes += message.body.len();
+        found.push(message);
+    }
+    Ok(found)
+}
+
+/// The user of a name.
+pub fn user(table: &impl Bytes, name: &str) -> Read<Option<UserRow>> {
+    let Some(found) = table.get(name.as_bytes())? else { return Ok(None) };
+    row::user(found.value()).map(Some).ok_or_else(|| wrong("the row of", name))
+}
+
+/// The name of a user.
+pub fn name(table: &impl Bytes, user: u64) -> Read<Option<String>> {
+    let Some(found) = table.get(&user.to_be_bytes()[..])? else { return Ok(None) };
+    let name = String::from_utf8(found.value().to_vec());
+    name.map(Some).map_err(|_| wrong("the name of", &user.to_string()))
+}
+
+/// Where a user's devices are, by device.
+pub fn routes(table: &impl Bytes, user: u64) -> Read<Vec<Route>> {
+    let range = table.range::<&[u8]>(&row::route_key(user, 0)[..]..=&row::route_key(user, u32::MAX)[..])?;
+    range
+        .map(|entry| {
+            let (key, value) = entry?;
+            let device = key.value().last_chunk().copied().map_or(0, u32::from_be_bytes);
+            let (attempt, connection) =
+                row::pair(value.value()).ok_or_else(|| wrong("a route of", &user.to_string()))?;
+            Ok(Route { device, attempt, connection })
+        })
+        .collect()
+}
+
+/// A page of a user's chats.
+pub fn chats(table: &impl Bytes, user: &str, after: &str, until: &str, limit: usize) -> Read<Vec<String>> {
+    // Empty bounds would otherwise meet a range that ends before it begins.
+    if !until.is_empty() && after >= until {
+        return Ok(Vec::new());
+    }
+    let begin = row::listed_key(user, "");
+    let lower = row::listed_key(user, after);
+    let upper = if until.is_empty() {
+        // Names are UTF-8, so 0xff is behind them all.
+        Bound::Excluded([&begin[..], &[0xff]].concat())
+    } else {
+        Bound::Included(row::listed_key(user, until))
+    };
+    let lower = Bound::Excluded(lower);
+    let range = table.range::<&[u8]>((slice(&lower), slice(&upper)))?;
+    range
+        .take(limit)
+        .map(|entry| {
+            let (key, _) = entry?;
+            let chat = key.value().get(begin.len()..).unwrap_or_default().to_vec();
+            String::from_utf8(chat).map_err(|_| wrong("the chats of", user))
+        })
+        .collect()
+}
+
+/// A readable table of bytes.
+pub trait Bytes: ReadableTable<&'static [u8], &'static [u8]> {}
+impl<T: ReadableTable<&'static [u8], &'static [u8]>> Bytes for T {}
+
+type Guard<'a> = redb::AccessGuard<'a, &'static [u8]>;
+
+/// A number of 64 bits.
+pub fn number(value: &[u8]) -> Option<u64> {
+    value.try_into().ok().map(u64::from_be_bytes)
+}
+
+/// A row that makes no sense.
+pub fn wrong(what: &str, whose: &str) -> Fault {
+    Fault::Row(format!("{what} {whose} is not readable"))
+}
+
+fn slice(bound: &Bound<Vec<u8>>) -> Bound<&[u8]> {
+    bound.as_ref().map(Vec::as_slice)
+}

@@ -1,0 +1,374 @@
+//! How the redb store writes its keys and rows. Pure: bytes in, bytes out.
+//!
+//! Numbers in keys are big-endian, so that byte order is number order. Texts in keys carry their length in front, so that
+//! no name is the beginning of another. In rows, numbers that are mostly small are varints.
+//!
+//! Trap: every change here is another layout. Raise [`LAYOUT`] with it: a store of another layout refuses to open.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use proto::wire::Code;
+
+use crate::store::{Stored, UserRow, chat_bucket, message_crc};
+
+/// Version of everything in this file.
+pub const LAYOUT: u64 = 1;
+
+/// What a row of a chat is; the byte behind the chat in its key.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind {
+    /// Head, time and the streams used last: one row.
+    Head = 0,
+    /// A stream that was used longer ago.
+    Stream = 1,
+    /// A message, by seq.
+    Message = 2,
+    /// The delivered cursor of a user.
+    Delivered = 3,
+}
+
+/// The key of a chat's row, or the beginning of the keys of its rows of that kind.
+pub fn chat_key(chat: &str, kind: Kind) -> Vec<u8> {
+    let mut key = Vec::with_capacity(chat.len() + 32);
+    text(&mut key, chat);
+    key.push(kind as u8);
+    key
+}
+
+/// Key of a message.
+pub fn message_key(chat: &str, seq: u64) -> Vec<u8> {
+    let mut key = chat_key(chat, Kind::Message);
+    key.extend(seq.to_be_bytes());
+    key
+}
+
+/// Key of a stream that has a row of its own.
+pub fn stream_key(chat: &str, sender: &str, stream: u64) -> Vec<u8> {
+    let mut key = chat_key(chat, Kind::Stream);
+    key.extend(stream.to_be_bytes());
+    key.extend(sender.as_bytes());
+    key
+}
+
+/// Key of a user's delivered cursor.
+pub fn delivered_key(chat: &str, user: &str) -> Vec<u8> {
+    let mut key = chat_key(chat, Kind::Delivered);
+    key.extend(user.as_bytes());
+    key
+}
+
+/// Key in the recency index.
+pub fn recent_key(time_us: u64, chat: &str) -> Vec<u8> {
+    let mut key = recent_from(chat_bucket(chat), time_us);
+    key.extend(chat.as_bytes());
+    key
+}
+
+/// Where this time begins in a bucket of the recency index.
+pub fn recent_from(bucket: u32, time_us: u64) -> Vec<u8> {
+    [&bucket.to_be_bytes()[..], &time_us.to_be_bytes()].concat()
+}
+
+/// Key of a chat in a user's list; the list begins where the chat is empty.
+pub fn listed_key(user: &str, chat: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(user.len() + chat.len() + 2);
+    text(&mut key, user);
+    key.extend(chat.as_bytes());
+    key
+}
+
+/// Key of a route.
+pub fn route_key(user: u64, device: u32) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..8].copy_from_slice(&user.to_be_bytes());
+    key[8..].copy_from_slice(&device.to_be_bytes());
+    key
+}
+
+/// Two numbers of 64 bits: a route's attempt and connection.
+pub fn pair(row: &[u8]) -> Option<(u64, u64)> {
+    let mut reader = Reader(row);
+    let both = (reader.u64()?, reader.u64()?);
+    reader.0.is_empty().then_some(both)
+}
+
+/// A message's row.
+pub fn message_row(chat: &str, sender: &str, time_us: u64, body: &[u8]) -> Vec<u8> {
+    let mut row = Vec::with_capacity(body.len() + sender.len() + 14);
+    row.extend(message_crc(chat, sender, body).to_be_bytes());
+    row.extend(time_us.to_be_bytes());
+    text(&mut row, sender);
+    row.extend(body);
+    row
+}
+
+/// Reads a message's row. `None`: not readable, or it fails its checksum.
+pub fn message(chat: &str, seq: u64, row: &[u8]) -> Option<Stored> {
+    let mut reader = Reader(row);
+    let crc = u32::from_be_bytes(reader.take(4)?.try_into().ok()?);
+    let time_us = reader.u64()?;
+    let sender = reader.text()?;
+    let body = Bytes::copy_from_slice(reader.0);
+    (message_crc(chat, &sender, &body) == crc).then_some(Stored { seq, sender, time_us, body })
+}
+
+/// A user's row.
+pub fn user_row(user: &UserRow) -> Vec<u8> {
+    let mut row = user.number.to_be_bytes().to_vec();
+    user.devices.iter().for_each(|device| text(&mut row, device));
+    row
+}
+
+/// Reads a user's row.
+pub fn user(row: &[u8]) -> Option<UserRow> {
+    let mut reader = Reader(row);
+    let mut user = UserRow { number: reader.u64()?, devices: Vec::new() };
+    while !reader.0.is_empty() {
+        user.devices.push(reader.text()?);
+    }
+    Some(user)
+}
+
+/// Where a chat stands, with the streams used last in front.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ChatRow {
+    /// Of the newest message; 0: none.
+    pub seq: u64,
+    /// Of the newest message, µs.
+    pub time_us: u64,
+    /// The latest first.
+    pub streams: Vec<Stream>,
+}
+
+/// What is remembered of a sender's stream.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Stream {
+    /// Whose.
+    pub sender: String,
+    /// Which.
+    pub stream: u64,
+    /// The newest id answered.
+    pub watermark: u64,
+    /// When it was used last, Unix seconds, up to [`USED_STEP_S`] too old.
+    pub used_s: u64,
+    /// To the newest ids, oldest first.
+    pub answers: VecDeque<Given>,
+}
+
+/// An answer given to an id.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(missing_docs)]
+pub enum Given {
+    Stored { seq: u64, time_us: u64 },
+    Refused(Code),
+}
+
+/// A stream that only answers again is written anew when its time of use is so much behind.
+pub const USED_STEP_S: u64 = 3_600;
+
+impl Stream {
+    /// The answer to an id at or below the watermark.
+    pub fn given(&self, n: u64) -> Option<Given> {
+        let back = self.watermark.checked_sub(n)?;
+        self.answers.iter().rev().nth(usize::try_from(back).ok()?).copied()
+    }
+
+    /// Remembers the answer to the id behind the watermark.
+    pub fn give(&mut self, given: Given) {
+        self.watermark += 1;
+        self.answers.push_back(given);
+        if self.answers.len() as u64 > proto::UNANSWERED_MAX {
+            self.answers.pop_front();
+        }
+    }
+
+    /// Whether it has not been used for so long, surely.
+    pub fn is_forgotten(&self, now_s: u64, dedupe_s: u64) -> bool {
+        self.used_s + USED_STEP_S + dedupe_s < now_s
+    }
+
+    /// The row of a stream.
+    pub fn write(&self, row: &mut Vec<u8>) {
+        text(row, &self.sender);
+        row.extend(self.stream.to_be_bytes());
+        varint(row, self.watermark);
+        varint(row, self.used_s);
+        varint(row, self.answers.len() as u64);
+        let (mut last_seq, mut last_us) = (0, 0);
+        for given in &self.answers {
+            match *given {
+                Given::Refused(code) => {
+                    varint(row, 0);
+                    varint(row, u64::from(code as u32));
+                }
+                // Seqs and times only rise: the difference is never 0, and small.
+                Given::Stored { seq, time_us } => {
+                    varint(row, seq.wrapping_sub(last_seq));
+                    varint(row, time_us.wrapping_sub(last_us));
+                    (last_seq, last_us) = (seq, time_us);
+                }
+            }
+        }
+    }
+
+    /// Reads a row that holds nothing else.
+    pub fn read(row: &[u8]) -> Option<Stream> {
+        let mut reader = Reader(row);
+        let stream = reader.stream()?;
+        reader.0.is_empty().then_some(stream)
+    }
+}
+
+impl ChatRow {
+    /// The row of a chat.
+    pub fn write(&self) -> Vec<u8> {
+        let mut row = Vec::with_capacity(256);
+        row.extend(self.seq.to_be_bytes());
+        row.extend(self.time_us.to_be_bytes());
+        self.streams.iter().for_each(|stream| stream.write(&mut row));
+        row
+    }
+
+    /// Reads the row of a chat.
+    pub fn read(row: &[u8]) -> Option<ChatRow> {
+        let mut reader = Reader(row);
+        let mut chat = ChatRow { seq: reader.u64()?, time_us: reader.u64()?, streams: Vec::new() };
+        while !reader.0.is_empty() {
+            chat.streams.push(reader.stream()?);
+        }
+        Some(chat)
+    }
+
+    /// Reads the seq alone.
+    pub fn read_seq(row: &[u8]) -> Option<u64> {
+        Reader(row).u64()
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take(8)?.try_into().ok().map(u64::from_be_bytes)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let length = u16::from_be_bytes(self.take(2)?.try_into().ok()?);
+        String::from_utf8(self.take(length.into())?.to_vec()).ok()
+    }
+
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.take(1)?[0];
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    fn stream(&mut self) -> Option<Stream> {
+        let mut stream = Stream {
+            sender: self.text()?,
+            stream: self.u64()?,
+            watermark: self.varint()?,
+            used_s: self.varint()?,
+            answers: VecDeque::new(),
+        };
+        let (mut last_seq, mut last_us) = (0u64, 0u64);
+        for _ in 0..self.varint()? {
+            stream.answers.push_back(match self.varint()? {
+                0 => Given::Refused(Code::try_from(i32::try_from(self.varint()?).ok()?).ok()?),
+                more => {
+                    last_seq = last_seq.wrapping_add(more);
+                    last_us = last_us.wrapping_add(self.varint()?);
+                    Given::Stored { seq: last_seq, time_us: last_us }
+                }
+            });
+        }
+        Some(stream)
+    }
+}
+
+/// Names are at most 64 bytes and chats two of them; nothing that comes here is near the 65,535.
+fn text(to: &mut Vec<u8>, text: &str) {
+    debug_assert!(text.len() <= usize::from(u16::MAX));
+    to.extend((text.len() as u16).to_be_bytes());
+    to.extend(text.as_bytes());
+}
+
+fn varint(to: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        to.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    to.push(value as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_stream_keeps_as_many_answers_as_promised() {
+        let mut stream = Stream::default();
+        for n in 1..=100 {
+            stream.give(Given::Stored { seq: 2 * n, time_us: n });
+        }
+        assert_eq!(stream.given(100), Some(Given::Stored { seq: 200, time_us: 100 }));
+        assert_eq!(stream.given(69), Some(Given::Stored { seq: 138, time_us: 69 }));
+        assert_eq!((stream.given(68), stream.given(101)), (None, None));
+    }
+
+    #[test]
+    fn no_name_is_the_beginning_of_another() {
+        let one = listed_key("a", "b");
+        let other = listed_key("ab", "");
+        assert!(!one.starts_with(&other) && !other.starts_with(&one));
+        assert!(message_key("a:b", 255) < message_key("a:b", 256));
+        assert!(message_key("a:b", u64::MAX) < chat_key("a:b", Kind::Delivered));
+    }
+
+    fn given() -> impl Strategy<Value = Given> {
+        prop_oneof![
+            (1..u64::MAX, any::<u64>()).prop_map(|(seq, time_us)| Given::Stored { seq, time_us }),
+            Just(Given::Refused(Code::MessageTooLarge)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn rows_come_back(
+            streams in proptest::collection::vec(
+                (".{0,9}", any::<u64>(), any::<u64>(), any::<u64>(), proptest::collection::vec(given(), 0..33)),
+                0..5,
+            ),
+            seq: u64,
+            time_us: u64,
+        ) {
+            let streams = streams.into_iter().map(|(sender, stream, watermark, used_s, mut answers)| {
+                // Seqs rise: two answers never share one.
+                let mut seqs = std::collections::HashSet::new();
+                answers.retain(|given| !matches!(given, Given::Stored { seq, .. } if !seqs.insert(*seq)));
+                Stream { sender, stream, watermark, used_s, answers: answers.into() }
+            });
+            let row = ChatRow { seq, time_us, streams: streams.collect() };
+            prop_assert_eq!(ChatRow::read(&row.write()), Some(row.clone()));
+            for cut in 0..row.write().len() {
+                // Whatever is left is read or refused, never a panic.
+                ChatRow::read(&row.write()[..cut]);
+            }
+        }
+    }
+}

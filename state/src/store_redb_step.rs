@@ -1,0 +1,248 @@
+//! Changes to the redb store: the operations of one write transaction, in their order. On the writer's thread.
+//!
+//! What concerns one chat is in `store_redb_append`.
+//!
+//! Trap: while a step runs, the row in memory is the truth and the one in the table is old. Whoever needs a head asks
+//! [`Step::row`].
+
+use std::collections::BTreeMap;
+
+use redb::{ReadableTable, Table, WriteTransaction};
+
+use crate::store::{Answer, Bound, CHAT_BUCKETS, Head, Op, Outcome, Page, StoreError, UserRow};
+use crate::store_redb_append::Row;
+use crate::store_redb_read::{
+    self as ask, CHAT, Definition, Fault, LISTED, META, NAME, RECENT, ROUTE, Read, USER, wrong,
+};
+use crate::store_redb_row as row;
+
+/// What does not change while the store is open.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// Of this file.
+    pub history: u64,
+    /// How long ids are remembered.
+    pub dedupe_s: u64,
+}
+
+/// The operations of one transaction.
+pub struct Step<'t> {
+    pub(crate) transaction: &'t WriteTransaction,
+    pub(crate) terms: Terms,
+    pub(crate) now_us: u64,
+    pub(crate) chat: Slot<'t>,
+    pub(crate) recent: Slot<'t>,
+    route: Slot<'t>,
+    user: Slot<'t>,
+    name: Slot<'t>,
+    listed: Slot<'t>,
+    pub(crate) forget: Slot<'t>,
+    pub(crate) rows: BTreeMap<String, Row>,
+    pub(crate) changed: bool,
+}
+
+/// A table, once it is open.
+pub type Slot<'t> = Option<Table<'t, &'static [u8], &'static [u8]>>;
+
+impl<'t> Step<'t> {
+    /// Nothing done yet. `now_us`: Unix time of all that is done.
+    pub fn new(transaction: &'t WriteTransaction, terms: Terms, now_us: u64) -> Self {
+        Step {
+            transaction,
+            terms,
+            now_us,
+            chat: None,
+            recent: None,
+            route: None,
+            user: None,
+            name: None,
+            listed: None,
+            forget: None,
+            rows: BTreeMap::new(),
+            changed: false,
+        }
+    }
+
+    /// Does one operation. `Err`: the file failed, and with it the whole transaction.
+    pub fn apply(&mut self, op: &Op) -> Result<Outcome, redb::Error> {
+        match self.one(op) {
+            Ok(answer) => Ok(Ok(answer)),
+            Err(Fault::Row(reason)) => Ok(Err(StoreError::Corrupt(reason))),
+            Err(Fault::File(error)) => Err(error),
+        }
+    }
+
+    /// Writes what is still in memory. Whether there is anything to commit.
+    pub fn finish(mut self) -> Result<bool, redb::Error> {
+        for (chat, row) in std::mem::take(&mut self.rows) {
+            if row.changed {
+                self.write(&chat, row)?;
+            }
+        }
+        Ok(self.changed)
+    }
+
+    fn one(&mut self, op: &Op) -> Read<Answer> {
+        let transaction = self.transaction;
+        match op {
+            Op::Incarnate => {
+                let n = self.count("incarnations", 1, 1)?;
+                // Wraps around below 2^24 and leaves out 0.
+                Ok(Answer::Incarnation(((n - 1) % 0xff_ffff + 1) as u32))
+            }
+            Op::UserNumbers { count } => {
+                Ok(Answer::UserNumbers(self.count("users", *count, 1 << 20)? + 1 - count))
+            }
+            Op::Register { name, device, candidate, devices_max } => {
+                self.register(name, device, *candidate, *devices_max).map(Answer::User)
+            }
+            Op::User { name } => ask::user(open(&mut self.user, transaction, USER)?, name).map(Answer::User),
+            Op::NameUser { user, name } => {
+                let names = open(&mut self.name, transaction, NAME)?;
+                if ask::name(names, *user)?.is_none() {
+                    names.insert(&user.to_be_bytes()[..], name.as_bytes())?;
+                    self.changed = true;
+                }
+                Ok(Answer::Done)
+            }
+            Op::Name { user } => ask::name(open(&mut self.name, transaction, NAME)?, *user).map(Answer::Name),
+            Op::Bind { user, device, attempt, connection } => {
+                self.bind(*user, *device, *attempt, *connection).map(Answer::Bound)
+            }
+            Op::Unbind { user, connection } => {
+                let table = open(&mut self.route, transaction, ROUTE)?;
+                for route in ask::routes(table, *user)? {
+                    // A connection id names one binding only, so comparing it compares the attempt too.
+                    if route.connection == *connection {
+                        table.remove(&row::route_key(*user, route.device)[..])?;
+                        self.changed = true;
+                    }
+                }
+                Ok(Answer::Done)
+            }
+            Op::Routes { user } => {
+                ask::routes(open(&mut self.route, transaction, ROUTE)?, *user).map(Answer::Routes)
+            }
+            Op::ListChat { user, chat } => {
+                let table = open(&mut self.listed, transaction, LISTED)?;
+                let key = row::listed_key(user, chat);
+                if table.get(&key[..])?.is_none() {
+                    table.insert(&key[..], &[][..])?;
+                    self.changed = true;
+                }
+                Ok(Answer::Done)
+            }
+            Op::Chats { user, after, until, limit } => {
+                let table = open(&mut self.listed, transaction, LISTED)?;
+                ask::chats(table, user, after, until, *limit).map(Answer::Chats)
+            }
+            Op::Append(append) => self.append(append).map(Answer::Appended),
+            Op::Head { chat, user } => {
+                let seq = self.row(chat)?.chat.seq;
+                let delivered = ask::delivered(open(&mut self.chat, transaction, CHAT)?, chat, user)?;
+                Ok(Answer::Head(Head { history: self.terms.history, seq, delivered }))
+            }
+            Op::Pull { chat, cursor, limit, reverse } => {
+                let head = self.row(chat)?.chat.seq;
+                let table = open(&mut self.chat, transaction, CHAT)?;
+                let messages = ask::messages(table, chat, *cursor, *limit, *reverse)?;
+                Ok(Answer::Messages(Page { history: self.terms.history, head, messages }))
+            }
+            Op::Delivered { chat, user, seq } => {
+                let seq = self.row(chat)?.chat.seq.min(*seq);
+                let table = open(&mut self.chat, transaction, CHAT)?;
+                if seq > ask::delivered(table, chat, user)? {
+                    table.insert(&row::delivered_key(chat, user)[..], &seq.to_be_bytes()[..])?;
+                    self.changed = true;
+                }
+                Ok(Answer::Done)
+            }
+            Op::TrimRecency { bucket, before_us } => self.trim(*bucket, *before_us),
+        }
+    }
+
+    /// Adds to a counter: the new value. It begins at the clock: a new file must not give out numbers that are still in
+    /// use from the one before.
+    fn count(&mut self, counter: &str, more: u64, per_s: u64) -> Read<u64> {
+        let begin = self.now_us / 1_000_000 * per_s;
+        let mut meta = self.transaction.open_table(META)?;
+        let value = meta.get(counter)?.map_or(begin, |found| found.value()) + more;
+        meta.insert(counter, value)?;
+        self.changed = true;
+        Ok(value)
+    }
+
+    fn register(
+        &mut self,
+        name: &str,
+        device: &str,
+        candidate: u64,
+        devices_max: usize,
+    ) -> Read<Option<UserRow>> {
+        let table = open(&mut self.user, self.transaction, USER)?;
+        let mut user = ask::user(table, name)?.unwrap_or(UserRow { number: candidate, devices: Vec::new() });
+        if user.device(device).is_some() {
+            return Ok(Some(user));
+        }
+        // A new user's first device is taken whatever the limit.
+        if !user.devices.is_empty() && user.devices.len() >= devices_max {
+            return Ok(None);
+        }
+        user.devices.push(device.to_owned());
+        table.insert(name.as_bytes(), &row::user_row(&user)[..])?;
+        self.changed = true;
+        Ok(Some(user))
+    }
+
+    fn bind(&mut self, user: u64, device: u32, attempt: u64, connection: u64) -> Read<Bound> {
+        let table = open(&mut self.route, self.transaction, ROUTE)?;
+        let key = row::route_key(user, device);
+        let stored = match table.get(&key[..])? {
+            Some(found) => {
+                Some(row::pair(found.value()).ok_or_else(|| wrong("a route of", &user.to_string()))?)
+            }
+            None => None,
+        };
+        let mut replaced = None;
+        if let Some((bound, to)) = stored {
+            if bound > attempt || (bound == attempt && to != connection) {
+                return Ok(Bound::Stale { stored: bound });
+            }
+            if bound == attempt {
+                return Ok(Bound::Yes { replaced: None });
+            }
+            replaced = (to != connection).then_some(to);
+        }
+        let value = [attempt.to_be_bytes(), connection.to_be_bytes()].concat();
+        table.insert(&key[..], &value[..])?;
+        self.changed = true;
+        Ok(Bound::Yes { replaced })
+    }
+
+    fn trim(&mut self, bucket: u32, before_us: u64) -> Read<Answer> {
+        debug_assert!(bucket < CHAT_BUCKETS);
+        let table = open(&mut self.recent, self.transaction, RECENT)?;
+        let (from, until) = (row::recent_from(bucket, 0), row::recent_from(bucket, before_us));
+        let mut old = Vec::new();
+        for entry in table.range::<&[u8]>(&from[..]..&until[..])? {
+            old.push(entry?.0.value().to_vec());
+        }
+        for key in old {
+            table.remove(&key[..])?;
+            self.changed = true;
+        }
+        Ok(Answer::Done)
+    }
+}
+
+/// The table, opened at its first use in this transaction.
+pub fn open<'a, 't>(
+    slot: &'a mut Slot<'t>,
+    transaction: &'t WriteTransaction,
+    definition: Definition,
+) -> Result<&'a mut Table<'t, &'static [u8], &'static [u8]>, redb::Error> {
+    if slot.is_none() {
+        *slot = Some(transaction.open_table(definition)?);
+    }
+    slot.as_mut().ok_or(redb::Error::DatabaseClosed)
+}
