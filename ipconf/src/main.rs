@@ -8,7 +8,7 @@ use crpc::ServerArgs;
 /// Tells clients which Rookery gateways to use, best first: GET /ip/list[?n=K]
 ///
 /// Keys of the configuration, with defaults: http.listen=127.0.0.1:6789, admin.listen=127.0.0.1:6790,
-/// registry.endpoints=["http://127.0.0.1:2379"], list.n_default=5, list.n_max=50, rank.report_s_max=10,
+/// registry.kind=etcd, registry.endpoints=["http://127.0.0.1:2379"] (or registry.kind=directory, registry.path=DIR), list.n_default=5, list.n_max=50, rank.report_s_max=10,
 /// rank.window_reports=5, rank.tie_share=0.05, log.level=info. From a file, then environment variables such as
 /// ROOKERY_IPCONF_HTTP_LISTEN, then --set; later wins.
 ///

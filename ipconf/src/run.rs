@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crpc::listen::{self, Capped};
+use crpc::http::Limits;
+use crpc::listen;
 use crpc::metrics::Metrics as Registry;
 use crpc::registry::{self, Table};
 use crpc::{Fatal, Readiness, ServerArgs, Shutdown, admin};
@@ -23,19 +24,13 @@ pub fn run(args: &ServerArgs) -> Result<(), Fatal> {
     let config: Config = crpc::config::load("ipconf", args)?;
     config.check()?;
     crpc::log::init(&config.log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Fatal::internal(format!("no runtime: {error}")))?;
-    if args.check {
-        runtime.block_on(registry::open(&config.registry))?;
-        println!("ipconf: configuration and registry are fine");
-        return Ok(());
-    }
-    let outcome = runtime.block_on(serve(config));
-    // What is left are watches; nothing waits for them.
-    runtime.shutdown_background();
-    outcome
+    if args.check { crpc::process::block_on(check(config)) } else { crpc::process::block_on(serve(config)) }
+}
+
+async fn check(config: Config) -> Result<(), Fatal> {
+    registry::open(&config.registry).await?;
+    println!("ipconf: configuration and registry are fine");
+    Ok(())
 }
 
 async fn serve(config: Config) -> Result<(), Fatal> {
@@ -49,9 +44,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     let fleet = Arc::new(Mutex::new(Fleet::new(config.rank.clone())));
     tokio::spawn(follow(tables, fleet.clone(), metrics.clone()));
 
-    let listener = listen::bind(config.http.listen, "http.listen").await?;
-    let addr =
-        listener.local_addr().map_err(|error| listen::refused(config.http.listen, "http.listen", &error))?;
+    let (listener, addr) = listen::bind_known(config.http.listen, "http.listen").await?;
     let (admin, _) = admin::spawn_thread(
         config.admin.listen,
         readiness.clone(),
@@ -62,31 +55,17 @@ async fn serve(config: Config) -> Result<(), Fatal> {
         version = crpc::VERSION,
         http = %addr,
         admin = %admin,
-        registry = config.registry.kind,
-        endpoints = config.registry.endpoints.join(","),
-        prefix = config.registry.prefix,
+        registry = %config.registry,
         "ipconf listens; it depends on the registry for the list of gateways"
     );
     readiness.set("registry", Ok(()));
 
-    let lives = Duration::from_secs(config.http.connection_s_max);
-    let capped = Capped::new(listener, config.http.connections_max, lives);
+    let limits = Limits {
+        connections_max: config.http.connections_max,
+        connection_max: Duration::from_secs(config.http.connection_s_max),
+    };
     let router = http::router(App { fleet, list: config.list, metrics });
-    let (stop, drain) = (shutdown.clone(), Duration::from_millis(config.shutdown.drain_ms));
-    let serving = axum::serve(capped, router).with_graceful_shutdown(async move {
-        stop.wait().await;
-        tokio::select! {
-            () = tokio::time::sleep(drain) => {}
-            () = stop.wait_hard() => {}
-        }
-    });
-    let limit = Duration::from_millis(config.shutdown.hard_ms);
-    match shutdown.with_hard_limit(serving.into_future(), limit).await {
-        Some(Err(error)) => return Err(Fatal::internal(format!("the HTTP server failed: {error}"))),
-        Some(Ok(())) => tracing::info!("stopped"),
-        None => tracing::warn!("stopped; requests were still running and have been cut off"),
-    }
-    Ok(())
+    crpc::http::serve(listener, router, limits, &shutdown, &config.shutdown).await
 }
 
 /// Takes over every table.

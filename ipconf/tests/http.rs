@@ -7,6 +7,7 @@ mod etcd;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +31,12 @@ struct Ipconf {
 
 impl Ipconf {
     fn start(etcd: &Etcd, sets: &[&str]) -> Self {
-        let mut child = command(etcd)
+        Self::started(command(etcd), sets, &etcd.url())
+    }
+
+    /// `depends_on`: what it must say at start that it depends on.
+    fn started(mut command: Command, sets: &[&str], depends_on: &str) -> Self {
+        let mut child = command
             .args(["--set", "http.listen=127.0.0.1:0", "--set", "admin.listen=127.0.0.1:0"])
             .args(["--set", "log.format=json"])
             .args(sets.iter().flat_map(|set| ["--set", set]))
@@ -43,7 +49,8 @@ impl Ipconf {
             .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap())
             .find(|line| line["http"].is_string())
             .expect("it says at start what it listens on");
-        assert_eq!(said["endpoints"], etcd.url(), "and what it depends on");
+        let registry = said["registry"].as_str().expect("and what it depends on");
+        assert!(registry.contains(depends_on), "{registry}");
         std::thread::spawn(move || lines.for_each(drop)); // a full pipe would stop it
         let addr = |key: &str| said[key].as_str().unwrap().parse().unwrap();
         Self { http: addr("http"), admin: addr("admin"), child }
@@ -91,9 +98,21 @@ fn command(etcd: &Etcd) -> Command {
     command_with(&etcd.url())
 }
 
-fn command_with(registry: &str) -> Command {
+fn command_with(etcd: &str) -> Command {
+    let mut command = bare_command();
+    command.args(["--set", &format!("registry.endpoints=[\"{etcd}\"]")]);
+    command
+}
+
+fn command_on(directory: &Path) -> Command {
+    let mut command = bare_command();
+    command.args(["--set", "registry.kind=directory"]);
+    command.args(["--set", &format!("registry.path={}", directory.display())]);
+    command
+}
+
+fn bare_command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ipconf"));
-    command.args(["--set", &format!("registry.endpoints=[\"{registry}\"]")]);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command
 }
@@ -219,6 +238,26 @@ async fn equals_are_spread_and_the_list_outlives_etcd() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_does_what_etcd_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("registry");
+    let ipconf = Ipconf::started(command_on(&path), &[], path.to_str().unwrap());
+    assert_eq!(ipconf.get("/ip/list"), (200, r#"{"gateways":[],"wait_ms":0}"#.into()));
+
+    let config = RegistryConfig { kind: "directory".into(), path: Some(path.clone()), ..Default::default() };
+    let registry = registry::open(&config).await.unwrap();
+    let half = register(&registry, "half", report(50)).await;
+    let empty = register(&registry, "empty", report(0)).await;
+    ipconf.until(SOON, &["empty:7000", "half:7000"]);
+    empty.report(report(60).to_value());
+    ipconf.until(SOON, &["half:7000", "empty:7000"]);
+    half.abandon();
+    ipconf.until(SOON, &["empty:7000"]);
+    empty.deregister().await;
+    ipconf.until(SOON, &[]);
+}
+
 #[test]
 fn wrong_requests_get_json_errors() {
     let etcd = Etcd::start();
@@ -255,6 +294,15 @@ fn what_is_wrong_at_start_is_one_line_and_an_exit_code() {
     assert!(code == 69 && line.contains("change registry.endpoints"), "{code} {line}");
     let (code, _) = fails(command_with(&nobody).arg("--check"));
     assert_eq!(code, 69);
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let (code, line) = fails(&mut command_on(&file));
+    assert!(code == 69 && one_line(&line) && line.contains("change registry.path"), "{code} {line}");
+    let (code, line) = fails(bare_command().args(["--set", "registry.kind=directory"]));
+    assert!(code == 64 && one_line(&line) && line.contains("set registry.path"), "{code} {line}");
+    assert_eq!(fails(command_on(&folder.path().join("new")).arg("--check")), (0, String::new()));
 
     let etcd = Etcd::start();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
