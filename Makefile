@@ -1,17 +1,21 @@
-# Thin names over scripts/, which do the work and explain themselves with --help.
+# Thin names over the programs in scripts, which do the work and explain themselves with --help.
+#
+#   make run ARGS='--fresh'
+#   make test ARGS='--quick'
+#   make bench NAME=chat ARGS='--connections 20000'
 .PHONY: all run test bench
 
 NAME ?= storm
+ARGS ?=
 
 all:
 	cargo build --release --locked --workspace --bins
 
 run:
-	scripts/run --services
+	scripts/run $(ARGS)
 
 test:
-	scripts/test
+	scripts/test $(ARGS)
 
-# make bench NAME=chat
 bench:
-	scripts/bench $(NAME)
+	scripts/bench $(NAME) $(ARGS)

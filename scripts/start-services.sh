@@ -16,8 +16,9 @@ finds its own processes and leaves them alone. A port that somebody else holds i
   --etcd-port PORT    default 2379 (etcd's peer port is any free one: there are no peers)
   --data DIR          data, logs and pid files, default target/services
   --stop              stop what runs in DIR, by pid; the data stays
-  --install-only      only see that the programs are installed: redis-server, redis-cli, etcd, etcdctl (and protoc while
-                      a dependency's build needs it)
+  --install-only      only see that the programs are installed: redis-server, redis-cli, etcd, etcdctl
+  --install-for-tests the same, and also what scripts/test needs beside them: systemd-analyze, which judges the units in
+                      scripts/systemd (Debian's package systemd; nothing of it is started)
   -h, --help          this page
 
 Missing programs are installed with apt-get when this runs as root on Debian or Ubuntu; no service is started by their
@@ -31,6 +32,7 @@ redis_port=6379
 etcd_port=2379
 data=$target/services
 action=start
+tests=no
 while (($#)); do
   case $1 in
     --redis-port) need_value "$@"; redis_port=$2; shift 2 ;;
@@ -38,6 +40,7 @@ while (($#)); do
     --data) need_value "$@"; data=$(absolute "$2"); shift 2 ;;
     --stop) action=stop; shift ;;
     --install-only) action=install; shift ;;
+    --install-for-tests) action=install tests=yes; shift ;;
     -h | --help) usage; exit 0 ;;
     *) fail "$EX_USAGE" "unknown option $1; see --help" ;;
   esac
@@ -208,16 +211,15 @@ install_missing() {
   command -v redis-cli >/dev/null || packages+=(redis-tools)
   command -v etcd >/dev/null || packages+=(etcd-server)
   command -v etcdctl >/dev/null || packages+=(etcd-client)
-  # Our own .proto files need no protoc; the build script of the crate etcd-client does.
-  if [[ -z ${PROTOC:-} ]] && ! command -v protoc >/dev/null && grep -qx 'name = "etcd-client"' "$root/Cargo.lock"; then
-    packages+=(protobuf-compiler)
-  fi
+  [[ $tests == no ]] || command -v systemd-analyze >/dev/null || packages+=(systemd)
   ((${#packages[@]})) || return 0
   list=${packages[*]}
   if ! command -v apt-get >/dev/null; then
     fail "$EX_UNAVAILABLE" "not installed: what Debian calls $list; install it (here is no apt-get)"
   elif ((EUID != 0)); then
-    fail "$EX_UNAVAILABLE" "not installed: $list; run: sudo scripts/start-services.sh --install-only"
+    local option=--install-only
+    [[ $tests == no ]] || option=--install-for-tests
+    fail "$EX_UNAVAILABLE" "not installed: $list; run: sudo scripts/start-services.sh $option"
   fi
   echo "$me: installing $list" >&2
   apt_install "${packages[@]}" || fail "$EX_UNAVAILABLE" "apt-get could not install $list; its words are above"
