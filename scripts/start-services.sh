@@ -212,6 +212,7 @@ install_missing() {
   command -v etcd >/dev/null || packages+=(etcd-server)
   command -v etcdctl >/dev/null || packages+=(etcd-client)
   [[ $tests == no ]] || command -v systemd-analyze >/dev/null || packages+=(systemd)
+  [[ $tests == no ]] || command -v python3 >/dev/null || packages+=(python3)
   ((${#packages[@]})) || return 0
   list=${packages[*]}
   if ! command -v apt-get >/dev/null; then

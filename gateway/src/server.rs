@@ -79,13 +79,7 @@ pub fn run(config: Config) -> Result<(), Fatal> {
 
     let shutdown = Shutdown::on_signals()?;
     let readiness = Readiness::starting(&["registry", "state", "listener"]);
-    let stop_admin = Shutdown::new();
-    crpc::admin::spawn_thread(
-        config.admin.listen,
-        readiness.clone(),
-        Arc::new(registry),
-        stop_admin.clone(),
-    )?;
+    crpc::admin::spawn_thread(config.admin.listen, readiness.clone(), Arc::new(registry), shutdown.clone())?;
     tracing::info!(
         version = crpc::VERSION,
         id = config.id(),
@@ -97,9 +91,7 @@ pub fn run(config: Config) -> Result<(), Fatal> {
         "gateway starts"
     );
     let gateway = Gateway { config, plan, metrics, admission, readiness, shutdown, worker_failed };
-    let ended = runtime.block_on(gateway.serve(threads, outboxes, up, up_wake));
-    stop_admin.begin();
-    ended
+    runtime.block_on(gateway.serve(threads, outboxes, up, up_wake))
 }
 
 struct Gateway {
@@ -344,7 +336,10 @@ fn start_workers(
         match parting.recv() {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                return Err(Fatal::internal(format!("a worker cannot have its own fd table: {error}")));
+                return Err(Fatal::internal(format!(
+                    "a worker cannot have its own fd table (unshare(CLONE_FILES): {error}); a container's seccomp profile must \
+                     allow unshare, see scripts/docker/seccomp.json"
+                )));
             }
             Err(_) => return Err(Fatal::internal("a worker ended before it began")),
         }

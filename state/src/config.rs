@@ -218,3 +218,21 @@ impl Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_a_server_or_a_file() {
+        let mut config = Config::default();
+        assert_eq!((config.check(), config.store.redb_path()), (Ok(()), None));
+        config.store.url = "redb:target/run/state/store.redb".to_owned();
+        assert_eq!(config.check(), Ok(()));
+        assert_eq!(config.store.redb_path(), Some(Path::new("target/run/state/store.redb")));
+        for wrong in ["redb:", "redb://var/lib/store.redb"] {
+            config.store.url = wrong.to_owned();
+            assert!(config.check().is_err_and(|what| what.contains("redb:PATH")), "{wrong}");
+        }
+    }
+}

@@ -156,13 +156,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     let readiness = Readiness::starting(&["registry", "store", "listener"]);
     let mut registry = crpc::metrics::Metrics::new("state");
     let metrics = Metrics::new(&mut registry);
-    let stop_admin = Shutdown::new();
-    crpc::admin::spawn_thread(
-        config.admin.listen,
-        readiness.clone(),
-        Arc::new(registry),
-        stop_admin.clone(),
-    )?;
+    crpc::admin::spawn_thread(config.admin.listen, readiness.clone(), Arc::new(registry), shutdown.clone())?;
     tracing::info!(
         version = crpc::VERSION,
         id = config.id(),
@@ -215,7 +209,6 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     let served = crpc::server::serve(listener, routes, readiness, shutdown, &core.config.shutdown);
     let (served, ()) = tokio::join!(served, leaving);
     delivered::flush(&core).await;
-    stop_admin.begin();
     tracing::info!("state has stopped");
     served
 }

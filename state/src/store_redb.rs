@@ -6,8 +6,9 @@
 //!
 //! Layout (`store_redb_row` writes it): table `chat` holds a chat's head with the streams used last in one row, older
 //! streams, messages and delivered cursors; `recent`, `route`, `user`, `name`, `listed`, `forget` and `meta` hold the rest.
-//! Chats stand in keys as text. Numbers instead need a table from text to number, so one more look-up per chat and
-//! transaction and one more table to write for a new chat.
+//! Chats stand in keys as text: a table from text to number would be one more look-up per chat and transaction, and keys
+//! of 8 bytes instead were no faster (1,024 messages a call, 20,000 chats, 2 cores: 24 against 23 µs of CPU and 9.5
+//! against 9.4 kB written per message). Nor is a call sorted by chat before it is done: same figures.
 //!
 //! Trap: redb can do without fsync (`Durability::None`) and can keep savepoints. Both make the file grow, and the first
 //! breaks the promise: neither may appear here.

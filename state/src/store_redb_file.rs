@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
 use redb::{Database, ReadTransaction, ReadableDatabase, RepairSession, WriteTransaction};
@@ -49,6 +49,7 @@ impl StoreFile {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|e| failed(format!("making its folder: {e}")))?;
         let lock = lock(path)?;
+        let began = Instant::now();
         let database = open_database(path, config.cache_bytes_max).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => OpenError::Held {
                 path: path.to_owned(),
@@ -59,6 +60,7 @@ impl StoreFile {
         // A new file is there after a power cut only when its folder says so.
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| failed(e.to_string()))?;
         let history = check_layout(&database, config, path)?;
+        tracing::info!(path = %path.display(), ms = began.elapsed().as_millis() as u64, "the store is open");
         Ok(StoreFile {
             path: path.to_owned(),
             cache_bytes_max: config.cache_bytes_max,

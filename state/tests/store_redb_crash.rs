@@ -16,7 +16,7 @@ use state::store_redb::{OpenError, RedbStore};
 /// Names the file to the program started again.
 const FILE: &str = "ROOKERY_TEST_REDB_FILE";
 
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 12;
 const CHATS: u64 = 5;
 
 async fn open(path: &Path) -> RedbStore {
