@@ -63,7 +63,7 @@ async fn pass(State(access): State<Access>, request: Request, next: Next) -> Res
         method = method.as_str().get(..METHOD_BYTES_MAX).unwrap_or(method.as_str()),
         path,
         status,
-        ms = took.as_secs_f64() * 1_000.0,
+        ms = took.as_micros() as f64 / 1_000.0,
         "request"
     );
     response.headers_mut().insert(REQUEST_ID, id);

@@ -10,7 +10,8 @@ use gateway::config::Config;
 ///
 /// Configuration: --config FILE (TOML; else /etc/rookery/gateway.toml if present), then environment variables
 /// ROOKERY_GATEWAY_SECTION_KEY, then --set section.key=value; later wins. Main keys: listen.client (127.0.0.1:7000),
-/// listen.advertise, admin.listen (127.0.0.1:7001), registry.endpoints, limits.connections_max, node.id, node.zone.
+/// listen.advertise, admin.listen (127.0.0.1:7001), registry.kind (etcd or directory),
+/// registry.endpoints, registry.path, limits.connections_max, node.id, node.zone.
 #[derive(Parser)]
 #[command(name = "gateway", version, verbatim_doc_comment)]
 struct Args {

@@ -85,7 +85,7 @@ pub fn run(config: Config) -> Result<(), Fatal> {
         id = config.id(),
         client = %config.listen.client,
         admin = %config.admin.listen,
-        registry = ?config.registry.endpoints,
+        registry = %config.registry,
         workers = plan.workers,
         connections_max = config.limits.connections_max,
         "gateway starts"
@@ -197,8 +197,8 @@ impl Gateway {
         tokio::select! {
             () = self.shutdown.wait() => Ok(None),
             asked = tokio::time::timeout(patience, asking) => asked.map(Some).map_err(|_| Fatal::unavailable(format!(
-                "no state server answers within link.start_ms_max = {} ms: start one that registers under {:?} ({})",
-                self.config.link.start_ms_max, self.config.registry.prefix, self.config.registry.endpoints.join(", ")
+                "no state server answers within link.start_ms_max = {} ms: start one that registers in {}",
+                self.config.link.start_ms_max, self.config.registry
             ))),
         }
     }

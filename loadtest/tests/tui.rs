@@ -59,7 +59,7 @@ impl Terminal {
         let stdio = || Stdio::from(line.try_clone().unwrap());
         // setsid makes the terminal the program's own, as a window would; it becomes the program, pid and all.
         let child = Command::new("setsid")
-            .arg("--ctty")
+            .arg("-c")
             .arg(program)
             .args(arguments)
             .env("XDG_STATE_HOME", state)
@@ -198,8 +198,10 @@ fn chat(cluster: &Cluster, user: &str, state: &Path) -> Terminal {
     terminal
 }
 
+/// The list of chats has this row, whatever blanks it holds.
 fn listed(screen: &str, row: &str) -> bool {
-    screen.lines().any(|line| line.split('│').next().is_some_and(|list| list.trim() == row))
+    let list = screen.lines().filter_map(|line| line.split('│').next());
+    list.map(|row| row.split_whitespace().collect::<Vec<_>>().join(" ")).any(|found| found == row)
 }
 
 #[test]
@@ -223,9 +225,7 @@ fn two_people_chat_in_their_terminals() {
     carol.enter("lunch?");
     carol.enter("at noon?");
     carol.shows("✓ carol: at noon?");
-    alice.until("2 unread of carol", |screen| {
-        listed(screen, "carol         2") || listed(screen, "carol          2")
-    });
+    alice.until("2 unread of carol", |screen| listed(screen, "carol 2"));
     let before = alice.screen();
     assert!(!before.contains("lunch?"), "{before}");
     alice.keys("\t");
@@ -284,9 +284,11 @@ fn two_people_chat_in_their_terminals() {
         .status()
         .unwrap();
     assert!(status.success());
-    alice.shows("bob: \u{fffd}]0;owned\u{fffd}");
+    // The emulator leaves out U+FFFD, which stands for each control.
+    alice.shows("bob: ]0;owned[2J31m");
     let raw = alice.raw();
-    assert!(!raw.windows(5).any(|bytes| bytes == b"\x1b]0;o"));
+    let holds = |wanted: &[u8]| raw.windows(wanted.len()).any(|bytes| bytes == wanted);
+    assert!(holds("\u{fffd}]0;owned\u{fffd}\u{fffd}[2J\u{fffd}31m".as_bytes()) && !holds(b"\x1b]"));
 
     // She leaves; the terminal is as before. Back again she sees the last messages, none of them new.
     alice.enter("/quit");
@@ -318,10 +320,13 @@ fn signals_errors_and_panics_give_the_terminal_back() {
     assert_eq!(alice.ended().code(), Some(69));
     alice.shows("client: ended by the server: REPLACED");
 
-    let mut bob = chat(&cluster, "bob", state.path());
-    bob.enter("/panic");
-    assert_eq!(bob.ended().code(), Some(101));
-    bob.shows("asked to by /panic");
+    // An optimised build has no such command.
+    if cfg!(debug_assertions) {
+        let mut bob = chat(&cluster, "bob", state.path());
+        bob.enter("/panic");
+        assert_eq!(bob.ended().code(), Some(101));
+        bob.shows("asked to by /panic");
+    }
 
     // A second one on the same state is refused before it touches the terminal.
     let _bob = chat(&cluster, "bob", state.path());
@@ -332,6 +337,36 @@ fn signals_errors_and_panics_give_the_terminal_back() {
     assert_eq!(second.ended().code(), Some(64));
     let screen = second.shows("another program runs as this user and device");
     assert!(screen.starts_with("client: "), "{screen}");
+}
+
+/// A flood is shown at a pace that a slow link can carry, and counted in full.
+#[test]
+fn a_flood_is_drawn_at_most_thirty_times_a_second() {
+    let cluster = Cluster::start(ClusterOptions::default()).unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let mut alice = chat(&cluster, "alice", state.path());
+    alice.enter("/chat carol");
+    // Every picture ends by showing the cursor.
+    let pictures = |alice: &Terminal| alice.raw().windows(6).filter(|bytes| bytes == b"\x1b[?25h").count();
+    let (start, before) = (Instant::now(), pictures(&alice));
+    let gateway = cluster.gateways[0].client.to_string();
+    let mut bob = Command::new(binary("client").unwrap())
+        .args(["--gateway", &gateway, "send", "--user", "bob", "--to", "alice", "--stdin"])
+        .env("XDG_STATE_HOME", state.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines: String = (1..=2_000).map(|number| format!("line {number}\n")).collect();
+    bob.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(bob.wait().unwrap().success());
+    alice.until("2000 unread of bob", |screen| listed(screen, "bob 2000"));
+    let (drawn, most) = (pictures(&alice) - before, start.elapsed().as_millis() as usize / 33 + 2);
+    assert!(drawn <= most, "{drawn} pictures, {most} allowed");
+    alice.keys("\t");
+    alice.shows("  bob: line 2000");
+    alice.keys("\x1b[5~\x1b[5~");
+    alice.shows("more rows below, PgDn");
 }
 
 /// A message that was not answered when the user left is said so, and sent when the device comes back.

@@ -51,10 +51,13 @@ pub fn logged_in(to: &UpFrame, bind: Bind, ack: &wire::LoginAck) -> DownFrame {
     DownFrame { user: 0, bind: Some(bind), ..reply(to, Command::LoginAck, ack) }
 }
 
-/// The end of a connection whose device has logged in elsewhere.
-pub fn replaced(connection: u64, user: u64) -> DownFrame {
-    let text = "this device has logged in on another connection".to_owned();
-    let kick = wire::Kick { code: Code::Replaced as i32, text };
+/// The end of a connection that a login elsewhere has ended.
+pub fn kick(connection: u64, user: u64, code: Code) -> DownFrame {
+    let text = match code {
+        Code::TooManyDevices => "so many devices of this user are logged in that the oldest login had to end",
+        _ => "this device has logged in on another connection",
+    };
+    let kick = wire::Kick { code: code as i32, text: text.to_owned() };
     DownFrame {
         connection,
         user,

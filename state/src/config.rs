@@ -127,7 +127,7 @@ pub struct Auth {
 pub struct Limits {
     /// Longest message body.
     pub message_bytes_max: usize,
-    /// Devices that one user may ever name.
+    /// Devices that one user may have logged in; the one that logged in longest ago makes room.
     pub devices_max: usize,
     /// Chats in one page of a Sync.
     pub sync_chats_max: usize,
@@ -176,7 +176,10 @@ impl Config {
                 !(1..=proto::MESSAGE_BYTES_MAX).contains(&limits.message_bytes_max),
                 "limits.message_bytes_max must be between 1 and 32768",
             ),
-            (!(1..=256).contains(&limits.devices_max), "limits.devices_max must be between 1 and 256"),
+            (
+                !(1..=256).contains(&limits.devices_max),
+                "limits.devices_max must be between 1 and 256: each login reads them all",
+            ),
             (
                 !(1..=300).contains(&limits.sync_chats_max),
                 "limits.sync_chats_max must be between 1 and 300: more do not fit a frame",

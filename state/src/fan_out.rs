@@ -170,8 +170,8 @@ async fn numbers_of<'a>(core: &Core, names: &BTreeSet<&'a str>) -> HashMap<&'a s
     let mut numbers = HashMap::with_capacity(names.len());
     let mut unknown = Vec::new();
     for name in names {
-        match core.users.row(name) {
-            Some(row) => drop(numbers.insert(*name, row.number)),
+        match core.users.number(name) {
+            Some(number) => drop(numbers.insert(*name, number)),
             None => unknown.push(*name),
         }
     }
@@ -181,9 +181,9 @@ async fn numbers_of<'a>(core: &Core, names: &BTreeSet<&'a str>) -> HashMap<&'a s
     let ops: Vec<Op> = unknown.iter().map(|name| Op::User { name: (*name).to_owned() }).collect();
     for (name, outcome) in unknown.into_iter().zip(insist(core, &ops).await) {
         // None: has never logged in. Nobody to push to, and the message waits in the chat.
-        if let Ok(Some(row)) = read::user(outcome) {
-            numbers.insert(name, row.number);
-            core.users.learn(name, row);
+        if let Ok(Some(number)) = read::user(outcome) {
+            numbers.insert(name, number);
+            core.users.learn(name, number);
         }
     }
     numbers

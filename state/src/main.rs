@@ -10,7 +10,8 @@ use state::config::Config;
 ///
 /// Configuration: --config FILE (TOML; else /etc/rookery/state.toml if present), then environment variables
 /// ROOKERY_STATE_SECTION_KEY, then --set section.key=value; later wins. Main keys: rpc.listen (127.0.0.1:7100),
-/// rpc.advertise, admin.listen (127.0.0.1:7101), store.url, registry.endpoints, node.id, limits.message_bytes_max.
+/// rpc.advertise, admin.listen (127.0.0.1:7101), store.url (redis://… or redb:PATH), registry.kind (etcd or
+/// directory), registry.endpoints, registry.path, node.id, limits.message_bytes_max.
 #[derive(Parser)]
 #[command(name = "state", version, verbatim_doc_comment)]
 struct Args {

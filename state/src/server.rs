@@ -163,7 +163,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
         rpc = %config.rpc.listen,
         admin = %config.admin.listen,
         store = config.store.url,
-        registry = ?config.registry.endpoints,
+        registry = %config.registry,
         "state starts"
     );
     let listener = crpc::listen::bind(config.rpc.listen, "rpc.listen").await?;

@@ -66,7 +66,7 @@ fn login_answer(
     out: &mut Outcomes,
 ) {
     match bound {
-        Ok(Bound::Yes { replaced }) => {
+        Ok(Bound::Yes { replaced, evicted }) => {
             let ack = wire::LoginAck {
                 wire: proto::WIRE_VERSION,
                 user_id: number,
@@ -81,7 +81,9 @@ fn login_answer(
             let bind = Bind { user: number, device, binding: login.attempt };
             core.metrics.logins.inc();
             out.answers.push(answer::logged_in(frame, bind, &ack));
-            out.elsewhere.extend(replaced.map(|connection| answer::replaced(connection, number)));
+            out.elsewhere.extend(replaced.map(|connection| answer::kick(connection, number, Code::Replaced)));
+            out.elsewhere
+                .extend(evicted.map(|connection| answer::kick(connection, number, Code::TooManyDevices)));
         }
         Ok(Bound::Stale { stored }) => {
             let text = "this device has logged in with a higher attempt";

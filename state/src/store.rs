@@ -24,18 +24,14 @@ pub enum Op {
         /// How many.
         count: u64,
     },
-    /// A user's number and devices, both made if new. → [`Answer::User`], `None` when there are too many devices
+    /// A user's number, given if new. → [`Answer::User`]
     Register {
         /// Name of the user.
         name: String,
-        /// Name of the device.
-        device: String,
         /// The number that the user gets if new.
         candidate: u64,
-        /// Most devices of one user.
-        devices_max: usize,
     },
-    /// A user's number and devices. → [`Answer::User`], `None` when unknown
+    /// A user's number. → [`Answer::User`], `None` when unknown
     User {
         /// Name of the user.
         name: String,
@@ -62,6 +58,8 @@ pub enum Op {
         attempt: u64,
         /// Connection id.
         connection: u64,
+        /// Devices of one user that may be bound; the one that logged in longest ago makes room.
+        devices_max: usize,
     },
     /// Removes a route if it still leads to this connection. → [`Answer::Done`]
     Unbind {
@@ -154,7 +152,7 @@ pub struct Append {
 pub enum Answer {
     Incarnation(u32),
     UserNumbers(u64),
-    User(Option<UserRow>),
+    User(Option<u64>),
     Name(Option<String>),
     Bound(Bound),
     Routes(Vec<Route>),
@@ -165,22 +163,6 @@ pub enum Answer {
     Done,
 }
 
-/// A user.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UserRow {
-    /// Never reused.
-    pub number: u64,
-    /// Names; a device's number is its place here plus 1.
-    pub devices: Vec<String>,
-}
-
-impl UserRow {
-    /// The number of a device by its name.
-    pub fn device(&self, name: &str) -> Option<u32> {
-        self.devices.iter().position(|device| device == name).map(|at| at as u32 + 1)
-    }
-}
-
 /// How a login ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Bound {
@@ -188,6 +170,8 @@ pub enum Bound {
     Yes {
         /// The connection it was bound to before, if another.
         replaced: Option<u64>,
+        /// The connection of another device, which had to make room.
+        evicted: Option<u64>,
     },
     /// A newer attempt is stored.
     Stale {
@@ -296,7 +280,7 @@ macro_rules! expect {
 
 /// Reads an outcome as the kind that its operation gives.
 pub mod read {
-    use super::{Answer, Appended, Bound, Head, Outcome, Page, Route, StoreError, UserRow};
+    use super::{Answer, Appended, Bound, Head, Outcome, Page, Route, StoreError};
 
     expect! {
         /// Of `Incarnate`.
@@ -304,7 +288,7 @@ pub mod read {
         /// Of `UserNumbers`.
         user_numbers: UserNumbers -> u64;
         /// Of `Register` and `User`.
-        user: User -> Option<UserRow>;
+        user: User -> Option<u64>;
         /// Of `Name`.
         name: Name -> Option<String>;
         /// Of `Bind`.

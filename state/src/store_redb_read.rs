@@ -7,7 +7,7 @@ use std::ops::Bound;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition};
 
-use crate::store::{Answer, Head, Op, Outcome, PULL_BYTES_MAX, Page, Route, StoreError, Stored, UserRow};
+use crate::store::{Answer, Head, Op, Outcome, PULL_BYTES_MAX, Page, Route, StoreError, Stored};
 use crate::store_redb_row::{self as row, ChatRow, Kind};
 
 /// A table of bytes.
@@ -19,7 +19,7 @@ pub const CHAT: Definition = TableDefinition::new("chat");
 pub const RECENT: Definition = TableDefinition::new("recent");
 /// User, device → attempt, connection.
 pub const ROUTE: Definition = TableDefinition::new("route");
-/// Name → number and devices.
+/// Name → number.
 pub const USER: Definition = TableDefinition::new("user");
 /// Number → name.
 pub const NAME: Definition = TableDefinition::new("name");
@@ -150,7 +150,7 @@ pub fn messages(
 }
 
 /// The user of a name.
-pub fn user(table: &impl Bytes, name: &str) -> Read<Option<UserRow>> {
+pub fn user(table: &impl Bytes, name: &str) -> Read<Option<u64>> {
     let Some(found) = table.get(name.as_bytes())? else { return Ok(None) };
     row::user(found.value()).map(Some).ok_or_else(|| wrong("the row of", name))
 }

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use proto::wire::Code;
 
-use crate::store::{Stored, UserRow, chat_bucket, message_crc};
+use crate::store::{Stored, chat_bucket, message_crc};
 
 /// Version of everything in this file.
 pub const LAYOUT: u64 = 1;
@@ -113,21 +113,9 @@ pub fn message(chat: &str, seq: u64, row: &[u8]) -> Option<Stored> {
     (message_crc(chat, &sender, &body) == crc).then_some(Stored { seq, sender, time_us, body })
 }
 
-/// A user's row.
-pub fn user_row(user: &UserRow) -> Vec<u8> {
-    let mut row = user.number.to_be_bytes().to_vec();
-    user.devices.iter().for_each(|device| text(&mut row, device));
-    row
-}
-
-/// Reads a user's row.
-pub fn user(row: &[u8]) -> Option<UserRow> {
-    let mut reader = Reader(row);
-    let mut user = UserRow { number: reader.u64()?, devices: Vec::new() };
-    while !reader.0.is_empty() {
-        user.devices.push(reader.text()?);
-    }
-    Some(user)
+/// Reads a user's row, which is the number.
+pub fn user(row: &[u8]) -> Option<u64> {
+    row.try_into().ok().map(u64::from_be_bytes)
 }
 
 /// Where a chat stands, with the streams used last in front.

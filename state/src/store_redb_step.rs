@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use redb::{ReadableTable, Table, WriteTransaction};
 
-use crate::store::{Answer, Bound, CHAT_BUCKETS, Head, Op, Outcome, Page, StoreError, UserRow};
+use crate::store::{Answer, Bound, CHAT_BUCKETS, Head, Op, Outcome, Page, StoreError};
 use crate::store_redb_append::Row;
 use crate::store_redb_read::{
     self as ask, CHAT, Definition, Fault, LISTED, META, NAME, RECENT, ROUTE, Read, USER, wrong,
@@ -93,9 +93,7 @@ impl<'t> Step<'t> {
             Op::UserNumbers { count } => {
                 Ok(Answer::UserNumbers(self.count("users", *count, 1 << 20)? + 1 - count))
             }
-            Op::Register { name, device, candidate, devices_max } => {
-                self.register(name, device, *candidate, *devices_max).map(Answer::User)
-            }
+            Op::Register { name, candidate } => self.register(name, *candidate).map(Answer::User),
             Op::User { name } => ask::user(open(&mut self.user, transaction, USER)?, name).map(Answer::User),
             Op::NameUser { user, name } => {
                 let names = open(&mut self.name, transaction, NAME)?;
@@ -106,8 +104,8 @@ impl<'t> Step<'t> {
                 Ok(Answer::Done)
             }
             Op::Name { user } => ask::name(open(&mut self.name, transaction, NAME)?, *user).map(Answer::Name),
-            Op::Bind { user, device, attempt, connection } => {
-                self.bind(*user, *device, *attempt, *connection).map(Answer::Bound)
+            Op::Bind { user, device, attempt, connection, devices_max } => {
+                self.bind(*user, *device, *attempt, *connection, *devices_max).map(Answer::Bound)
             }
             Op::Unbind { user, connection } => {
                 let table = open(&mut self.route, transaction, ROUTE)?;
@@ -172,29 +170,24 @@ impl<'t> Step<'t> {
         Ok(value)
     }
 
-    fn register(
-        &mut self,
-        name: &str,
-        device: &str,
-        candidate: u64,
-        devices_max: usize,
-    ) -> Read<Option<UserRow>> {
+    fn register(&mut self, name: &str, candidate: u64) -> Read<Option<u64>> {
         let table = open(&mut self.user, self.transaction, USER)?;
-        let mut user = ask::user(table, name)?.unwrap_or(UserRow { number: candidate, devices: Vec::new() });
-        if user.device(device).is_some() {
-            return Ok(Some(user));
+        if let Some(number) = ask::user(table, name)? {
+            return Ok(Some(number));
         }
-        // A new user's first device is taken whatever the limit.
-        if !user.devices.is_empty() && user.devices.len() >= devices_max {
-            return Ok(None);
-        }
-        user.devices.push(device.to_owned());
-        table.insert(name.as_bytes(), &row::user_row(&user)[..])?;
+        table.insert(name.as_bytes(), &candidate.to_be_bytes()[..])?;
         self.changed = true;
-        Ok(Some(user))
+        Ok(Some(candidate))
     }
 
-    fn bind(&mut self, user: u64, device: u32, attempt: u64, connection: u64) -> Read<Bound> {
+    fn bind(
+        &mut self,
+        user: u64,
+        device: u32,
+        attempt: u64,
+        connection: u64,
+        devices_max: usize,
+    ) -> Read<Bound> {
         let table = open(&mut self.route, self.transaction, ROUTE)?;
         let key = row::route_key(user, device);
         let stored = match table.get(&key[..])? {
@@ -209,14 +202,20 @@ impl<'t> Step<'t> {
                 return Ok(Bound::Stale { stored: bound });
             }
             if bound == attempt {
-                return Ok(Bound::Yes { replaced: None });
+                return Ok(Bound::Yes { replaced: None, evicted: None });
             }
             replaced = (to != connection).then_some(to);
+        }
+        let others: Vec<_> =
+            ask::routes(table, user)?.into_iter().filter(|route| route.device != device).collect();
+        let oldest = others.iter().min_by_key(|route| route.attempt).filter(|_| others.len() >= devices_max);
+        if let Some(oldest) = oldest {
+            table.remove(&row::route_key(user, oldest.device)[..])?;
         }
         let value = [attempt.to_be_bytes(), connection.to_be_bytes()].concat();
         table.insert(&key[..], &value[..])?;
         self.changed = true;
-        Ok(Bound::Yes { replaced })
+        Ok(Bound::Yes { replaced, evicted: oldest.map(|route| route.connection) })
     }
 
     fn trim(&mut self, bucket: u32, before_us: u64) -> Read<Answer> {

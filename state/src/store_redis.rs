@@ -3,7 +3,7 @@
 //! Keys. `{cNNNN}` is the bucket of a chat, so that a chat stands in one slot also in Redis Cluster:
 //! `{cNNNN}:chat:CHAT` hash `seq` `time` `d:USER`; `{cNNNN}:messages:CHAT` stream with id `SEQ-0`;
 //! `{cNNNN}:ids:CHAT:SENDER:STREAM` hash `w` and a ring of answers; `{cNNNN}:recent` zset of chats by time;
-//! `{cNNNN}:history`. `route:NNNNN` hash user → entries of 20 bytes. `user:NNNNN` hash name → number and devices.
+//! `{cNNNN}:history`. `route:NNNNN` hash user → entries of 20 bytes. `user:NNNNN` hash name → number.
 //! `name:NNNNN` hash number → name. `chats:USER` zset, all of score 0. `rookery:meta` hash, `rookery:incarnations`,
 //! `rookery:users` counters.
 //!
@@ -104,9 +104,9 @@ impl RedisStore {
                 command.arg(count);
                 command
             }
-            Op::Register { name, device, candidate, devices_max } => {
+            Op::Register { name, candidate } => {
                 let mut command = Script::User.call(&[&user_key(name)]);
-                command.arg(name).arg(device).arg(candidate).arg(devices_max);
+                command.arg(name).arg(candidate);
                 command
             }
             Op::User { name } => get(&user_key(name), name),
@@ -116,10 +116,10 @@ impl RedisStore {
                 command
             }
             Op::Name { user } => get(&name_key(*user), &user.to_string()),
-            Op::Bind { user, device, attempt, connection } => {
+            Op::Bind { user, device, attempt, connection, devices_max } => {
                 let mut command = Script::Bind.call(&[&self.route_key(*user)]);
                 command.arg(user).arg(&device.to_be_bytes()).arg(&attempt.to_be_bytes());
-                command.arg(&connection.to_be_bytes()).arg(attempt);
+                command.arg(&connection.to_be_bytes()).arg(attempt).arg(devices_max);
                 command
             }
             Op::Unbind { user, connection } => {

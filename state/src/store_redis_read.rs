@@ -7,7 +7,7 @@ use proto::wire::Code;
 use redis::Value;
 
 use crate::store::{
-    Answer, Append, Appended, Bound, Head, Op, Outcome, Page, Route, StoreError, Stored, UserRow, message_crc,
+    Answer, Append, Appended, Bound, Head, Op, Outcome, Page, Route, StoreError, Stored, message_crc,
 };
 
 /// Reads the reply to `op`.
@@ -66,25 +66,21 @@ fn number_or_0(value: &Value) -> Option<u64> {
     if bytes(value).is_some_and(<[u8]>::is_empty) { Some(0) } else { number(value) }
 }
 
-fn user(value: &Value) -> Option<Option<UserRow>> {
-    if *value == Value::Nil {
-        return Some(None);
-    }
-    let row = text(value)?;
-    if row == "full" {
-        return Some(None);
-    }
-    let mut parts = row.split(':');
-    let number = parts.next()?.parse().ok()?;
-    Some(Some(UserRow { number, devices: parts.map(str::to_owned).collect() }))
+fn user(value: &Value) -> Option<Option<u64>> {
+    if *value == Value::Nil { Some(None) } else { number(value).map(Some) }
 }
 
 fn bound(value: &Value) -> Option<Bound> {
-    let [kind, what] = items(value)? else { return None };
-    match bytes(kind)? {
-        b"bound" if bytes(what)?.is_empty() => Some(Bound::Yes { replaced: None }),
-        b"bound" => Some(Bound::Yes { replaced: Some(u64::from_be_bytes(bytes(what)?.try_into().ok()?)) }),
-        b"stale" => Some(Bound::Stale { stored: number(what)? }),
+    // An empty string says that there is none.
+    let connection = |value: &Value| match bytes(value)? {
+        [] => Some(None),
+        bytes => Some(Some(u64::from_be_bytes(bytes.try_into().ok()?))),
+    };
+    match items(value)? {
+        [kind, replaced, evicted] if bytes(kind)? == b"bound" => {
+            Some(Bound::Yes { replaced: connection(replaced)?, evicted: connection(evicted)? })
+        }
+        [kind, stored] if bytes(kind)? == b"stale" => Some(Bound::Stale { stored: number(stored)? }),
         _ => None,
     }
 }

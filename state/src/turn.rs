@@ -21,6 +21,7 @@ use crate::fan_out::Accepted;
 use crate::server::Core;
 use crate::settle;
 use crate::store::{Append, Op, Outcome, read};
+use crate::users::device_number;
 
 /// What a gateway said of itself when it opened the stream.
 #[derive(Debug, Clone)]
@@ -128,7 +129,7 @@ async fn learn(
     out: &mut Outcomes,
 ) -> Vec<(UpFrame, Ask)> {
     let mut ops = Vec::new();
-    let mut new_logins = Vec::new();
+    let mut new_users: Vec<String> = Vec::new();
     let mut kept = Vec::with_capacity(asks.len());
     for (frame, ask) in asks {
         if let Ask::Login(login) = &ask {
@@ -136,66 +137,51 @@ async fn learn(
                 out.answers.push(answer::error(&frame, error));
                 continue;
             }
-            let known = core.users.row(&login.user).is_some_and(|row| row.device(&login.device).is_some());
-            if !known {
-                new_logins.push((login.user.clone(), login.device.clone()));
+            if core.users.number(&login.user).is_none() {
+                new_users.push(login.user.clone());
             }
         } else if !matches!(ask, Ask::Closed) && core.users.name(frame.user).is_none() {
             ops.push(Op::Name { user: frame.user });
         }
         kept.push((frame, ask));
     }
-    if !new_logins.is_empty() {
-        match core.users.candidates(&*core.store, new_logins.len() as u64).await {
-            Ok(numbers) => {
-                ops.extend(new_logins.into_iter().zip(numbers).map(|((name, device), candidate)| {
-                    Op::Register { name, device, candidate, devices_max: core.config.limits.devices_max }
-                }))
-            }
+    if !new_users.is_empty() {
+        match core.users.candidates(&*core.store, new_users.len() as u64).await {
+            Ok(numbers) => ops.extend(
+                new_users.into_iter().zip(numbers).map(|(name, candidate)| Op::Register { name, candidate }),
+            ),
             Err(error) => core.store_failed(&error),
         }
     }
     if !ops.is_empty() {
         let outcomes = core.apply(&ops).await;
         // Backwards, so that unused candidates go back in the order that lets all of them return.
-        let full: Vec<(&str, &str)> =
-            ops.iter().zip(outcomes).rev().filter_map(|(op, outcome)| learn_one(core, op, outcome)).collect();
-        kept.retain(|(frame, ask)| match ask {
-            Ask::Login(login) if full.contains(&(login.user.as_str(), login.device.as_str())) => {
-                let text = format!("a user has at most {} devices", core.config.limits.devices_max);
-                out.answers.push(answer::error(frame, answer::closing(Code::TooManyDevices, text)));
-                false
-            }
-            _ => true,
-        });
+        for (op, outcome) in ops.iter().zip(outcomes).rev() {
+            learn_one(core, op, outcome);
+        }
     }
     kept
 }
 
-/// Returns user and device when that user has no room for another device.
-fn learn_one<'a>(core: &Core, op: &'a Op, outcome: Outcome) -> Option<(&'a str, &'a str)> {
+fn learn_one(core: &Core, op: &Op, outcome: Outcome) {
     match op {
         Op::Name { user } => match read::name(outcome) {
             Ok(Some(name)) => core.users.learn_name(*user, &name),
             Ok(None) => tracing::error!(user, "a bound user has no name in the store"),
             Err(error) => core.store_failed(&error),
         },
-        Op::Register { name, device, candidate, .. } => match read::user(outcome) {
-            Ok(Some(row)) => {
-                if row.number != *candidate {
+        Op::Register { name, candidate } => match read::user(outcome) {
+            Ok(Some(number)) => {
+                if number != *candidate {
                     core.users.hand_back(*candidate);
                 }
-                core.users.learn(name, row);
+                core.users.learn(name, number);
             }
-            Ok(None) => {
-                core.users.hand_back(*candidate);
-                return Some((name, device));
-            }
+            Ok(None) => core.users.hand_back(*candidate),
             Err(error) => core.store_failed(&error),
         },
         _ => {}
     }
-    None
 }
 
 fn check_login(core: &Core, gateway: &Gateway, login: &wire::Login) -> Result<(), wire::Error> {
@@ -275,9 +261,8 @@ fn about(ask: &Ask, error: wire::Error) -> wire::Error {
 }
 
 fn plan_login(core: &Core, login: wire::Login) -> Result<Planned, wire::Error> {
-    let row = core.users.row(&login.user);
-    match row.and_then(|row| Some((row.device(&login.device)?, row.number))) {
-        Some((device, number)) => Ok(Planned::Login { login, device, number }),
+    match core.users.number(&login.user) {
+        Some(number) => Ok(Planned::Login { device: device_number(&login.device), login, number }),
         // The store did not answer.
         None => Err(wire::Error { closing: true, ..answer::unavailable(core.config.limits.retry_after_ms) }),
     }
@@ -420,6 +405,7 @@ fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
                 device: *device,
                 attempt: login.attempt,
                 connection: step.frame.connection,
+                devices_max: core.config.limits.devices_max,
             });
         }
         Planned::Send { send, chat } => {

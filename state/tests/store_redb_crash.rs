@@ -101,7 +101,7 @@ async fn what_was_answered_survives_a_kill() {
         child.wait().unwrap();
 
         let store = open(&path).await;
-        for (chat, newest) in &answered {
+        for (chat, newest) in &mut answered {
             let at = read::head(store.apply(&[head(*chat)]).await.swap_remove(0)).unwrap();
             assert!(at.seq >= *newest, "round {round}: {newest} of chat {chat} answered, {} there", at.seq);
             let mut seen = 0;
@@ -121,6 +121,8 @@ async fn what_was_answered_survives_a_kill() {
                 matches!(again, Appended::Stored { seq, again: true, .. } if seq == *newest),
                 "{again:?}"
             );
+            // What was found here is as good as answered.
+            *newest = at.seq;
         }
     }
     assert_eq!(answered.len() as u64, CHATS);

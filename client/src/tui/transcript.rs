@@ -158,9 +158,8 @@ fn cut(records: &mut Vec<Record>) {
     records.retain(|record| matches!(record, Record::Message { .. }));
     let mut bytes = 0;
     let fits = records.iter().rev().take(MESSAGES_MAX).take_while(|record| {
-        if let Record::Message { text, sender, .. } = record {
-            bytes += text.len() + sender.len() + RECORD_BYTES;
-        }
+        // As written: controls take six times their length.
+        bytes += serde_json::to_vec(record).map_or(0, |line| line.len() + 1);
         bytes <= FILE_BYTES_MAX
     });
     let fits = fits.count().max(1).min(records.len());
@@ -189,8 +188,6 @@ fn put_line(bytes: &mut Vec<u8>, line: &impl Serialize) -> io::Result<()> {
 /// Messages kept per chat, and their size.
 pub const MESSAGES_MAX: usize = 500;
 const FILE_BYTES_MAX: usize = 256 * 1024;
-/// A line without its text, about.
-const RECORD_BYTES: usize = 128;
 
 #[cfg(test)]
 mod tests {
@@ -261,7 +258,14 @@ mod tests {
             records[MESSAGES_MAX - 3..],
             [message(last - 2, true), message(last - 1, false), message(last, false)]
         );
-        let path = transcripts.path("alice:bob");
-        assert!(std::fs::metadata(path).unwrap().len() < 2 * FILE_BYTES_MAX as u64);
+        let evil = "\u{1}".repeat(proto::MESSAGE_BYTES_MAX);
+        for seq in last + 1..last + 20 {
+            let (sender, text) = ("bob".to_owned(), evil.clone());
+            let record = Record::Message { history: 7, seq, sender, time_us: seq, text, read: false };
+            transcripts.keep("alice:bob", &record).unwrap();
+            let bytes = std::fs::metadata(transcripts.path("alice:bob")).unwrap().len();
+            assert!(bytes < 4 * FILE_BYTES_MAX as u64, "{bytes}");
+        }
+        assert_eq!(load(folder.path())[0].1.len(), 1);
     }
 }

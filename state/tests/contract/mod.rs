@@ -8,9 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::wire::{Code, Durability};
-use state::store::{
-    Append, Appended, Bound, Head, Op, Outcome, PULL_BYTES_MAX, Store, StoreError, UserRow, read,
-};
+use state::store::{Append, Appended, Bound, Head, Op, Outcome, PULL_BYTES_MAX, Store, StoreError, read};
 
 pub use model::follows_the_model;
 
@@ -42,7 +40,7 @@ pub async fn holds<F: Fixture>() {
     a_pull_stops_at_its_bytes(&*store).await;
     one_call_is_done_in_order(&*store).await;
     calls_at_once_make_one_sequence(&store).await;
-    users_and_devices_keep_their_numbers(&*store).await;
+    users_keep_their_numbers(&*store).await;
     bindings_follow_the_attempt(&*store).await;
     chat_lists_come_in_pages(&*store).await;
     delivered_only_rises_and_not_past_the_head(&*store).await;
@@ -221,49 +219,55 @@ async fn ranges(store: &dyn Store) {
     assert_eq!((nothing.head, nothing.messages.len()), (0, 0));
 }
 
-async fn users_and_devices_keep_their_numbers(store: &dyn Store) {
-    let register = |name: &str, device: &str, candidate| Op::Register {
-        name: name.into(),
-        device: device.into(),
-        candidate,
-        devices_max: 2,
-    };
-    let row = |number, devices: &[&str]| {
-        Some(UserRow { number, devices: devices.iter().map(|d| (*d).into()).collect() })
-    };
+async fn users_keep_their_numbers(store: &dyn Store) {
+    let register = |name: &str, candidate| Op::Register { name: name.into(), candidate };
     let user = async |op| read::user(one(store, op).await).unwrap();
     assert_eq!(user(Op::User { name: "ann".into() }).await, None);
-    assert_eq!(user(register("ann", "phone", 70_001)).await, row(70_001, &["phone"]));
-    assert_eq!(user(register("ann", "desk", 70_002)).await, row(70_001, &["phone", "desk"]));
-    assert_eq!(user(register("ann", "phone", 70_003)).await, row(70_001, &["phone", "desk"]));
-    assert_eq!(user(register("ann", "watch", 70_003)).await, None, "two devices at most");
-    assert_eq!(user(Op::User { name: "ann".into() }).await, row(70_001, &["phone", "desk"]));
+    assert_eq!(user(register("ann", 70_001)).await, Some(70_001));
+    assert_eq!(user(register("ann", 70_002)).await, Some(70_001));
+    assert_eq!(user(Op::User { name: "ann".into() }).await, Some(70_001));
     one(store, Op::NameUser { user: 70_001, name: "ann".into() }).await.unwrap();
     assert_eq!(read::name(one(store, Op::Name { user: 70_001 }).await).unwrap().as_deref(), Some("ann"));
     assert_eq!(read::name(one(store, Op::Name { user: 70_002 }).await).unwrap(), None);
 }
 
 async fn bindings_follow_the_attempt(store: &dyn Store) {
-    let bind = |device, attempt, connection| Op::Bind { user: 5, device, attempt, connection };
+    let bind =
+        |device, attempt, connection| Op::Bind { user: 5, device, attempt, connection, devices_max: 2 };
     let bound = async |op| read::bound(one(store, op).await).unwrap();
     let routes = async || {
         let mut found = read::routes(one(store, Op::Routes { user: 5 }).await).unwrap();
         found.sort_by_key(|route| route.device);
         found.iter().map(|route| (route.device, route.attempt, route.connection)).collect::<Vec<_>>()
     };
-    assert_eq!(bound(bind(1, 100, 0xA1)).await, Bound::Yes { replaced: None });
-    assert_eq!(bound(bind(1, 100, 0xA1)).await, Bound::Yes { replaced: None }, "a replay kicks nobody");
+    assert_eq!(bound(bind(1, 100, 0xA1)).await, Bound::Yes { replaced: None, evicted: None });
+    assert_eq!(
+        bound(bind(1, 100, 0xA1)).await,
+        Bound::Yes { replaced: None, evicted: None },
+        "a replay kicks nobody"
+    );
     assert_eq!(bound(bind(1, 100, 0xA2)).await, Bound::Stale { stored: 100 });
     assert_eq!(bound(bind(1, 99, 0xA3)).await, Bound::Stale { stored: 100 });
-    assert_eq!(bound(bind(2, 7, u64::MAX)).await, Bound::Yes { replaced: None }, "devices are apart");
+    assert_eq!(
+        bound(bind(2, 7, u64::MAX)).await,
+        Bound::Yes { replaced: None, evicted: None },
+        "devices are apart"
+    );
     let newest = proto::NUMBER_MAX;
-    assert_eq!(bound(bind(1, newest, 0xA4)).await, Bound::Yes { replaced: Some(0xA1) });
+    assert_eq!(bound(bind(1, newest, 0xA4)).await, Bound::Yes { replaced: Some(0xA1), evicted: None });
     assert_eq!(bound(bind(1, newest - 1, 0xA5)).await, Bound::Stale { stored: newest });
     assert_eq!(routes().await, [(1, newest, 0xA4), (2, 7, u64::MAX)]);
+    assert_eq!(
+        bound(bind(3, 8, 0xB1)).await,
+        Bound::Yes { replaced: None, evicted: Some(u64::MAX) },
+        "the oldest login makes room for a third device"
+    );
+    assert_eq!(bound(bind(2, 9, u64::MAX)).await, Bound::Yes { replaced: None, evicted: Some(0xB1) });
+    assert_eq!(routes().await, [(1, newest, 0xA4), (2, 9, u64::MAX)]);
     one(store, Op::Unbind { user: 5, connection: 0xA1 }).await.unwrap();
     assert_eq!(routes().await.len(), 2, "an old connection removes nothing");
     one(store, Op::Unbind { user: 5, connection: 0xA4 }).await.unwrap();
-    assert_eq!(routes().await, [(2, 7, u64::MAX)]);
+    assert_eq!(routes().await, [(2, 9, u64::MAX)]);
     one(store, Op::Unbind { user: 5, connection: u64::MAX }).await.unwrap();
     assert_eq!(routes().await, []);
 }
@@ -407,7 +411,7 @@ async fn everything_is_there_after_reopening(store: &dyn Store) {
         Appended::Refused(Code::MessageTooLarge)
     );
     let ann = read::user(one(store, Op::User { name: "ann".into() }).await).unwrap();
-    assert_eq!(ann.map(|user| (user.number, user.devices.len())), Some((70_001, 2)));
+    assert_eq!(ann, Some(70_001));
     let head = read::head(one(store, Op::Head { chat: "del:v".into(), user: "v".into() }).await).unwrap();
     assert_eq!((head.seq, head.delivered), (5, 5));
 }
