@@ -393,7 +393,9 @@ fn a_store_that_lost_everything_is_noticed_on_both_sides() {
     listen.succeed();
 
     stage.cluster.states[0].process.kill().unwrap();
-    let () = redis::cmd("FLUSHALL").query(&mut stage.cluster.redis.connection().unwrap()).unwrap();
+    let () = redis::cmd("FLUSHALL")
+        .query(&mut stage.cluster.redis.as_ref().unwrap().connection().unwrap())
+        .unwrap();
     stage.cluster.states[0].process.restart().unwrap();
     stage.cluster.gateways[0].process.restart().unwrap();
 

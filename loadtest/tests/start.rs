@@ -100,7 +100,7 @@ fn what_is_unreachable_is_named_with_its_key() {
 fn a_second_gateway_on_the_port_is_refused() {
     let cluster = Cluster::start(ClusterOptions::default()).unwrap();
     let sets = [
-        format!("registry.endpoints=[\"{}\"]", cluster.etcd.endpoint()),
+        format!("registry.endpoints=[\"{}\"]", cluster.etcd.as_ref().unwrap().endpoint()),
         format!("listen.client={}", cluster.gateways[0].client),
         "admin.listen=127.0.0.1:0".to_owned(),
     ];
@@ -187,7 +187,7 @@ async fn servers_stop_gracefully() {
     assert!(began.elapsed() < Duration::from_secs(5), "it need not wait for the hard limit");
     alice.send("bob", "two").await.unwrap();
     assert!(cluster.gateways[0].process.terminate().unwrap().success());
-    let mut redis = cluster.redis.connection().unwrap();
+    let mut redis = cluster.redis.as_ref().unwrap().connection().unwrap();
     let routes: Vec<String> = redis::cmd("KEYS").arg("route:*").query(&mut redis).unwrap();
     assert_eq!(routes, Vec::<String>::new(), "the routes are gone with the gateway");
 }

@@ -13,8 +13,8 @@ use rand::{Rng, SeedableRng};
 /// Longest that anything here may take before it counts as broken.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn cluster() -> Cluster {
-    Cluster::start(ClusterOptions::default()).unwrap()
+fn cluster(embedded: bool) -> Cluster {
+    Cluster::start(ClusterOptions { embedded, ..ClusterOptions::default() }).unwrap()
 }
 
 fn options(cluster: &Cluster, user: &str, device: &str, folder: &std::path::Path) -> Options {
@@ -56,9 +56,8 @@ fn numbered(count: usize) -> Vec<String> {
 }
 
 /// Everything that two people and their devices see when nothing fails.
-#[tokio::test]
-async fn two_people_chat() {
-    let cluster = cluster();
+async fn two_people_chat(embedded: bool) {
+    let cluster = cluster(embedded);
     let folder = tempfile::tempdir().unwrap();
     let (alice, mut alice_events) =
         Client::connect(options(&cluster, "alice", "phone", folder.path())).await.unwrap();
@@ -91,9 +90,8 @@ async fn two_people_chat() {
 }
 
 /// Bob is away while alice sends 1,000; he gets all of them, in order, once, and nothing again after a restart.
-#[tokio::test]
-async fn who_was_away_gets_everything_in_order_once() {
-    let cluster = cluster();
+async fn who_was_away_gets_everything_in_order_once(embedded: bool) {
+    let cluster = cluster(embedded);
     let folder = tempfile::tempdir().unwrap();
     let (bob, bob_events) = Client::connect(options(&cluster, "bob", "phone", folder.path())).await.unwrap();
     bob.close().await;
@@ -138,14 +136,13 @@ async fn send_all(client: &Client, to: &str, texts: &[String]) -> BTreeMap<Strin
 
 /// The same while the state server and the gateway are each SIGKILLed after a seeded number of acknowledgements and
 /// restarted at once: every acknowledged message once and in order.
-#[tokio::test]
-async fn kills_during_sending_lose_and_double_nothing() {
+async fn kills_during_sending_lose_and_double_nothing(embedded: bool) {
     let rounds: u64 = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
     let seed: u64 = std::env::var("SEED")
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or_else(|| rand::random::<u32>().into());
-    let mut cluster = cluster();
+    let mut cluster = cluster(embedded);
     let folder = tempfile::tempdir().unwrap();
     for round in 0..rounds {
         let seed = seed + round;
@@ -187,9 +184,8 @@ async fn kills_during_sending_lose_and_double_nothing() {
 
 /// Two programs of one user whose state folder was lost in between: every acknowledged message appears; and a second
 /// program of a user disconnects nobody.
-#[tokio::test]
-async fn a_lost_state_folder_swallows_nothing_and_nobody_is_kicked() {
-    let cluster = cluster();
+async fn a_lost_state_folder_swallows_nothing_and_nobody_is_kicked(embedded: bool) {
+    let cluster = cluster(embedded);
     let folder = tempfile::tempdir().unwrap();
     let (_bob, mut bob_events) =
         Client::connect(options(&cluster, "bob", "phone", folder.path())).await.unwrap();
@@ -207,9 +203,8 @@ async fn a_lost_state_folder_swallows_nothing_and_nobody_is_kicked() {
 }
 
 /// A state server that dies closes no connection; what is sent meanwhile is answered when it is back.
-#[tokio::test]
-async fn a_dead_state_server_closes_no_connection() {
-    let mut cluster = cluster();
+async fn a_dead_state_server_closes_no_connection(embedded: bool) {
+    let mut cluster = cluster(embedded);
     let folder = tempfile::tempdir().unwrap();
     let (alice, mut events) =
         Client::connect(options(&cluster, "alice", "phone", folder.path())).await.unwrap();
@@ -225,9 +220,8 @@ async fn a_dead_state_server_closes_no_connection() {
 }
 
 /// A device that logs in again ends its older connection, with the reason.
-#[tokio::test]
-async fn the_newer_login_of_a_device_replaces_the_older() {
-    let cluster = cluster();
+async fn the_newer_login_of_a_device_replaces_the_older(embedded: bool) {
+    let cluster = cluster(embedded);
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (_old, mut old_events) =
         Client::connect(options(&cluster, "alice", "phone", one.path())).await.unwrap();
@@ -243,4 +237,66 @@ async fn the_newer_login_of_a_device_replaces_the_older() {
     let client::Ended::Kicked { code, .. } = ended else { panic!("{ended:?}") };
     assert_eq!(code, proto::wire::Code::Replaced);
     new.send("bob", "still here").await.unwrap();
+}
+
+/// A user may name as many devices as programs run; only so many are logged in at a time.
+async fn devices_come_and_go(embedded: bool) {
+    let cluster = Cluster::start(ClusterOptions {
+        embedded,
+        state_sets: vec!["limits.devices_max=3".into()],
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    let device = |name: String| Options {
+        keep: Keep::Memory,
+        ..Options::new("alice", name, Target::Gateway(vec![cluster.gateways[0].client.to_string()]))
+    };
+    for n in 1..=70 {
+        let (alice, _events) = Client::connect(device(format!("send-{n}"))).await.unwrap();
+        assert_eq!(alice.send("bob", "from a script").await.unwrap().seq, n);
+        alice.close().await;
+    }
+    let (_first, mut first_events) = Client::connect(device("first".into())).await.unwrap();
+    let mut others = Vec::new();
+    for n in 0..3 {
+        others.push(Client::connect(device(format!("other-{n}"))).await.unwrap());
+    }
+    let ended = async {
+        loop {
+            if let Some(Event::Ended(client::Ended::Kicked { code, .. })) = first_events.next().await {
+                return code;
+            }
+        }
+    };
+    let code = tokio::time::timeout(PATIENCE, ended).await.unwrap();
+    assert_eq!(code, proto::wire::Code::TooManyDevices, "the oldest login makes room");
+    others[0].0.send("bob", "still here").await.unwrap();
+}
+
+/// Each story on Redis and etcd, and on the embedded store and registry.
+macro_rules! on_both {
+    ($($story:ident)*) => {
+        mod on_services {
+            $(#[tokio::test]
+            async fn $story() {
+                super::$story(false).await;
+            })*
+        }
+        mod embedded {
+            $(#[tokio::test]
+            async fn $story() {
+                super::$story(true).await;
+            })*
+        }
+    };
+}
+
+on_both! {
+    two_people_chat
+    who_was_away_gets_everything_in_order_once
+    kills_during_sending_lose_and_double_nothing
+    a_lost_state_folder_swallows_nothing_and_nobody_is_kicked
+    a_dead_state_server_closes_no_connection
+    the_newer_login_of_a_device_replaces_the_older
+    devices_come_and_go
 }

@@ -100,7 +100,7 @@ pub enum Op {
         /// Whose delivered cursor.
         user: String,
     },
-    /// Messages of a chat, as many as fit [`PULL_BYTES_MAX`], one at least. → [`Answer::Messages`]
+    /// Messages of a chat, as many as fit [`PULL_BYTES_MAX`], one at least. Those that fail their checksum are left out. → [`Answer::Messages`]
     Pull {
         /// The chat.
         chat: String,

@@ -137,8 +137,13 @@ fn page(chat: &str, value: &Value) -> Result<Page, StoreError> {
     Ok(Page {
         history: number_or_0(history).ok_or_else(wrong)?,
         head: number_or_0(head).ok_or_else(wrong)?,
-        messages: entries.iter().map(|entry| message(chat, entry)).collect::<Result<_, _>>()?,
+        messages: entries.iter().filter_map(|entry| legible(chat, entry)).collect(),
     })
+}
+
+/// A damaged message is left out and told of: its neighbours are none the worse for it.
+fn legible(chat: &str, entry: &Value) -> Option<Stored> {
+    message(chat, entry).inspect_err(|error| tracing::error!(%error, "a message is left out")).ok()
 }
 
 fn message(chat: &str, entry: &Value) -> Result<Stored, StoreError> {

@@ -36,10 +36,12 @@ impl Fixture for Redis {
         let found: Vec<(String, HashMap<String, String>)> =
             redis::cmd("XRANGE").arg(&key).arg("-").arg("+").query(&mut connection).unwrap();
         redis::cmd("DEL").arg(&key).exec(&mut connection).unwrap();
-        let fields = &found[0].1;
-        let mut add = redis::cmd("XADD");
-        add.arg(&key).arg("1-0").arg("sender").arg(&fields["sender"]).arg("time").arg(&fields["time"]);
-        add.arg("crc").arg(&fields["crc"]).arg("body").arg(body).exec(&mut connection).unwrap();
+        for (at, (id, fields)) in found.iter().enumerate() {
+            let body = if at == 0 { body } else { fields["body"].as_bytes() };
+            let mut add = redis::cmd("XADD");
+            add.arg(&key).arg(id).arg("sender").arg(&fields["sender"]).arg("time").arg(&fields["time"]);
+            add.arg("crc").arg(&fields["crc"]).arg("body").arg(body).exec(&mut connection).unwrap();
+        }
     }
 }
 

@@ -15,6 +15,8 @@ pub struct ClusterOptions {
     pub gateways: usize,
     /// How many state servers.
     pub states: usize,
+    /// On a redb file and a registry folder instead of Redis and etcd. One state server only.
+    pub embedded: bool,
     /// Whether with ipconf.
     pub ipconf: bool,
     /// Further `section.key=value` for every gateway.
@@ -33,6 +35,7 @@ impl Default for ClusterOptions {
         ClusterOptions {
             gateways: 1,
             states: 1,
+            embedded: false,
             ipconf: false,
             gateway_sets: Vec::new(),
             state_sets: Vec::new(),
@@ -94,10 +97,10 @@ pub struct Cluster {
     pub ipconf: Option<Ipconf>,
     /// Named `state-0`, ...
     pub states: Vec<State>,
-    /// The registry.
-    pub etcd: Etcd,
-    /// The store.
-    pub redis: Redis,
+    /// The registry, unless embedded.
+    pub etcd: Option<Etcd>,
+    /// The store, unless embedded.
+    pub redis: Option<Redis>,
     options: ClusterOptions,
     folder: tempfile::TempDir,
 }
@@ -113,8 +116,8 @@ impl Cluster {
             gateways: Vec::new(),
             ipconf: None,
             states: Vec::new(),
-            etcd: Etcd::start()?,
-            redis: Redis::start_with(&settings)?,
+            etcd: (!options.embedded).then(Etcd::start).transpose()?,
+            redis: (!options.embedded).then(|| Redis::start_with(&settings)).transpose()?,
             options,
             folder: temp_folder()?,
         };
@@ -136,7 +139,7 @@ impl Cluster {
         let (rpc, admin) = (ports[0].address(), ports[1].address());
         let mut sets = vec![
             format!("node.id=state-{}", self.states.len()),
-            format!("store.url={}", self.redis.url()),
+            format!("store.url={}", self.store_url()),
             format!("rpc.listen={rpc}"),
             "registry.lease_s=2".to_owned(),
         ];
@@ -166,6 +169,11 @@ impl Cluster {
         Ok(())
     }
 
+    fn store_url(&self) -> String {
+        let file = || format!("redb:{}", self.folder.path().join("store.redb").display());
+        self.redis.as_ref().map_or_else(file, Redis::url)
+    }
+
     fn server(
         &self,
         name: &str,
@@ -174,8 +182,14 @@ impl Cluster {
         sets: Vec<String>,
     ) -> Result<Process, SupervisorError> {
         let label = format!("{name}-{index}");
-        let common =
-            [format!("admin.listen={admin}"), format!("registry.endpoints=[\"{}\"]", self.etcd.endpoint())];
+        let mut common = vec![format!("admin.listen={admin}")];
+        match &self.etcd {
+            Some(etcd) => common.push(format!("registry.endpoints=[\"{}\"]", etcd.endpoint())),
+            None => common.extend([
+                "registry.kind=directory".to_owned(),
+                format!("registry.path={}", self.folder.path().join("registry").display()),
+            ]),
+        }
         // The options' own settings come last, because the last one wins.
         let args = common.into_iter().chain(sets).flat_map(|set| ["--set".to_owned(), set]).collect();
         let folder = self.folder.path().to_owned();
