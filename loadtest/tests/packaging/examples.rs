@@ -86,6 +86,7 @@ fn the_values_are_the_defaults() {
         ("gateway", is_default::<gateway::config::Config> as fn(&str)),
         ("state", is_default::<state::config::Config>),
         ("ipconf", is_default::<ipconf::config::Config>),
+        ("api", is_default::<api::config::Config>),
     ];
     for (server, check) in checks {
         check(server);
