@@ -253,6 +253,14 @@ fn wrong_usage_is_64() {
     }
 }
 
+/// The same conversation on the embedded store and registry.
+#[test]
+fn the_story_on_the_embedded_parts() {
+    let stage = Stage::new(ClusterOptions { embedded: true, ..ClusterOptions::default() });
+    let (code, lines, notes) = Script::start(&["story", "--gateway", &stage.gateway()]).end();
+    assert_eq!((code, lines.len()), (0, 15), "{lines:#?}\n{notes}");
+}
+
 /// The scripted conversation, twice on the same servers; its gateway found by ipconf. And the ends of the commands.
 #[test]
 fn the_story_and_the_exit_codes() {
