@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-pub use crate::config_sections::{AdminConfig, LogConfig, LogFormat, RegistryConfig, ShutdownConfig};
+pub use crate::config_sections::{
+    AdminConfig, LogConfig, LogFormat, NodeConfig, RegistryConfig, ShutdownConfig,
+};
 use crate::process::{Fatal, ServerArgs};
 
 /// What is wrong with the configuration, in one line that names the source.

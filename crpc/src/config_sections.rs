@@ -8,6 +8,27 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+/// `[node]`: who a server is among its kind.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Unique among its kind: letters, digits, `-`, `_`, `.`. Empty: made of the advertised address.
+    pub id: String,
+    /// Free text that others are told.
+    pub zone: String,
+}
+
+impl NodeConfig {
+    /// The id, or one made of what the server is and where it is reached.
+    pub fn id_or(&self, service: &str, advertised: &str) -> String {
+        if !self.id.is_empty() {
+            return self.id.clone();
+        }
+        let fit = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+        format!("{service}-{}", advertised.chars().map(fit).collect::<String>())
+    }
+}
+
 /// `[log]`: what is logged to stderr.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]

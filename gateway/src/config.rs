@@ -12,7 +12,7 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Who this gateway is.
-    pub node: Node,
+    pub node: crpc::config::NodeConfig,
     /// Where clients connect.
     pub listen: Listen,
     /// Health, readiness, metrics.
@@ -34,7 +34,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            node: Node::default(),
+            node: crpc::config::NodeConfig::default(),
             listen: Listen::default(),
             admin: crpc::config::AdminConfig::at(7001),
             registry: crpc::config::RegistryConfig::default(),
@@ -45,16 +45,6 @@ impl Default for Config {
             link: Link::default(),
         }
     }
-}
-
-/// Who this gateway is.
-#[derive(Debug, Clone, Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-pub struct Node {
-    /// Unique among the gateways: letters, digits, `-`, `_`, `.`. Empty: made of the advertised address.
-    pub id: String,
-    /// Free text that ipconf hands on to clients.
-    pub zone: String,
 }
 
 /// Where clients connect.
@@ -286,12 +276,7 @@ impl Config {
 
     /// The id that the registry and state servers know.
     pub fn id(&self) -> String {
-        if self.node.id.is_empty() {
-            let readable = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
-            format!("gateway-{}", self.advertised().chars().map(readable).collect::<String>())
-        } else {
-            self.node.id.clone()
-        }
+        self.node.id_or("gateway", &self.advertised())
     }
 
     fn check_limits(&self) -> Result<(), String> {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Who this server is.
-    pub node: Node,
+    pub node: crpc::config::NodeConfig,
     /// Where gateways and other servers call.
     pub rpc: Rpc,
     /// Health, readiness, metrics.
@@ -34,7 +34,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            node: Node::default(),
+            node: crpc::config::NodeConfig::default(),
             rpc: Rpc::default(),
             admin: crpc::config::AdminConfig::at(7101),
             registry: crpc::config::RegistryConfig::default(),
@@ -45,16 +45,6 @@ impl Default for Config {
             limits: Limits::default(),
         }
     }
-}
-
-/// Who this server is.
-#[derive(Debug, Clone, Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-pub struct Node {
-    /// Unique among the state servers: letters, digits, `-`, `_`, `.`. Empty: made of the advertised address.
-    pub id: String,
-    /// Free text.
-    pub zone: String,
 }
 
 /// Where gateways and other servers call.
@@ -213,12 +203,7 @@ impl Config {
 
     /// The id that the registry and gateways know.
     pub fn id(&self) -> String {
-        if self.node.id.is_empty() {
-            let readable = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
-            format!("state-{}", self.advertised().chars().map(readable).collect::<String>())
-        } else {
-            self.node.id.clone()
-        }
+        self.node.id_or("state", &self.advertised())
     }
 }
 
