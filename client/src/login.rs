@@ -35,6 +35,8 @@ pub(crate) enum LoginFailure {
         problem: String,
         /// The gateway that answered so, or did not answer: another one first, if there is one.
         address: Option<String>,
+        /// Where that gateway says that others are known; empty: it does not say.
+        ipconf: String,
     },
 }
 
@@ -45,6 +47,11 @@ impl Attempt {
         mut resolver: Resolver,
     ) -> (Resolver, Result<(Connection, wire::LoginAck), LoginFailure>) {
         let result = self.connect_and_log_in(&mut resolver).await;
+        if let Err(LoginFailure::Later { ipconf, .. }) = &result
+            && !ipconf.is_empty()
+        {
+            resolver.told(ipconf.clone());
+        }
         (resolver, result)
     }
 
@@ -54,7 +61,7 @@ impl Attempt {
     ) -> Result<(Connection, wire::LoginAck), LoginFailure> {
         let addresses = resolver.addresses(self.avoid.as_deref()).await.map_err(|error| {
             let after = if let ResolveError::Empty { wait, .. } = &error { *wait } else { None };
-            LoginFailure::Later { after, problem: error.to_string(), address: None }
+            LoginFailure::Later { after, problem: error.to_string(), address: None, ipconf: String::new() }
         })?;
         let mut problem = String::new();
         for address in addresses {
@@ -66,7 +73,7 @@ impl Attempt {
                 }
             }
         }
-        Err(LoginFailure::Later { after: None, problem, address: None })
+        Err(LoginFailure::Later { after: None, problem, address: None, ipconf: String::new() })
     }
 
     async fn log_in(&self, mut connection: Connection) -> Result<(Connection, wire::LoginAck), LoginFailure> {
@@ -81,7 +88,7 @@ impl Attempt {
                     connection.address(),
                     self.answer_within
                 );
-                Err(later(&connection, None, problem))
+                Err(later(&connection, None, problem, String::new()))
             }
         }
     }
@@ -98,7 +105,7 @@ async fn answer(connection: &mut Connection) -> Result<wire::LoginAck, LoginFail
             }
             Ok(ServerFrame::GoAway(_)) => {
                 let problem = format!("gateway {} is going", connection.address());
-                return Err(later(connection, None, problem));
+                return Err(later(connection, None, problem, String::new()));
             }
             Ok(_) => {}
             Err(error) => return Err(broken(connection, &error)),
@@ -116,16 +123,16 @@ fn refused(connection: &Connection, error: &wire::Error) -> LoginFailure {
             let after =
                 (error.retry_after_ms > 0).then(|| Duration::from_millis(error.retry_after_ms.into()));
             let problem = format!("gateway {}: {}: {}", connection.address(), code.as_str_name(), error.text);
-            later(connection, after, problem)
+            later(connection, after, problem, error.ipconf.clone())
         }
     }
 }
 
 fn broken(connection: &Connection, error: &ConnectionError) -> LoginFailure {
     let problem = format!("gateway {}: {error}", connection.address());
-    later(connection, None, problem)
+    later(connection, None, problem, String::new())
 }
 
-fn later(connection: &Connection, after: Option<Duration>, problem: String) -> LoginFailure {
-    LoginFailure::Later { after, problem, address: Some(connection.address().to_owned()) }
+fn later(connection: &Connection, after: Option<Duration>, problem: String, ipconf: String) -> LoginFailure {
+    LoginFailure::Later { after, problem, address: Some(connection.address().to_owned()), ipconf }
 }

@@ -30,6 +30,8 @@ pub(crate) enum ResolveError {
 #[derive(Debug)]
 pub(crate) struct Resolver {
     target: Target,
+    /// An ipconf that a full gateway named, to be asked once.
+    told: Option<String>,
     http: Option<reqwest::Client>,
 }
 
@@ -47,14 +49,28 @@ struct Gateway {
 
 impl Resolver {
     pub fn new(target: Target) -> Self {
-        Resolver { target, http: None }
+        Resolver { target, told: None, http: None }
+    }
+
+    /// A full gateway says where others are known. It counts for the next try, and only for whoever was given no ipconf:
+    /// who was asks that one anew anyway.
+    pub fn told(&mut self, ipconf: String) {
+        self.told = Some(ipconf);
     }
 
     /// Addresses to try, best first; `avoid` (the gateway that was left last) last.
     pub async fn addresses(&mut self, avoid: Option<&str>) -> Result<Vec<String>, ResolveError> {
         let mut addresses = match &self.target {
             Target::Gateway(addresses) if addresses.is_empty() => return Err(ResolveError::NoAddress),
-            Target::Gateway(addresses) => addresses.clone(),
+            Target::Gateway(addresses) => {
+                let given = addresses.clone();
+                let mut found = match self.told.take() {
+                    Some(url) => self.named_by(&url).await,
+                    None => Vec::new(),
+                };
+                found.extend(given);
+                found
+            }
             Target::Ipconf(url) => {
                 let url = url.clone();
                 let list = self.fetch(&url).await.map_err(|error| {
@@ -70,6 +86,17 @@ impl Resolver {
         };
         addresses.sort_by_key(|address| Some(address.as_str()) == avoid);
         Ok(addresses)
+    }
+
+    /// What the ipconf at `url` knows; nothing, if it does not answer.
+    async fn named_by(&mut self, url: &str) -> Vec<String> {
+        match self.fetch(url).await {
+            Ok(list) => list.gateways.into_iter().map(|gateway| gateway.addr).collect(),
+            Err(error) => {
+                tracing::debug!(url, error = innermost(&error), "the ipconf that a full gateway named");
+                Vec::new()
+            }
+        }
     }
 
     async fn fetch(&mut self, url: &str) -> Result<List, reqwest::Error> {

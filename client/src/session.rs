@@ -139,7 +139,7 @@ impl Session {
                     // Somebody else with this device's name raises it as well: no race at full speed.
                     if stale_in_a_row <= 2 { Duration::ZERO } else { self.backoff.next(None, rand::random()) }
                 }
-                Err(LoginFailure::Later { after, problem, address }) => {
+                Err(LoginFailure::Later { after, problem, address, ipconf: _ }) => {
                     self.avoid = address.or(self.avoid.take());
                     self.problem(problem, false);
                     self.backoff.next(after, rand::random())

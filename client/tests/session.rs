@@ -3,6 +3,8 @@
 mod fake;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +14,8 @@ use proto::Command;
 use proto::wire::{self, Code};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 fn options(fake: &Fake, user: &str) -> Options {
     let target = Target::Gateway(vec![fake.address.to_string()]);
@@ -182,6 +186,56 @@ async fn a_stale_attempt_is_overtaken() {
     fake.world().refuse.push_back(stale);
     let (_alice, _events) = Client::connect(options(&fake, "alice")).await.unwrap();
     assert_eq!(fake.world().logins[1].attempt, stored + 1);
+}
+
+/// An ipconf that knows one gateway, and counts how often it was asked.
+async fn ipconf(gateway: String) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let _ = stream.read(&mut [0; 4096]).await;
+            let body = format!(r#"{{"gateways":[{{"addr":"{gateway}","zone":"","load":0.1}}],"wait_ms":0}}"#);
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close";
+            let _ = stream
+                .write_all(format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes())
+                .await;
+        }
+    });
+    (url, asked)
+}
+
+/// A gateway without room, which names an ipconf, and counts who came.
+async fn full_gateway(ipconf: String) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let came = Arc::new(AtomicUsize::new(0));
+    let counter = came.clone();
+    let code = Code::TooManyConnections as i32;
+    let error = wire::Error { code, closing: true, ipconf, ..Default::default() };
+    let refusal = proto::frame::encode(Command::Error, &error);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let _ = stream.write_all(&refusal).await;
+            let _ = stream.read(&mut [0; 4096]).await;
+        }
+    });
+    (address, came)
+}
+
+#[tokio::test]
+async fn who_finds_no_room_asks_where_there_is_some() {
+    let other = Fake::start().await;
+    let (url, asked) = ipconf(other.address.to_string()).await;
+    let (full, came) = full_gateway(url).await;
+    let options = Options { target: Target::Gateway(vec![full]), ..options(&other, "alice") };
+    let (alice, _events) = Client::connect(options).await.unwrap();
+    assert_eq!(alice.send("bob", "x").await.unwrap().seq, 1);
+    assert_eq!((came.load(Ordering::SeqCst), asked.load(Ordering::SeqCst)), (1, 1));
 }
 
 #[tokio::test]

@@ -16,12 +16,22 @@ pub struct UpBatch {
     pub gone: Vec<proto::link::Gone>,
     /// Down batches whose part for this worker is placed; `gone` above tells what of them was not.
     pub placed: Vec<Ticket>,
+    /// What it is charged to the burst budget, from its worker to the bridge.
+    pub charge: crate::burst::Batch,
 }
 
 impl UpBatch {
     /// Whether there is anything to send.
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty() && self.placed.is_empty() && self.gone.is_empty()
+    }
+
+    /// Memory that it holds.
+    pub fn held_bytes(&self) -> usize {
+        self.bodies.capacity()
+            + self.frames.capacity() * size_of::<UpFrame>()
+            + self.gone.capacity() * size_of::<proto::link::Gone>()
+            + self.placed.capacity() * size_of::<Ticket>()
     }
 }
 

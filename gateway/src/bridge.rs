@@ -6,14 +6,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 use prost::Message;
-use proto::link::{Gone, UpFrame};
+use proto::link::{DownBatch, Gone, Up, UpFrame, up};
 use proto::wire::{self, Code};
 use proto::{Command, frame};
 use tokio::sync::Notify;
@@ -22,20 +20,14 @@ use crate::batch::{Down, DownItem, Ticket, UpBatch};
 use crate::config::Config;
 use crate::connection::reason_text;
 use crate::id;
-use crate::link::{Bounds, Link, StreamKey};
+use crate::link::{Bounds, LaneKind, Link, StreamKey};
+use crate::login_rate::LoginRate;
 use crate::metrics::Metrics;
+use crate::outbox::Outboxes;
 use crate::sys;
 use crate::wake::Wake;
 
-/// One worker's inbox, as the bridge sees it.
-pub struct Outbox {
-    /// Batches down.
-    pub down: Sender<Down>,
-    /// Wakes the worker.
-    pub wake: Wake,
-    /// Set while the bridge waits for room in `down`.
-    pub starved: Arc<AtomicBool>,
-}
+pub use crate::outbox::Outbox;
 
 /// Shared by the bridge's tasks.
 pub struct Bridge {
@@ -46,8 +38,9 @@ pub struct Bridge {
     /// This life of the gateway.
     pub incarnation: u32,
     link: Mutex<Link>,
+    login_rate: Mutex<LoginRate>,
     senders: Mutex<HashMap<StreamKey, Arc<Notify>>>,
-    workers: Vec<Outbox>,
+    workers: Outboxes,
     up: Receiver<UpBatch>,
     up_wake: Wake,
     work: Notify,
@@ -58,6 +51,9 @@ pub struct Bridge {
 
 /// Batches taken before other tasks get their turn.
 const BATCHES_PER_ROUND: usize = 64;
+
+const LOGIN_REFUSED_TEXT: &str =
+    "more are logging in than are let in at a time; come back after retry_after_ms";
 
 impl Bridge {
     /// Over the workers' queues.
@@ -72,16 +68,29 @@ impl Bridge {
         let link = Link::new(Bounds {
             batch_frames_max: config.link.batch_frames_max,
             batches_in_flight_max: config.link.batches_in_flight_max,
+            login_batch_frames_max: config.link.login_batch_frames_max,
+            login_batches_in_flight_max: config.link.login_batches_in_flight_max,
+            logins_waiting_max: config.link.logins_waiting_max,
+            login_wait_ms_max: config.link.login_wait_ms_max,
+            login_retry_ms_max: config.link.login_retry_ms_max,
+            retry_after_ms: u64::from(config.link.retry_after_ms),
             queue_bytes_max: config.link.queue_bytes_max,
             connection_frames_max: config.link.connection_frames_max,
             stalled_ms_max: config.link.stalled_ms_max,
             dead_ms: config.link.dead_ms,
         });
+        let login_rate = LoginRate::new(
+            config.limits.logins_per_s_max,
+            u64::from(config.link.retry_after_ms),
+            config.link.login_retry_ms_max,
+        );
+        let workers = Outboxes::new(workers, config.link.late_bytes_max);
         Arc::new(Bridge {
             config,
             metrics,
             incarnation,
             link: Mutex::new(link),
+            login_rate: Mutex::new(login_rate),
             senders: Mutex::default(),
             workers,
             up,
@@ -113,6 +122,8 @@ impl Bridge {
             ready.clear_ready();
             self.up_wake.begin();
             self.work.notify_one();
+            self.workers.flush();
+            self.metrics.bridge.late_bytes.set(self.workers.late_bytes() as u64);
             self.room.notify_waiters();
         }
     }
@@ -128,7 +139,8 @@ impl Bridge {
                 taken += 1;
             }
             if !refused.is_empty() {
-                self.deliver(refused, None).await;
+                let count = refused.len();
+                self.deliver(refused, count, None).await;
             }
             self.settled.notify_waiters();
             if taken < BATCHES_PER_ROUND {
@@ -140,21 +152,20 @@ impl Bridge {
     }
 
     fn take(&self, batch: UpBatch, refused: &mut Vec<DownItem>) {
+        if !batch.gone.is_empty() || !batch.placed.is_empty() {
+            self.report_placed(batch.gone, &batch.placed);
+        }
         let mut bodies = batch.bodies.freeze();
-        let frames: Vec<UpFrame> = batch
-            .frames
-            .into_iter()
-            .map(|frame| UpFrame {
-                connection: frame.connection,
-                user: frame.user,
-                device: frame.device,
-                binding: frame.binding,
-                command: u32::from(frame.command),
-                body: bodies.split_to(frame.body_bytes as usize),
-            })
-            .collect();
-        self.report_placed(batch.gone, &batch.placed);
-        self.offer(frames, refused);
+        let frames = batch.frames.into_iter().map(|frame| UpFrame {
+            connection: frame.connection,
+            user: frame.user,
+            device: frame.device,
+            binding: frame.binding,
+            command: u32::from(frame.command),
+            body: bodies.split_to(frame.body_bytes as usize),
+        });
+        let mut rate = self.login_rate.lock();
+        self.offer(frames, Some(&mut rate), refused);
     }
 
     fn report_placed(&self, gone: Vec<Gone>, placed: &[Ticket]) {
@@ -173,20 +184,35 @@ impl Bridge {
         self.notify_streams(touched);
     }
 
-    /// Queues frames for their state servers; answers for those that nobody can take are put into `refused`.
-    pub fn offer(&self, frames: Vec<UpFrame>, refused: &mut Vec<DownItem>) {
+    /// Queues frames for their state servers; answers for those that nobody can take are put into `refused`. With a rate,
+    /// logins count.
+    fn offer(
+        &self,
+        frames: impl Iterator<Item = UpFrame>,
+        mut rate: Option<&mut LoginRate>,
+        refused: &mut Vec<DownItem>,
+    ) {
         let now_ms = self.now_ms();
         let mut touched = Vec::new();
-        {
-            let mut link = self.link.lock();
-            for frame in frames {
-                match link.offer(frame, now_ms) {
-                    Ok(stream) if touched.contains(&stream) => {}
-                    Ok(stream) => touched.push(stream),
-                    Err(frame) => refused.extend(self.refuse(&frame)),
+        let mut link = self.link.lock();
+        for frame in frames {
+            if let Some(rate) = &mut rate
+                && LaneKind::of(&frame) == LaneKind::Logins
+                && let Err(retry_after_ms) = rate.ask(now_ms)
+            {
+                refused.extend(self.refuse(&frame, Code::RateLimited, retry_after_ms));
+                continue;
+            }
+            match link.offer(frame, now_ms) {
+                Ok(stream) if touched.contains(&stream) => {}
+                Ok(stream) => touched.push(stream),
+                Err(back) => {
+                    refused.extend(self.refuse(&back.frame, Code::Unavailable, back.retry_after_ms));
                 }
             }
         }
+        self.metrics.bridge.logins_waiting.set(link.logins_waiting() as u64);
+        drop(link);
         self.notify_streams(touched);
     }
 
@@ -200,17 +226,23 @@ impl Bridge {
     }
 
     /// The answer to a frame that no state server can take now. None where the client waits for none.
-    fn refuse(&self, frame: &UpFrame) -> Option<DownItem> {
+    fn refuse(&self, frame: &UpFrame, code: Code, retry_after_ms: u64) -> Option<DownItem> {
         let command = Command::try_from(u8::try_from(frame.command).ok()?).ok()?;
         let mut error = wire::Error {
-            code: Code::Unavailable as i32,
-            text: reason_text(Code::Unavailable).to_owned(),
+            code: code as i32,
+            text: reason_text(code).to_owned(),
             command: frame.command,
-            retry_after_ms: self.config.link.retry_after_ms,
+            retry_after_ms: u32::try_from(retry_after_ms).unwrap_or(u32::MAX),
             ..Default::default()
         };
         match command {
-            Command::Login => error.closing = true,
+            Command::Login => {
+                error.closing = true;
+                error.text = LOGIN_REFUSED_TEXT.to_owned();
+                // Later, never earlier: others may have told theirs the same.
+                error.retry_after_ms += rand::random_range(0..=error.retry_after_ms / 8);
+                self.metrics.bridge.logins_told_to_wait.add(1);
+            }
             Command::Send => {
                 let send = wire::Send::decode(frame.body.clone()).ok()?;
                 (error.stream, error.n, error.chat) = (send.stream, send.n, send.chat);
@@ -219,7 +251,9 @@ impl Bridge {
             Command::Pull => error.request = wire::Pull::decode(frame.body.clone()).ok()?.request,
             _ => return None,
         }
-        self.metrics.bridge.refused_unavailable.add(1);
+        if code == Code::Unavailable {
+            self.metrics.bridge.refused_unavailable.add(1);
+        }
         Some(DownItem {
             connection: frame.connection,
             user: frame.user,
@@ -231,15 +265,27 @@ impl Bridge {
         })
     }
 
-    /// Hands deliveries to their workers; waits while an inbox is full. With a ticket, each worker hands it back when
-    /// its part is placed.
-    pub async fn deliver(&self, items: Vec<DownItem>, ticket: Option<Ticket>) {
+    /// Hands about `count` deliveries to their workers; waits only while too much waits for one already. With a ticket,
+    /// each worker hands it back when its part is placed.
+    pub async fn deliver(
+        &self,
+        items: impl IntoIterator<Item = DownItem>,
+        count: usize,
+        ticket: Option<Ticket>,
+    ) {
+        // As much again for the unevenness of a few.
+        let part_items = 2 * count / self.workers.len().max(1) + 4;
         let mut parts: Vec<Vec<DownItem>> = Vec::new();
         parts.resize_with(self.workers.len(), Vec::new);
         let mut strangers = Vec::new();
         for item in items {
             match parts.get_mut(id::worker(item.connection)) {
-                Some(part) if id::incarnation(item.connection) == self.incarnation => part.push(item),
+                Some(part) if id::incarnation(item.connection) == self.incarnation => {
+                    if part.capacity() == 0 {
+                        part.reserve(part_items.min(count));
+                    }
+                    part.push(item);
+                }
                 _ => strangers.push(Gone {
                     connection: item.connection,
                     user: item.user,
@@ -273,22 +319,13 @@ impl Bridge {
     }
 
     async fn send_down(&self, worker: usize, mut down: Down) {
-        let outbox = &self.workers[worker];
         loop {
+            // Before the try, so that room made behind it wakes us.
             let room = self.room.notified();
-            match outbox.down.try_send(down) {
-                Ok(()) => return outbox.wake.wake(),
-                Err(TrySendError::Disconnected(_)) => return,
-                Err(TrySendError::Full(back)) => down = back,
+            match self.workers.send(worker, down) {
+                Ok(()) => return,
+                Err(back) => down = back,
             }
-            // Say that we wait, then look once more: room made in between is seen, room made later wakes us.
-            outbox.starved.store(true, Ordering::Release);
-            match outbox.down.try_send(down) {
-                Ok(()) => return outbox.wake.wake(),
-                Err(TrySendError::Disconnected(_)) => return,
-                Err(TrySendError::Full(back)) => down = back,
-            }
-            outbox.wake.wake();
             room.await;
         }
     }
@@ -314,21 +351,43 @@ impl Bridge {
         self.metrics.bridge.streams_broken.add(1);
         self.metrics.bridge.resent.add(frames.len() as u64);
         let mut refused = Vec::new();
-        self.offer(frames, &mut refused);
-        self.deliver(refused, None).await;
+        self.offer(frames.into_iter(), None, &mut refused);
+        let count = refused.len();
+        self.deliver(refused, count, None).await;
         self.settled.notify_waiters();
     }
 
-    /// Batches up to `number` are answered.
-    pub fn acked(&self, key: StreamKey, number: u64) {
-        let out_ms = self.link.lock().acked(key, number, self.now_ms());
-        for ms in &out_ms {
-            self.metrics.link_acknowledge.observe(*ms as f64 / 1000.0);
+    /// Batches up to `upto` are answered, and those of `also`.
+    pub fn acked(&self, key: StreamKey, upto: u64, also: &[u64]) {
+        let out = self.link.lock().acked(key, upto, also, self.now_ms());
+        for (kind, ms) in &out {
+            let histogram = match kind {
+                LaneKind::Live => &self.metrics.link_acknowledge,
+                LaneKind::Logins => &self.metrics.link_login_acknowledge,
+            };
+            histogram.observe(*ms as f64 / 1000.0);
         }
-        if !out_ms.is_empty() {
+        if !out.is_empty() {
             self.notify_streams(vec![key]);
             self.settled.notify_waiters();
         }
+    }
+
+    /// What goes up next on a stream, counted.
+    pub fn next_up(&self, key: StreamKey) -> Option<Up> {
+        let mut link = self.link.lock();
+        let next = link.next_up(key, self.now_ms())?;
+        if let Some(up::Kind::Batch(batch)) = &next.kind {
+            let stats = &self.metrics.bridge;
+            let (batches, frames) = match batch.frames.first().map(LaneKind::of) {
+                Some(LaneKind::Logins) => (&stats.login_batches_up, &stats.logins_up),
+                _ => (&stats.batches_up, &stats.frames_up),
+            };
+            batches.add(1);
+            frames.add(batch.frames.len() as u64);
+            stats.logins_waiting.set(link.logins_waiting() as u64);
+        }
+        Some(next)
     }
 
     /// Pings every stream for ever; `dead` is called with those that do not answer.
@@ -356,34 +415,31 @@ impl Bridge {
     }
 }
 
-/// Turns a batch from a state server into deliveries.
-pub fn deliveries(batch: proto::link::DownBatch) -> Vec<DownItem> {
+/// Turns a batch from a state server into deliveries; how many they are.
+pub fn deliveries(batch: DownBatch) -> (usize, impl Iterator<Item = DownItem>) {
     let pushes = batch.pushes.iter().map(|push| push.connections.len()).sum::<usize>();
-    let mut items = Vec::with_capacity(batch.frames.len() + pushes);
-    for frame in batch.frames {
-        items.push(DownItem {
-            connection: frame.connection,
-            user: frame.user,
-            frames: frame.frames,
-            bind: frame.bind,
-            close: frame.close,
-            login: frame.login,
-            push: false,
-        });
-    }
-    for push in batch.pushes {
-        let bytes: Bytes = push.frame;
-        for (connection, user) in push.connections.into_iter().zip(push.users) {
-            items.push(DownItem {
-                connection,
-                user,
-                frames: bytes.clone(),
-                bind: None,
-                close: false,
-                login: 0,
-                push: true,
-            });
-        }
-    }
-    items
+    let count = batch.frames.len() + pushes;
+    let answers = batch.frames.into_iter().map(|frame| DownItem {
+        connection: frame.connection,
+        user: frame.user,
+        frames: frame.frames,
+        bind: frame.bind,
+        close: frame.close,
+        login: frame.login,
+        push: false,
+    });
+    let pushes = batch.pushes.into_iter().flat_map(|push| {
+        let frame = push.frame;
+        let targets = push.connections.into_iter().zip(push.users);
+        targets.map(move |(connection, user)| DownItem {
+            connection,
+            user,
+            frames: frame.clone(),
+            bind: None,
+            close: false,
+            login: 0,
+            push: true,
+        })
+    });
+    (count, answers.chain(pushes))
 }

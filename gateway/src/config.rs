@@ -55,6 +55,9 @@ pub struct Listen {
     pub client: SocketAddr,
     /// The `host:port` that clients are told. Empty: the same as `client`.
     pub advertise: String,
+    /// Where a client that finds no room here is told to ask for another gateway: the URL of ipconf, `http://HOST:PORT`.
+    /// Empty: it is told no address.
+    pub ipconf_url: String,
     /// Connections that the kernel may hold ready per worker. The kernel cuts it to net.core.somaxconn.
     pub backlog: i32,
     /// Cap of the kernel's send buffer per connection, bytes; 0: the kernel's own.
@@ -66,6 +69,7 @@ impl Default for Listen {
         Listen {
             client: SocketAddr::from(([127, 0, 0, 1], 7000)),
             advertise: String::new(),
+            ipconf_url: String::new(),
             backlog: 65_535,
             send_buffer_bytes: 0,
         }
@@ -94,9 +98,9 @@ impl Default for Shutdown {
 pub struct Workers {
     /// Threads; 0: max(cores, what `connections_max` needs under the fd limit).
     pub count: usize,
-    /// Epoll events taken per turn.
+    /// Epoll events taken per turn: 256 reads at 3 µs each keep a turn below 1 ms.
     pub events_per_turn_max: usize,
-    /// Connections accepted per turn, after the frames of that turn.
+    /// Connections accepted per turn, after the frames of that turn. Their Logins, if they are there, are read in it too.
     pub accepts_per_turn_max: usize,
     /// Connections written to per turn: 200 at 4 µs each keep a turn below 1 ms.
     pub writes_per_turn_max: usize,
@@ -104,17 +108,26 @@ pub struct Workers {
     pub down_batches_max: usize,
     /// Batches waiting for the bridge, all workers together.
     pub up_batches_max: usize,
+    /// Bytes read per turn: the most that one batch up can hold.
+    pub read_bytes_per_turn_max: usize,
+    /// Whether workers run under SCHED_BATCH: on busy cores they are not woken in the middle of somebody else's work, which
+    /// makes larger turns and fewer context switches, and a third more logins per second in a storm. An idle core takes
+    /// them at once, so a message waits no longer on a calm machine; on one whose cores are all busy it may wait for the end
+    /// of a time slice, some milliseconds.
+    pub batch_scheduling: bool,
 }
 
 impl Default for Workers {
     fn default() -> Self {
         Workers {
             count: 0,
-            events_per_turn_max: 512,
-            accepts_per_turn_max: 128,
+            events_per_turn_max: 256,
+            accepts_per_turn_max: 64,
             writes_per_turn_max: 200,
-            down_batches_max: 256,
+            down_batches_max: 64,
             up_batches_max: 4_096,
+            read_bytes_per_turn_max: 1024 * 1024,
+            batch_scheduling: true,
         }
     }
 }
@@ -137,6 +150,10 @@ pub struct Limits {
     pub idle_ms_max: u64,
     /// What clients are told to keep as their heartbeat.
     pub heartbeat_ms: u32,
+    /// Logins let through per second, after a burst of a quarter of that; the others are told when to come back. 0: no
+    /// limit of its own, because what state servers answer bounds it already (`link.logins_waiting_max`). Set it to protect
+    /// what several gateways share.
+    pub logins_per_s_max: u32,
     /// Bytes waiting for one connection at which pushes are skipped, and reads of it parked, until half is gone.
     pub queue_bytes_soft: usize,
     /// Bytes waiting for one connection at which it is closed.
@@ -145,6 +162,8 @@ pub struct Limits {
     pub stalled_ms_max: u64,
     /// How long a refused connection may go on reading its last frame.
     pub linger_ms_max: u64,
+    /// Memory beside the connections themselves, in all, see [`Config::burst`].
+    pub burst_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -157,10 +176,12 @@ impl Default for Limits {
             login_ms_max: 10_000,
             idle_ms_max: 90_000,
             heartbeat_ms: 30_000,
+            logins_per_s_max: 0,
             queue_bytes_soft: 256 * 1024,
             queue_bytes_hard: 1024 * 1024,
             stalled_ms_max: 30_000,
             linger_ms_max: 2_000,
+            burst_bytes_max: 64 * 1024 * 1024,
         }
     }
 }
@@ -173,7 +194,19 @@ pub struct Link {
     pub batch_frames_max: usize,
     /// Un-acknowledged batches per state server. More than two bring nothing: the store works on one while the next forms.
     pub batches_in_flight_max: usize,
-    /// Bytes waiting or un-acknowledged per state server; beyond it clients are answered `unavailable`.
+    /// Logins in one batch up. They have batches of their own, behind those of live frames, and a batch is as long as a
+    /// live frame may have to wait for the store.
+    pub login_batch_frames_max: usize,
+    /// Un-acknowledged batches of logins per state server.
+    pub login_batches_in_flight_max: usize,
+    /// Logins waiting to leave per state server; beyond it clients are told when to come back.
+    pub logins_waiting_max: usize,
+    /// The same as time, at the pace at which that server has answered logins lately. Below what clients wait for an answer.
+    pub login_wait_ms_max: u64,
+    /// Longest time after which a refused login is told to come back.
+    pub login_retry_ms_max: u64,
+    /// Bytes waiting or un-acknowledged per state server, logins at most a quarter of it; beyond it clients are answered
+    /// `unavailable`.
     pub queue_bytes_max: usize,
     /// Un-acknowledged frames of one connection; beyond it that client is answered `unavailable`.
     pub connection_frames_max: u32,
@@ -187,6 +220,8 @@ pub struct Link {
     pub reconnect_ms_max: u64,
     /// What clients are told to wait when there is no state server.
     pub retry_after_ms: u32,
+    /// Bytes of deliveries that may wait for workers whose inbox is full, all together; beyond it the streams wait.
+    pub late_bytes_max: usize,
     /// How long the start may wait for a state server.
     pub start_ms_max: u64,
     /// Time between load reports to the registry.
@@ -198,6 +233,11 @@ impl Default for Link {
         Link {
             batch_frames_max: 1_024,
             batches_in_flight_max: 2,
+            login_batch_frames_max: 256,
+            login_batches_in_flight_max: 2,
+            logins_waiting_max: 32_768,
+            login_wait_ms_max: 5_000,
+            login_retry_ms_max: 60_000,
             queue_bytes_max: 16 * 1024 * 1024,
             connection_frames_max: 1_024,
             stalled_ms_max: 500,
@@ -205,6 +245,7 @@ impl Default for Link {
             dead_ms: 1_000,
             reconnect_ms_max: 500,
             retry_after_ms: 250,
+            late_bytes_max: 4 * 1024 * 1024,
             start_ms_max: 30_000,
             report_ms: 1_000,
         }
@@ -220,8 +261,17 @@ pub struct Plan {
     pub connections_per_worker_max: usize,
 }
 
+/// What follows from `limits.burst_bytes_max`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BurstPlan {
+    /// For partial frames and unsent bytes of clients.
+    pub clients_bytes_max: usize,
+    /// For batches between workers and bridge, up and down.
+    pub batches_bytes_max: usize,
+}
+
 /// Fds that a worker needs beside its connections, and room for the unevenness of SO_REUSEPORT's hashing (about 5 σ).
-const FDS_RESERVED: usize = 700;
+pub(crate) const FDS_RESERVED: usize = 700;
 
 /// Slots that a connection id can name within one worker.
 const SLOTS_MAX: usize = 1 << 20;
@@ -265,6 +315,15 @@ impl Config {
         Ok(Plan { workers, connections_per_worker_max })
     }
 
+    /// How the burst budget is shared out: a quarter to batches between workers and bridge; what may wait for one state
+    /// server (`link.queue_bytes_max`); the rest to clients, for partial frames and bytes that their sockets do not take.
+    pub fn burst(&self) -> BurstPlan {
+        let total = self.limits.burst_bytes_max;
+        let batches_bytes_max = total / 4;
+        let clients_bytes_max = (total - batches_bytes_max).saturating_sub(self.link.queue_bytes_max);
+        BurstPlan { clients_bytes_max, batches_bytes_max }
+    }
+
     /// The address that clients are told.
     pub fn advertised(&self) -> String {
         if self.listen.advertise.is_empty() {
@@ -283,6 +342,10 @@ impl Config {
         let limits = &self.limits;
         let wrong = [
             (limits.connections_max == 0, "limits.connections_max must be at least 1"),
+            (
+                !self.listen.ipconf_url.is_empty() && !is_http_url(&self.listen.ipconf_url),
+                "listen.ipconf_url must begin with http:// or https:// and be at most 256 bytes long, without spaces",
+            ),
             (limits.frame_bytes_max > proto::FRAME_BYTES_MAX, "limits.frame_bytes_max must be at most 65536"),
             (limits.frame_bytes_max < 4096, "limits.frame_bytes_max must be at least 4096"),
             (
@@ -303,6 +366,21 @@ impl Config {
                 "limits.heartbeat_ms must be at most half of limits.idle_ms_max",
             ),
             (
+                self.burst().clients_bytes_max < 16 * limits.queue_bytes_hard,
+                "limits.burst_bytes_max is too small: three quarters of it, less link.queue_bytes_max, must be at least 16 times \
+                 limits.queue_bytes_hard, because one client may hold a sixteenth of what is free",
+            ),
+            (
+                self.workers.read_bytes_per_turn_max < 2 * limits.frame_bytes_max
+                    || 4 * self.workers.read_bytes_per_turn_max > self.burst().batches_bytes_max,
+                "workers.read_bytes_per_turn_max must be between twice limits.frame_bytes_max and a sixteenth of \
+                 limits.burst_bytes_max",
+            ),
+            (
+                2 * self.link.late_bytes_max > self.burst().batches_bytes_max,
+                "link.late_bytes_max must be at most an eighth of limits.burst_bytes_max",
+            ),
+            (
                 self.workers.events_per_turn_max == 0
                     || self.workers.accepts_per_turn_max == 0
                     || self.workers.writes_per_turn_max == 0
@@ -310,8 +388,16 @@ impl Config {
                     || self.workers.up_batches_max == 0
                     || self.link.batch_frames_max == 0
                     || self.link.batches_in_flight_max == 0
+                    || self.link.login_batch_frames_max == 0
+                    || self.link.login_batches_in_flight_max == 0
+                    || self.link.logins_waiting_max == 0
                     || self.link.connection_frames_max == 0,
                 "the *_max of workers and link must be at least 1",
+            ),
+            (
+                self.link.login_retry_ms_max < u64::from(self.link.retry_after_ms)
+                    || self.link.login_retry_ms_max > 3_600_000,
+                "link.login_retry_ms_max must be between link.retry_after_ms and 3600000",
             ),
             (
                 self.link.ping_ms == 0 || self.link.ping_ms > self.link.dead_ms / 4,
@@ -323,6 +409,14 @@ impl Config {
             None => Ok(()),
         }
     }
+}
+
+/// Enough to tell an address from a typing error; it is sent to every client that is refused.
+fn is_http_url(url: &str) -> bool {
+    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    host.is_some_and(|host| !host.is_empty())
+        && url.len() <= 256
+        && url.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]
@@ -348,5 +442,21 @@ mod tests {
         let mut config = Config::default();
         config.limits.heartbeat_ms = 80_000;
         assert!(config.plan(2, 20_000).unwrap_err().contains("heartbeat_ms"));
+        let mut config = Config::default();
+        config.limits.burst_bytes_max = 16 << 20;
+        assert!(config.plan(2, 20_000).unwrap_err().contains("burst_bytes_max"));
+        let mut config = Config::default();
+        config.limits.heartbeat_ms = 80_000;
+        assert!(config.plan(2, 20_000).unwrap_err().contains("heartbeat_ms"));
+        let mut config = Config::default();
+        for (url, is_right) in [
+            ("http://ip.example:6789", true),
+            ("https://ip.example", true),
+            ("ip.example:6789", false),
+            ("http://", false),
+        ] {
+            config.listen.ipconf_url = url.to_owned();
+            assert_eq!(config.plan(2, 20_000).is_ok(), is_right, "{url}");
+        }
     }
 }

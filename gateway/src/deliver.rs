@@ -13,6 +13,7 @@ use crate::connection::{Connection, NONE, Stage, flag};
 use crate::id::{self, Place};
 use crate::metrics::Why;
 use crate::receive::refusal;
+use crate::send_queue::Detached;
 use crate::sys::{self, Interest};
 use crate::worker::Worker;
 
@@ -73,16 +74,16 @@ impl Worker {
         if connection.queue == NONE {
             connection.queue = self.queues.take();
         }
-        let queue = self.queues.get_mut(connection.queue);
         let blocked = connection.has(flag::BLOCKED);
-        if blocked && push && queue.bytes() >= soft {
-            connection.flags |= flag::RESYNC;
-            self.stats().pushes_skipped.add(1);
-            return;
-        }
         let bytes = frames.len() as u64;
-        queue.push(frames);
-        let waiting = queue.bytes();
+        let is_skipped = blocked
+            && push
+            && self.queues.get_mut(connection.queue).bytes() >= soft.min(self.queues.share_bytes());
+        if is_skipped || !self.queues.push(connection.queue, frames, push) {
+            // What is skipped is found by the Sync that a Resync asks for; an answer would never come again.
+            return if push { self.owe_resync(place) } else { self.no_room_to_wait(place) };
+        }
+        let waiting = self.queues.get_mut(connection.queue).bytes();
         if blocked && waiting > hard {
             return self.close(place, Some(Why::Code(Code::SlowReader)));
         }
@@ -100,6 +101,21 @@ impl Worker {
         if waiting > soft {
             self.flush_one(place);
         }
+    }
+
+    fn owe_resync(&mut self, place: Place) {
+        self.stats().pushes_skipped.add(1);
+        if let Some(connection) = self.table.get_mut(place) {
+            connection.flags |= flag::RESYNC;
+        }
+    }
+
+    /// The burst budget has no room for what this client does not read. It is told nothing: its socket is full.
+    fn no_room_to_wait(&mut self, place: Place) {
+        let Some(connection) = self.table.get_mut(place) else { return };
+        let why = (connection.stage != Stage::Closing).then_some(Why::Code(Code::SlowReader));
+        self.stats().burst_closed.add(1);
+        self.close(place, why);
     }
 
     fn mark_dirty(&mut self, place: Place) {
@@ -137,9 +153,14 @@ impl Worker {
                 self.written_out(place);
             }
             Ok(false) => {
-                queue.detach();
                 queue.progress_ms = now_ms;
                 connection.flags |= flag::BLOCKED;
+                match self.queues.detach(connection.queue) {
+                    Detached::Whole => {}
+                    Detached::WithoutPushes => self.owe_resync(place),
+                    Detached::NoRoom => return self.no_room_to_wait(place),
+                }
+                let Some(connection) = self.table.get_mut(place) else { return };
                 if !connection.has(flag::STALL) {
                     connection.flags |= flag::STALL;
                     self.stalls.start(place, now_ms);
@@ -152,7 +173,7 @@ impl Worker {
 
     /// The socket takes bytes again.
     pub(crate) fn writable(&mut self, place: Place) {
-        let low = self.shared.config.limits.queue_bytes_soft / 2;
+        let low = self.shared.config.limits.queue_bytes_soft.min(self.queues.share_bytes()) / 2;
         let now_ms = self.now_ms;
         let Some(connection) = self.table.get_mut(place) else { return };
         if !connection.has(flag::BLOCKED) {
@@ -214,8 +235,14 @@ impl Worker {
         if self.table.get_mut(place).is_none_or(|connection| connection.stage == Stage::Closing) {
             return;
         }
-        self.stats().closed(Why::Code(code));
-        self.enqueue(place, refusal(code), false);
+        self.refuse_with(place, refusal(code));
+    }
+
+    /// The same with more to say.
+    pub(crate) fn refuse_with(&mut self, place: Place, error: wire::Error) {
+        self.stats().closed(Why::Code(error.code()));
+        let error = wire::Error { closing: true, ..error };
+        self.enqueue(place, frame::encode(Command::Error, &error), false);
         self.begin_closing(place);
     }
 
@@ -226,7 +253,7 @@ impl Worker {
         let parked = connection.has(flag::PARKED);
         connection.flags &= !flag::PARKED;
         if index != NONE {
-            self.tails.remove(index as usize);
+            self.tails.remove(index);
         }
         if parked {
             self.watch(place);

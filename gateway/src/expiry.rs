@@ -14,6 +14,9 @@ pub struct Expiry {
     queue: VecDeque<(u64, Place)>,
 }
 
+/// Entries that an empty queue may keep room for.
+const SPARE_MAX: usize = 64;
+
 impl Expiry {
     /// Everything put in is due `after_ms` later; 0: never, and nothing is kept.
     pub fn new(after_ms: u64) -> Self {
@@ -41,10 +44,17 @@ impl Expiry {
             self.queue.pop_front();
             return Some(place);
         }
-        if self.queue.capacity() > 1024 {
+        if self.queue.capacity() > SPARE_MAX {
             self.queue = VecDeque::new();
         }
         None
+    }
+
+    /// Gives memory back that a burst has left behind.
+    pub fn shrink(&mut self) {
+        if self.queue.capacity() > SPARE_MAX && self.queue.len() < self.queue.capacity() / 4 {
+            self.queue.shrink_to(2 * self.queue.len());
+        }
     }
 
     /// When the first is due.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use crpc::{Fatal, ServerArgs};
 use gateway::config::Config;
+use gateway::machine::{self, Verdict};
 
 /// Terminates client connections and carries their frames to and from state servers.
 ///
@@ -30,12 +31,13 @@ fn main() -> ExitCode {
 fn start(args: &ServerArgs) -> Result<(), Fatal> {
     let config: Config = crpc::config::load("gateway", args)?;
     if args.check {
-        let plan = gateway::server::check(&config)?;
-        println!(
-            "ok: {} workers with a private fd table each, at most {} connections per worker, limits.connections_max = {}",
-            plan.workers, plan.connections_per_worker_max, config.limits.connections_max
-        );
-        return Ok(());
+        let checked = gateway::server::check(&config)?;
+        let summary = machine::summary(&checked.wanted, &checked.findings);
+        println!("{summary}\n\n{}", machine::table(&checked.findings).trim_end());
+        return match checked.findings.iter().any(|row| row.verdict == Verdict::Refused) {
+            true => Err(Fatal::unavailable(summary)),
+            false => Ok(()),
+        };
     }
     gateway::server::run(config)
 }

@@ -4,9 +4,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -50,12 +52,22 @@ pub struct WorkerStats {
     pub bytes_in: Cell,
     pub bytes_out: Cell,
     pub pushes_skipped: Cell,
+    pub burst_refused: Cell,
+    pub burst_closed: Cell,
     pub gone: Cell,
     pub turns: Cell,
     pub up_full: Cell,
     /// Closes by [`CLOSES`].
     pub closes: [Cell; CLOSES.len()],
+    /// Turns by the CPU time that they took: bucket n up to `TURN_FIRST_NS` << n, the last one above all.
+    pub turn_buckets: [Cell; TURN_BUCKETS],
+    pub turn_ns: Cell,
 }
+
+/// Upper bound of the first bucket of turns; with it 1 ms, which a turn is to stay below, is the bound of the eighth.
+const TURN_FIRST_NS: u64 = 1_000_000 >> 7;
+
+const TURN_BUCKETS: usize = 16;
 
 /// Why connections ended, with the label of the counter.
 pub const CLOSES: [(Why, &str); 14] = [
@@ -89,6 +101,15 @@ pub enum Why {
 }
 
 impl WorkerStats {
+    /// Counts a turn.
+    pub fn turn(&self, cpu: Duration) {
+        let ns = cpu.as_nanos() as u64;
+        let bucket = (0..TURN_BUCKETS - 1).find(|n| ns <= TURN_FIRST_NS << n).unwrap_or(TURN_BUCKETS - 1);
+        self.turns.add(1);
+        self.turn_ns.add(ns);
+        self.turn_buckets[bucket].add(1);
+    }
+
     /// Counts an ended connection.
     pub fn closed(&self, why: Why) {
         if let Some(index) = CLOSES.iter().position(|(known, _)| *known == why) {
@@ -105,8 +126,15 @@ pub struct BridgeStats {
     pub streams_broken: Cell,
     pub frames_up: Cell,
     pub batches_up: Cell,
+    pub logins_up: Cell,
+    pub login_batches_up: Cell,
+    pub logins_waiting: Cell,
+    pub logins_told_to_wait: Cell,
+    pub late_bytes: Cell,
     pub batches_down: Cell,
     pub resent: Cell,
+    pub trims: Cell,
+    pub burst_bytes: Cell,
     pub refused_unavailable: Cell,
 }
 
@@ -117,10 +145,10 @@ pub struct Metrics {
     pub workers: Arc<Vec<WorkerStats>>,
     /// The bridge's.
     pub bridge: Arc<BridgeStats>,
-    /// Thread CPU time of a loop turn.
-    pub turn: Histogram,
-    /// Time from a batch's hand-over by a worker to its acknowledgement by state.
+    /// Time from sending a batch to its acknowledgement by state.
     pub link_acknowledge: Histogram,
+    /// The same for batches of logins.
+    pub link_login_acknowledge: Histogram,
 }
 
 impl Metrics {
@@ -129,20 +157,20 @@ impl Metrics {
         let metrics = Metrics {
             workers: Arc::new((0..workers).map(|_| WorkerStats::default()).collect()),
             bridge: Arc::default(),
-            turn: Histogram::new(seconds(5e-6, 16)),
             link_acknowledge: Histogram::new(seconds(5e-5, 18)),
+            link_login_acknowledge: Histogram::new(seconds(5e-5, 18)),
         };
-        registry.register_with_unit(
-            "turn_cpu",
-            "CPU time of one loop turn of a worker",
-            Unit::Seconds,
-            metrics.turn.clone(),
-        );
         registry.register_with_unit(
             "link_acknowledge",
             "Time from sending a batch to a state server to its acknowledgement",
             Unit::Seconds,
             metrics.link_acknowledge.clone(),
+        );
+        registry.register_with_unit(
+            "link_login_acknowledge",
+            "Time from sending a batch of logins to a state server to its acknowledgement",
+            Unit::Seconds,
+            metrics.link_login_acknowledge.clone(),
         );
         registry.register_collector(Box::new(Sums {
             workers: metrics.workers.clone(),
@@ -179,7 +207,7 @@ const GAUGES: [(&str, &str, Pick); 3] = [
     ("send_queues", "Connections with bytes waiting to be written", |w| &w.queues),
 ];
 
-const COUNTERS: [(&str, &str, Pick); 10] = [
+const COUNTERS: [(&str, &str, Pick); 12] = [
     ("accepted", "Connections accepted", |w| &w.accepted),
     ("accept_errors", "Failed accepts (fds or memory exhausted)", |w| &w.accept_errors),
     ("frames_in", "Frames received from clients", |w| &w.frames_in),
@@ -187,6 +215,10 @@ const COUNTERS: [(&str, &str, Pick); 10] = [
     ("bytes_in", "Bytes received from clients", |w| &w.bytes_in),
     ("bytes_out", "Bytes queued to clients", |w| &w.bytes_out),
     ("pushes_skipped", "Pushes not queued because the reader is slow", |w| &w.pushes_skipped),
+    ("burst_refused", "Unfinished frames refused because the burst budget was used up", |w| &w.burst_refused),
+    ("burst_closed", "Slow readers closed because the burst budget had no room for their answers", |w| {
+        &w.burst_closed
+    }),
     ("gone", "Deliveries whose connection was not there any more", |w| &w.gone),
     ("turns", "Loop turns of all workers", |w| &w.turns),
     ("up_full", "Turns that ended with the queue to the bridge full", |w| &w.up_full),
@@ -202,17 +234,41 @@ impl Collector for Sums {
             let counter = ConstCounter::new(sum(&self.workers, pick));
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
         }
-        let streams = ConstGauge::new(self.bridge.streams.get() as i64);
-        streams.encode(encoder.encode_descriptor(
-            "link_streams",
-            "Open streams to state servers",
-            None,
-            streams.metric_type(),
-        )?)?;
-        let bridge: [(&str, &str, &Cell); 6] = [
+        self.encode_turns(&mut encoder)?;
+        let gauges: [(&str, &str, &Cell); 4] = [
+            (
+                "burst_bytes",
+                "Bytes of partial frames and slow readers' queues, of limits.burst_bytes_max; looked at once a second",
+                &self.bridge.burst_bytes,
+            ),
+            ("link_streams", "Open streams to state servers", &self.bridge.streams),
+            (
+                "link_logins_waiting",
+                "Logins waiting to be sent to a state server",
+                &self.bridge.logins_waiting,
+            ),
+            (
+                "link_late_bytes",
+                "Bytes of deliveries waiting for workers whose inbox is full",
+                &self.bridge.late_bytes,
+            ),
+        ];
+        for (name, help, cell) in gauges {
+            let gauge = ConstGauge::new(cell.get() as i64);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        let bridge: [(&str, &str, &Cell); 10] = [
+            ("heap_trims", "Times that free memory was given back to the kernel", &self.bridge.trims),
             ("link_streams_broken", "Streams to state servers that broke", &self.bridge.streams_broken),
-            ("link_frames_up", "Frames sent to state servers", &self.bridge.frames_up),
-            ("link_batches_up", "Batches sent to state servers", &self.bridge.batches_up),
+            ("link_frames_up", "Frames sent to state servers, but for logins", &self.bridge.frames_up),
+            ("link_batches_up", "Batches of them", &self.bridge.batches_up),
+            ("link_logins_up", "Logins sent to state servers", &self.bridge.logins_up),
+            ("link_login_batches_up", "Batches of them", &self.bridge.login_batches_up),
+            (
+                "logins_told_to_wait",
+                "Logins answered by the gateway with a time to come back",
+                &self.bridge.logins_told_to_wait,
+            ),
             ("link_batches_down", "Batches received from state servers", &self.bridge.batches_down),
             ("link_resent", "Frames sent again after a stream broke", &self.bridge.resent),
             (
@@ -233,7 +289,25 @@ impl Collector for Sums {
             "closed",
             "Connections ended, by reason",
             None,
-            prometheus_client::metrics::MetricType::Counter,
+            MetricType::Counter,
         )?)
+    }
+}
+
+impl Sums {
+    fn encode_turns(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let buckets: Vec<(f64, u64)> = (0..TURN_BUCKETS)
+            .map(|n| {
+                let bound =
+                    if n + 1 < TURN_BUCKETS { (TURN_FIRST_NS << n) as f64 / 1e9 } else { f64::INFINITY };
+                (bound, sum(&self.workers, |w| &w.turn_buckets[n]))
+            })
+            .collect();
+        let seconds = sum(&self.workers, |w| &w.turn_ns) as f64 / 1e9;
+        let turns = buckets.iter().map(|(_, count)| count).sum();
+        let help = "CPU time of one loop turn of a worker, waiting for events included";
+        encoder
+            .encode_descriptor("turn_cpu", help, Some(&Unit::Seconds), MetricType::Histogram)?
+            .encode_histogram::<NoLabelSet>(seconds, turns, &buckets, None)
     }
 }

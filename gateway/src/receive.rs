@@ -6,7 +6,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use bytes::{BufMut, Bytes};
+use bytes::BufMut;
 use prost::Message;
 use proto::wire::{self, Code};
 use proto::{Command, frame};
@@ -16,7 +16,10 @@ use crate::connection::{self, Connection, NONE, Stage, Verdict, flag, judge};
 use crate::id::Place;
 use crate::metrics::Why;
 use crate::sys::{self, Fd, Interest};
-use crate::worker::{LISTENER, Worker};
+use crate::worker::Worker;
+
+/// Pongs share pieces of memory of this size: enough for those of a turn, and no more than each worker may keep.
+const PONGS_BYTES: usize = 2 * 1024;
 
 impl Worker {
     /// Accepts what is waiting, at most so many a turn.
@@ -28,8 +31,9 @@ impl Worker {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => return,
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
-                        self.stats().accept_errors.add(1);
-                        return self.pause_listener(&error);
+                        if !self.out_of_room(&error) {
+                            return;
+                        }
                     }
                     // The peer went away while it waited, or the like: the next one may be fine.
                     _ => self.stats().accept_errors.add(1),
@@ -42,45 +46,35 @@ impl Worker {
         self.stats().accepted.add(1);
         let room = if self.table.has_room() { self.shared.admission.enter(address) } else { None };
         let Some(address_slot) = room else {
-            self.stats().closed(Why::Code(Code::TooManyConnections));
-            // The socket's buffer is empty, so this fits; and if not, the close alone says enough.
-            let _ =
-                sys::write(&fd, &refusal(Code::TooManyConnections)).and_then(|_| sys::shutdown_write(&fd));
-            return;
+            return self.turn_away(&fd);
         };
         let tick = self.tick();
         let Some(place) = self.table.insert(Connection::new(fd, address_slot), tick) else {
             self.shared.admission.leave(address_slot);
             return;
         };
-        self.logins.start(place, self.now_ms);
+        if self.reads_arrivals && self.batch.bodies.len() < self.shared.config.workers.read_bytes_per_turn_max
+        {
+            // In a storm its Login is here already: that saves it a round through epoll.
+            self.receive(place);
+        }
         let added = match self.table.get_mut(place) {
-            Some(connection) => self.epoll.add(&connection.fd, u64::from(place.bits()), Interest::Read),
+            Some(connection) => {
+                if connection.stage == Stage::Fresh {
+                    self.logins.start(place, self.now_ms);
+                }
+                self.epoll.add(&connection.fd, u64::from(place.bits()), Interest::Read)
+            }
+            // It has said something that ended it, or was gone before it was here.
             None => Ok(()),
         };
         if let Err(error) = added {
             // max_user_watches: the kernel's limit, not the client's doing.
-            tracing::warn!(%error, "a connection could not be watched; see fs.epoll.max_user_watches");
-            self.close(place, Some(Why::Socket));
-        }
-    }
-
-    /// No fd or memory for another connection: stop asking until the next tick, or a level-triggered listener spins.
-    fn pause_listener(&mut self, error: &io::Error) {
-        if let Some(listener) = &self.listener
-            && self.epoll.modify(listener, LISTENER, Interest::Nothing).is_ok()
-        {
-            self.listener_paused = true;
-            tracing::warn!(worker = self.index, %error, connections = self.table.count(), "accepting pauses for a second");
-        }
-    }
-
-    pub(crate) fn resume_listener(&mut self) {
-        if self.listener_paused
-            && let Some(listener) = &self.listener
-            && self.epoll.modify(listener, LISTENER, Interest::Read).is_ok()
-        {
-            self.listener_paused = false;
+            self.warn("a connection could not be watched; see fs.epoll.max_user_watches", &error);
+            if let Some(connection) = self.table.get_mut(place) {
+                self.door.tell(&connection.fd, &mut self.buffer);
+            }
+            self.close(place, Some(Why::Code(Code::TooManyConnections)));
         }
     }
 
@@ -125,8 +119,7 @@ impl Worker {
             let used = self.frames(place, bytes);
             return self.keep_tail(place, &bytes[used..]);
         }
-        let mut whole = std::mem::take(&mut self.tails[connection.tail as usize]);
-        whole.reserve_exact(bytes.len());
+        let mut whole = self.tails.take(connection.tail);
         whole.extend_from_slice(bytes);
         let used = self.frames(place, &whole);
         let Some(connection) = self.table.get_mut(place) else { return };
@@ -135,11 +128,12 @@ impl Worker {
             return;
         }
         if used < whole.len() {
-            // A new one, because the old one has room for what was read, and this may wait for long.
-            self.tails[connection.tail as usize] = whole[used..].to_vec();
+            if !self.tails.keep(connection.tail, &whole[used..]) {
+                self.no_room(place);
+            }
         } else {
             let index = std::mem::replace(&mut connection.tail, NONE);
-            self.tails.remove(index as usize);
+            self.tails.remove(index);
         }
     }
 
@@ -150,8 +144,25 @@ impl Worker {
         if let Some(connection) = self.table.get_mut(place)
             && connection.stage != Stage::Closing
         {
-            connection.tail = self.tails.insert(rest.to_vec()) as u32;
+            match self.tails.insert(rest) {
+                Some(index) => connection.tail = index,
+                None => self.no_room(place),
+            }
         }
+    }
+
+    /// The burst budget has no room for an unfinished frame of this size.
+    fn no_room(&mut self, place: Place) {
+        self.stats().burst_refused.add(1);
+        self.refuse_with(
+            place,
+            wire::Error {
+                code: Code::Unavailable as i32,
+                text: "too many frames are unfinished or unread on this gateway; send whole frames, or come back".to_owned(),
+                retry_after_ms: self.shared.config.link.retry_after_ms,
+                ..Default::default()
+            },
+        );
     }
 
     /// Handles the whole frames at the front of `bytes` and returns how many bytes they took (all, if what follows does
@@ -193,15 +204,15 @@ impl Worker {
             }
             Verdict::Forward => {}
         }
-        self.batch.bodies.extend_from_slice(frame.body);
-        self.batch.frames.push(UpFrame {
+        let up = UpFrame {
             connection: id,
             user: connection.user,
             device: connection.device,
             binding: connection.binding,
             command: frame.command,
             body_bytes: frame.body.len() as u32,
-        });
+        };
+        self.batch_up(up, frame.body);
     }
 
     /// Ping and Pong have the same body, so the answer is the question under another command.
@@ -211,7 +222,7 @@ impl Worker {
         }
         let room = frame::HEADER_BYTES + body.len();
         if self.small_frames.capacity() < room {
-            self.small_frames.reserve(room.max(16 * 1024));
+            self.small_frames.reserve(room.max(PONGS_BYTES));
         }
         self.small_frames.put_uint(body.len() as u64, 3);
         self.small_frames.put_u8(Command::Pong as u8);
@@ -222,10 +233,7 @@ impl Worker {
 }
 
 /// The last frame of a connection that the gateway refuses.
-pub(crate) fn refusal(code: Code) -> Bytes {
+pub(crate) fn refusal(code: Code) -> wire::Error {
     let text = connection::reason_text(code).to_owned();
-    frame::encode(
-        Command::Error,
-        &wire::Error { code: code as i32, text, closing: true, ..Default::default() },
-    )
+    wire::Error { code: code as i32, text, ..Default::default() }
 }

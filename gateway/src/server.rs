@@ -22,7 +22,9 @@ use proto::link::{IncarnateRequest, link_client::LinkClient};
 use crate::admission::Admission;
 use crate::batch::Down;
 use crate::bridge::{Bridge, Outbox};
+use crate::burst::Burst;
 use crate::config::{Config, Plan};
+use crate::machine::{self, Finding, Found, Verdict, Wanted};
 use crate::metrics::Metrics;
 use crate::sys::{self, EventFd};
 use crate::upstream::Upstreams;
@@ -41,18 +43,84 @@ struct WorkerThread {
     thread: JoinHandle<std::io::Result<()>>,
 }
 
-/// Checks configuration and machine; what would be wrong, one line each.
-pub fn check(config: &Config) -> Result<Plan, Fatal> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+/// Configuration and machine, held against each other.
+#[derive(Debug)]
+pub struct Checked {
+    /// What follows from both.
+    pub plan: Plan,
+    /// What the machine would have to allow.
+    pub wanted: Wanted,
+    /// How it stands with each thing.
+    pub findings: Vec<Finding>,
+    /// Open files that one table may hold.
+    pub fd_limit: u64,
+}
+
+/// Checks configuration and machine. An error is one of the configuration; what the machine refuses is a finding.
+pub fn check(config: &Config) -> Result<Checked, Fatal> {
+    // Before the soft limit is raised, so that the table shows what was given.
+    let found = Found::read().map_err(|e| Fatal::internal(format!("reading the machine's limits: {e}")))?;
     let fd_limit =
         sys::raise_fd_limit().map_err(|e| Fatal::internal(format!("reading the fd limit: {e}")))?;
-    config.plan(cores, fd_limit as usize).map_err(Fatal::config)
+    let plan = config.plan(found.cores as usize, fd_limit as usize).map_err(Fatal::config)?;
+    let wanted = wanted(config, &plan);
+    let findings = machine::judge(&wanted, &found);
+    Ok(Checked { plan, wanted, findings, fd_limit })
+}
+
+/// What a configuration asks of the machine.
+pub(crate) fn wanted(config: &Config, plan: &Plan) -> Wanted {
+    let ports =
+        [("listen.client", config.listen.client.port()), ("admin.listen", config.admin.listen.port())];
+    Wanted {
+        connections: config.limits.connections_max as u64,
+        workers: plan.workers as u64,
+        connections_per_worker: plan.connections_per_worker_max as u64,
+        backlog: u64::try_from(config.listen.backlog).unwrap_or(0),
+        ports: ports.into_iter().filter(|(_, port)| *port != 0).collect(),
+        burst_bytes: config.limits.burst_bytes_max as u64,
+        send_buffer_bytes: config.listen.send_buffer_bytes as u64,
+    }
+}
+
+/// The table of `--check`, short: what is not as it should be, and what follows. The server starts all the same: only who
+/// would be one too many meets these limits, and is told so.
+fn log_findings(checked: &Checked) {
+    for row in &checked.findings {
+        if matches!(row.verdict, Verdict::Warning | Verdict::Refused) {
+            tracing::warn!(
+                wanted = row.wanted,
+                found = row.found,
+                "{} {}: {}",
+                row.name,
+                row.verdict.text(),
+                row.advice
+            );
+        }
+    }
+    let unknown = checked.findings.iter().filter(|row| row.verdict == Verdict::Unknown).count();
+    if unknown > 0 {
+        tracing::info!(
+            unknown,
+            "not all of the machine's limits can be read from here; gateway --check outside of the sandbox can"
+        );
+    }
+    tracing::info!(
+        workers = checked.plan.workers,
+        connections_max = checked.wanted.connections,
+        connections_per_worker_max = checked.plan.connections_per_worker_max,
+        fd_limit = checked.fd_limit,
+        "what configuration and machine come to"
+    );
 }
 
 /// Runs until a signal.
 pub fn run(config: Config) -> Result<(), Fatal> {
-    let plan = check(&config)?;
+    let checked = check(&config)?;
     crpc::log::init(&config.log)?;
+    log_findings(&checked);
+    sys::steady_heap();
+    let plan = checked.plan;
     let config = Arc::new(config);
     let mut registry = crpc::metrics::Metrics::new("gateway");
     let metrics = Metrics::new(plan.workers, registry.registry_mut());
@@ -67,9 +135,12 @@ pub fn run(config: Config) -> Result<(), Fatal> {
     let (up_sender, up) = bounded(config.workers.up_batches_max);
     let admission =
         Arc::new(Admission::new(config.limits.connections_max, config.limits.connections_per_address_max));
+    let burst_plan = config.burst();
+    let burst = Arc::new(Burst::new(burst_plan.clients_bytes_max, burst_plan.batches_bytes_max / 2));
     let shared = Shared {
         config: config.clone(),
         admission: admission.clone(),
+        burst: burst.clone(),
         metrics: metrics.clone(),
         up: up_sender,
         up_wake: up_wake.clone(),
@@ -80,14 +151,14 @@ pub fn run(config: Config) -> Result<(), Fatal> {
     let shutdown = Shutdown::on_signals()?;
     let readiness = Readiness::starting(&["registry", "state", "listener"]);
     crpc::admin::spawn_thread(config.admin.listen, readiness.clone(), Arc::new(registry), shutdown.clone())?;
+    crate::trim::spawn(admission.clone(), burst, metrics.clone())
+        .map_err(|e| Fatal::internal(format!("starting the thread that gives memory back: {e}")))?;
     tracing::info!(
         version = crpc::VERSION,
         id = config.id(),
         client = %config.listen.client,
         admin = %config.admin.listen,
         registry = %config.registry,
-        workers = plan.workers,
-        connections_max = config.limits.connections_max,
         "gateway starts"
     );
     let gateway = Gateway { config, plan, metrics, admission, readiness, shutdown, worker_failed };

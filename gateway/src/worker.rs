@@ -14,22 +14,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
-use crossbeam_channel::{Receiver, Sender, TrySendError};
-use proto::wire::Code;
-use slab::Slab;
-
 use crate::admission::Admission;
 use crate::batch::{Down, UpBatch, UpFrame};
+use crate::burst::Burst;
 use crate::config::Config;
 use crate::connection::{Stage, flag};
+use crate::door::Door;
 use crate::expiry::Expiry;
 use crate::id::{self, Place};
 use crate::metrics::{Metrics, Why, WorkerStats};
 use crate::send_queue::QueuePool;
 use crate::sys::{self, Epoll, Event, Fd, Interest};
 use crate::table::Table;
+use crate::tail::Tails;
 use crate::wake::Wake;
+use bytes::BytesMut;
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use proto::wire::Code;
 
 /// What a worker shares with the bridge and the main thread.
 #[derive(Clone)]
@@ -38,6 +39,8 @@ pub struct Shared {
     pub config: Arc<Config>,
     /// Counters of connections.
     pub admission: Arc<Admission>,
+    /// The burst budget.
+    pub burst: Arc<Burst>,
     /// Metrics.
     pub metrics: Metrics,
     /// Batches up, of all workers.
@@ -65,10 +68,10 @@ pub(crate) struct Worker {
     pub(crate) shared: Shared,
     pub(crate) epoll: Epoll,
     pub(crate) listener: Option<Fd>,
-    pub(crate) listener_paused: bool,
+    pub(crate) door: Door,
     pub(crate) table: Table,
     pub(crate) queues: QueuePool,
-    pub(crate) tails: Slab<Vec<u8>>,
+    pub(crate) tails: Tails,
     pub(crate) buffer: Vec<u8>,
     pub(crate) batch: UpBatch,
     pub(crate) dirty: VecDeque<Place>,
@@ -81,6 +84,15 @@ pub(crate) struct Worker {
     inbox: Inbox,
     started: Instant,
     swept_tick: u8,
+    /// The bridge keeps up, so what has just arrived may be read.
+    pub(crate) reads_arrivals: bool,
+    /// Thread CPU time at the end of the last turn.
+    cpu_used: Duration,
+    /// Where in the list of ready connections the next turn begins, when the last one had read enough before its end.
+    first_event: usize,
+    /// What the last batch came to, which the next may come to as well.
+    batch_frames: usize,
+    batch_bytes: usize,
     /// Deliveries are left in the inbox.
     down_waiting: bool,
     /// The next page to tell GoAway, while draining.
@@ -115,10 +127,10 @@ impl Worker {
             incarnation,
             epoll,
             listener: Some(listener),
-            listener_paused: false,
+            door: Door::new(&shared.config.listen.ipconf_url)?,
             table: Table::new(connections_max),
-            queues: QueuePool::new(2 * shared.config.workers.writes_per_turn_max),
-            tails: Slab::new(),
+            queues: QueuePool::new(shared.burst.clone()),
+            tails: Tails::new(shared.burst.clone()),
             // A whole frame and as much of the next.
             buffer: vec![0; 2 * limits.frame_bytes_max],
             batch: UpBatch::default(),
@@ -132,6 +144,11 @@ impl Worker {
             inbox,
             started: Instant::now(),
             swept_tick: 0,
+            reads_arrivals: false,
+            cpu_used: Duration::ZERO,
+            first_event: 0,
+            batch_frames: 0,
+            batch_bytes: 0,
             down_waiting: false,
             drain_page: None,
             shared,
@@ -145,6 +162,12 @@ impl Worker {
 
     /// Turns until told to stop.
     pub(crate) fn run(mut self) -> Ended {
+        if self.shared.config.workers.batch_scheduling
+            && let Err(error) = sys::schedule_batch()
+        {
+            tracing::warn!(worker = self.index, %error, "no SCHED_BATCH: expect fewer logins per second in a storm");
+        }
+        self.cpu_used = sys::thread_cpu_time();
         let mut events = sys::event_buffer(self.shared.config.workers.events_per_turn_max);
         while self.turn(&mut events)? {}
         Ok(())
@@ -159,18 +182,8 @@ impl Worker {
         if overslept > Duration::from_secs(1) {
             self.started += overslept;
         }
-        let cpu_before = sys::thread_cpu_time();
-        // The bridge gave the last batch back: nothing more is read until it takes it.
-        let choked = !self.batch.is_empty();
         self.now_ms = self.started.elapsed().as_millis() as u64;
-        let mut arrivals = false;
-        for event in ready {
-            match event.token() {
-                WAKE => self.down_waiting = true,
-                LISTENER => arrivals = true,
-                token => self.connection_ready(Place::from_bits(token as u32), event, choked),
-            }
-        }
+        let arrivals = self.ready(ready);
         if self.down_waiting && !self.take_deliveries() {
             self.stop();
             return Ok(false);
@@ -180,11 +193,34 @@ impl Worker {
         self.send_up();
         self.flush();
         if arrivals {
+            self.reads_arrivals = self.batch.is_empty();
             self.accept();
+            self.send_up();
         }
         self.publish();
-        self.shared.metrics.turn.observe((sys::thread_cpu_time() - cpu_before).as_secs_f64());
         Ok(true)
+    }
+
+    /// Handles what epoll has told; whether somebody waits at the listener.
+    fn ready(&mut self, events: &[Event]) -> bool {
+        let mut arrivals = false;
+        // The bridge gave the last batch back: nothing more is read until it takes it.
+        let mut choked = !self.batch.is_empty();
+        let read_max = self.shared.config.workers.read_bytes_per_turn_max;
+        // Epoll lists in turn whoever is ready, so those that were left out are where we stopped.
+        let (before, behind) = events.split_at(std::mem::take(&mut self.first_event).min(events.len()));
+        for (index, event) in behind.iter().chain(before).enumerate() {
+            match event.token() {
+                WAKE => self.down_waiting = true,
+                LISTENER => arrivals = true,
+                token => self.connection_ready(Place::from_bits(token as u32), event, choked),
+            }
+            if !choked && self.batch.bodies.len() >= read_max {
+                choked = true;
+                self.first_event = (before.len() + index + 1) % events.len();
+            }
+        }
+        arrivals
     }
 
     fn connection_ready(&mut self, place: Place, event: &Event, choked: bool) {
@@ -278,6 +314,7 @@ impl Worker {
         }
         self.swept_tick = tick;
         self.resume_listener();
+        self.shrink();
         let idle_ticks = (self.shared.config.limits.idle_ms_max / 1000) as u8;
         for place in self.table.idle(tick, idle_ticks) {
             match self.table.get_mut(place) {
@@ -290,12 +327,43 @@ impl Worker {
         }
     }
 
+    /// Gives back what a burst has left behind.
+    fn shrink(&mut self) {
+        self.queues.shrink();
+        for deadlines in [&mut self.logins, &mut self.stalls, &mut self.lingers] {
+            deadlines.shrink();
+        }
+        if self.dirty.is_empty() {
+            self.dirty = VecDeque::new();
+        }
+        self.small_frames = BytesMut::new();
+        (self.batch_frames, self.batch_bytes) = (0, 0);
+    }
+
+    /// Appends a frame to the batch of this turn.
+    pub(crate) fn batch_up(&mut self, frame: UpFrame, body: &[u8]) {
+        if self.batch.frames.is_empty() {
+            // The last turn's sizes: growing from nothing copies everything several times.
+            self.batch.frames.reserve(self.batch_frames);
+            self.batch.bodies.reserve(self.batch_bytes.max(body.len()));
+        }
+        self.batch.bodies.extend_from_slice(body);
+        self.batch.frames.push(frame);
+    }
+
     /// Hands the batch of this turn to the bridge.
     fn send_up(&mut self) {
         if self.batch.is_empty() {
             return;
         }
-        match self.shared.up.try_send(std::mem::take(&mut self.batch)) {
+        let Some(charge) = self.shared.burst.batch(self.batch.held_bytes()) else {
+            // Too much is on its way already: as if the queue were full.
+            self.stats().up_full.add(1);
+            return self.shared.up_wake.wake();
+        };
+        (self.batch_frames, self.batch_bytes) = (self.batch.frames.len(), self.batch.bodies.len());
+        let batch = UpBatch { charge, ..std::mem::take(&mut self.batch) };
+        match self.shared.up.try_send(batch) {
             Ok(()) => self.shared.up_wake.wake(),
             Err(TrySendError::Full(batch)) => {
                 self.stats().up_full.add(1);
@@ -303,7 +371,7 @@ impl Worker {
                 // The only place where a worker waits for anybody. Its clients wait in their sockets meanwhile.
                 match self.shared.up.send_timeout(batch, UP_WAIT) {
                     Ok(()) => self.shared.up_wake.wake(),
-                    Err(error) => self.batch = error.into_inner(),
+                    Err(error) => self.batch = UpBatch { charge: Default::default(), ..error.into_inner() },
                 }
             }
             Err(TrySendError::Disconnected(_)) => {}
@@ -345,13 +413,19 @@ impl Worker {
         self.dirty.clear();
         while !self.batch.is_empty() {
             self.send_up();
+            if !self.batch.is_empty() {
+                std::thread::park_timeout(UP_WAIT);
+            }
         }
         self.publish();
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        // All of a turn, what epoll cost included: asleep, a thread uses none, so one look a turn is enough.
+        let cpu_used = sys::thread_cpu_time();
+        let turn = cpu_used - std::mem::replace(&mut self.cpu_used, cpu_used);
         let stats = self.stats();
-        stats.turns.add(1);
+        stats.turn(turn);
         stats.connections.set(self.table.count() as u64);
         stats.queues.set(self.queues.count() as u64);
     }
@@ -366,7 +440,7 @@ impl Worker {
             self.queues.give_back(connection.queue);
         }
         if connection.tail != crate::connection::NONE {
-            self.tails.remove(connection.tail as usize);
+            self.tails.remove(connection.tail);
         }
         self.shared.admission.leave(connection.address);
         if connection.user != 0 {
@@ -379,6 +453,11 @@ impl Worker {
                 command: 0,
                 body_bytes: 0,
             });
+        }
+        if self.door.is_shut() {
+            // Its fd first: whoever waits outside needs one.
+            drop(connection);
+            self.resume_listener();
         }
     }
 
@@ -394,3 +473,6 @@ impl Worker {
         &self.shared.metrics.workers[usize::from(self.index)]
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -63,7 +63,8 @@ MESSAGES = {name: table(text) for name, text in {
     "Kick": "1 code Code, 2 text string",
     "GoAway": "1 within_ms uint32, 2 text string",
     "Error": "1 code Code, 2 text string, 3 command uint32, 4 request uint32, 5 stream fixed64, 6 n uint64, 7 chat string,"
-             "8 retry_after_ms uint32, 9 expected uint64, 10 closing bool",
+             "8 retry_after_ms uint32, 9 expected uint64, 10 closing bool,"
+             "11 ipconf string",
 }.items()}
 
 # Sections 1 and 2.

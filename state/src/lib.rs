@@ -25,6 +25,7 @@ mod store_redb_step;
 mod store_redb_writer;
 pub mod store_redis;
 mod store_redis_read;
+mod store_redis_round;
 mod store_redis_script;
 mod turn;
 mod users;

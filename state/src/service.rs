@@ -1,12 +1,15 @@
 //! The gRPC side: the link to gateways, and single calls of other servers. On the state server's thread.
 //!
 //! Trap: pings are answered while the store stands still. The task of a stream therefore never waits for a turn; turns
-//! run beside it, and their answers are passed on in the order of their batches.
+//! run beside it, and their answers are passed on in the order of their batches. Batches of logins are an order of their
+//! own, so that live frames never wait for the answers of a storm.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::stream::{self, FuturesOrdered, Stream, StreamExt};
+use proto::Command;
 use proto::link::link_server::Link;
 use proto::link::{
     Down, DownBatch, DownDone, DownHello, IncarnateReply, IncarnateRequest, LinkPing, Up, UpBatch, UpHello,
@@ -24,8 +27,8 @@ pub struct LinkService {
     core: Arc<Core>,
 }
 
-/// Turns of one stream under way; gateways keep to two by themselves.
-const TURNS_MAX: usize = 8;
+/// Turns of one stream under way; gateways keep to two, and two of logins, by themselves.
+const TURNS_MAX: usize = 16;
 
 /// Bytes after which nothing more is merged into one message on the way down; far below the message limit.
 const MERGED_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -96,19 +99,23 @@ fn first_down(core: &Core) -> Down {
         credit_bytes: core.config.limits.link_credit_bytes,
         features: Vec::new(),
     };
-    Down { kind: Some(down::Kind::Hello(hello)), acked: 0, credit_bytes: 0 }
+    Down { kind: Some(down::Kind::Hello(hello)), ..Down::default() }
 }
 
 /// Reads one stream until it ends.
 async fn serve(core: Arc<Core>, gateway: Gateway, down: GatewayStream, mut ups: Streaming<Up>) {
     let mut turns = FuturesOrdered::new();
+    let mut logins = FuturesOrdered::new();
     let mut closing = std::pin::pin!(core.time_to_close());
     let reason = loop {
         tokio::select! {
             () = &mut closing => break "this server stops".to_owned(),
-            up = ups.message(), if turns.len() < TURNS_MAX => match up {
+            up = ups.message(), if turns.len() + logins.len() < TURNS_MAX => match up {
                 Ok(Some(up)) => match up.kind {
-                    Some(up::Kind::Batch(batch)) => turns.push_back(turn(core.clone(), gateway.clone(), batch)),
+                    Some(up::Kind::Batch(batch)) => {
+                        let lane = if has_logins(&batch) { &mut logins } else { &mut turns };
+                        lane.push_back(turn(core.clone(), gateway.clone(), batch));
+                    }
                     Some(up::Kind::Ping(ping)) => {
                         if !down.send(Outgoing::Pong(ping.nonce)).await { break "its answers end".to_owned() }
                     }
@@ -121,15 +128,24 @@ async fn serve(core: Arc<Core>, gateway: Gateway, down: GatewayStream, mut ups: 
             Some((number, outcomes)) = turns.next(), if !turns.is_empty() => {
                 if !pass_on(&core, &down, number, outcomes).await { break "its answers end".to_owned() }
             }
+            Some((number, outcomes)) = logins.next(), if !logins.is_empty() => {
+                if !pass_on(&core, &down, number, outcomes).await { break "its answers end".to_owned() }
+            }
         }
     };
     // What was begun is finished: the messages are stored, and others are waiting for their pushes.
-    while let Some((number, outcomes)) = turns.next().await {
+    let mut rest = turns.chain(logins);
+    while let Some((number, outcomes)) = rest.next().await {
         pass_on(&core, &down, number, outcomes).await;
     }
     core.gateways.close(gateway.incarnation, &down);
     core.metrics.gateways.set(core.gateways.count() as i64);
     tracing::info!(gateway = gateway.id, incarnation = gateway.incarnation, reason, "stream ended");
+}
+
+/// Gateways put logins into batches of their own, with at most what one of these connections sent right behind.
+fn has_logins(batch: &UpBatch) -> bool {
+    batch.frames.iter().any(|frame| frame.command == Command::Login as u32)
 }
 
 async fn turn(core: Arc<Core>, gateway: Gateway, batch: UpBatch) -> (u64, Outcomes) {
@@ -171,34 +187,50 @@ async fn forget_gone(core: Arc<Core>, done: DownDone) {
 
 /// What goes down: hello, then whatever waits, merged.
 fn down_stream(first: Down, waiting: Waiting) -> Downs {
-    let rest = stream::unfold((waiting, 1u64), |(mut waiting, number)| async move {
+    let begin = (waiting, 1u64, Answered::default());
+    let rest = stream::unfold(begin, |(mut waiting, number, mut answered)| async move {
         let some = waiting.take(MERGED_BYTES_MAX).await;
         if some.is_empty() {
             return None;
         }
-        let (downs, number) = merge(some, number);
-        Some((stream::iter(downs), (waiting, number)))
+        let (downs, number) = merge(some, number, &mut answered);
+        Some((stream::iter(downs), (waiting, number, answered)))
     });
     Box::pin(stream::iter([first]).chain(rest.flatten()).map(Ok))
 }
 
+/// Which up batches are answered: all up to one, and some beyond it.
+#[derive(Default)]
+struct Answered {
+    upto: u64,
+    beyond: BTreeSet<u64>,
+}
+
+impl Answered {
+    fn add(&mut self, number: u64) {
+        self.beyond.insert(number);
+        while self.beyond.remove(&(self.upto + 1)) {
+            self.upto += 1;
+        }
+    }
+}
+
 /// Everything that waited in one batch, behind the pongs.
-fn merge(some: Vec<Outgoing>, mut number: u64) -> (Vec<Down>, u64) {
+fn merge(some: Vec<Outgoing>, mut number: u64, all: &mut Answered) -> (Vec<Down>, u64) {
     let mut downs = Vec::with_capacity(2);
     let mut batch = DownBatch::default();
-    let mut acked = 0;
+    let (upto, mut acked_also) = (all.upto, Vec::new());
     for outgoing in some {
         match outgoing {
             Outgoing::Pong(nonce) => {
-                downs.push(Down {
-                    kind: Some(down::Kind::Pong(LinkPing { nonce })),
-                    acked: 0,
-                    credit_bytes: 0,
-                });
+                downs.push(Down { kind: Some(down::Kind::Pong(LinkPing { nonce })), ..Down::default() });
             }
-            Outgoing::Answers { frames, acked: answered } => {
+            Outgoing::Answers { frames, acked } => {
                 batch.frames.extend(frames);
-                acked = acked.max(answered);
+                if acked > 0 {
+                    all.add(acked);
+                    acked_also.push(acked);
+                }
             }
             Outgoing::Pushes(pushes) => batch.pushes.extend(pushes),
         }
@@ -210,8 +242,10 @@ fn merge(some: Vec<Outgoing>, mut number: u64) -> (Vec<Down>, u64) {
         number += 1;
         Some(down::Kind::Batch(batch))
     };
-    if kind.is_some() || acked > 0 {
-        downs.push(Down { kind, acked, credit_bytes: 0 });
+    let acked = if all.upto > upto { all.upto } else { 0 };
+    acked_also.retain(|number| *number > all.upto);
+    if kind.is_some() || acked > 0 || !acked_also.is_empty() {
+        downs.push(Down { kind, acked, acked_also, credit_bytes: 0 });
     }
     (downs, number)
 }
@@ -224,18 +258,35 @@ mod tests {
     #[test]
     fn waiting_messages_become_one_batch_with_the_highest_acknowledgement() {
         let answers = |acked| Outgoing::Answers { frames: vec![DownFrame::default()], acked };
-        let some = vec![answers(4), Outgoing::Pong(9), Outgoing::Pushes(vec![Push::default()]), answers(5)];
-        let (downs, next) = merge(some, 7);
+        let some = vec![answers(1), Outgoing::Pong(9), Outgoing::Pushes(vec![Push::default()]), answers(2)];
+        let (downs, next) = merge(some, 7, &mut Answered::default());
         assert_eq!((downs.len(), next), (2, 8));
         assert!(matches!(downs[0].kind, Some(down::Kind::Pong(LinkPing { nonce: 9 }))));
         let Some(down::Kind::Batch(batch)) = &downs[1].kind else { panic!("{downs:?}") };
-        assert_eq!((batch.number, batch.frames.len(), batch.pushes.len(), downs[1].acked), (7, 2, 1, 5));
+        assert_eq!((batch.number, batch.frames.len(), batch.pushes.len(), downs[1].acked), (7, 2, 1, 2));
     }
 
     #[test]
     fn an_acknowledgement_alone_takes_no_batch_number() {
-        let (downs, next) = merge(vec![Outgoing::Answers { frames: Vec::new(), acked: 3 }], 7);
-        assert_eq!((downs.len(), downs[0].acked, next), (1, 3, 7));
+        let alone = vec![Outgoing::Answers { frames: Vec::new(), acked: 1 }];
+        let (downs, next) = merge(alone, 7, &mut Answered::default());
+        assert_eq!((downs.len(), downs[0].acked, next), (1, 1, 7));
         assert!(downs[0].kind.is_none());
+    }
+
+    #[test]
+    fn what_is_answered_early_is_named_and_counts_once_the_gap_is_closed() {
+        let mut all = Answered::default();
+        let mut told = |numbers: &[u64]| {
+            let some = numbers.iter().map(|n| Outgoing::Answers { frames: Vec::new(), acked: *n }).collect();
+            let mut downs = merge(some, 1, &mut all).0;
+            let down = downs.pop().unwrap();
+            (down.acked, down.acked_also)
+        };
+        assert_eq!(told(&[1]), (1, vec![]));
+        assert_eq!(told(&[3, 4]), (0, vec![3, 4]));
+        assert_eq!(told(&[6, 2]), (4, vec![6]));
+        assert_eq!(told(&[5]), (6, vec![]));
+        assert!(all.beyond.is_empty());
     }
 }

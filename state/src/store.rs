@@ -24,23 +24,16 @@ pub enum Op {
         /// How many.
         count: u64,
     },
-    /// A user's number, given if new. → [`Answer::User`]
+    /// A user's number, given if new; then its name is remembered too. → [`Answer::User`]
     Register {
         /// Name of the user.
         name: String,
-        /// The number that the user gets if new.
+        /// The number that the user gets if new. Never given as a candidate for another name.
         candidate: u64,
     },
     /// A user's number. → [`Answer::User`], `None` when unknown
     User {
         /// Name of the user.
-        name: String,
-    },
-    /// Remembers the name of a number. → [`Answer::Done`]
-    NameUser {
-        /// Number.
-        user: u64,
-        /// Name.
         name: String,
     },
     /// The name of a number. → [`Answer::Name`]
@@ -58,7 +51,7 @@ pub enum Op {
         attempt: u64,
         /// Connection id.
         connection: u64,
-        /// Devices of one user that may be bound; the one that logged in longest ago makes room.
+        /// Devices of one user that may be bound; the one that logged in longest ago makes room. The same in all of a call.
         devices_max: usize,
     },
     /// Removes a route if it still leads to this connection. → [`Answer::Done`]

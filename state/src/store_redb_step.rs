@@ -95,14 +95,6 @@ impl<'t> Step<'t> {
             }
             Op::Register { name, candidate } => self.register(name, *candidate).map(Answer::User),
             Op::User { name } => ask::user(open(&mut self.user, transaction, USER)?, name).map(Answer::User),
-            Op::NameUser { user, name } => {
-                let names = open(&mut self.name, transaction, NAME)?;
-                if ask::name(names, *user)?.is_none() {
-                    names.insert(&user.to_be_bytes()[..], name.as_bytes())?;
-                    self.changed = true;
-                }
-                Ok(Answer::Done)
-            }
             Op::Name { user } => ask::name(open(&mut self.name, transaction, NAME)?, *user).map(Answer::Name),
             Op::Bind { user, device, attempt, connection, devices_max } => {
                 self.bind(*user, *device, *attempt, *connection, *devices_max).map(Answer::Bound)
@@ -176,6 +168,8 @@ impl<'t> Step<'t> {
             return Ok(Some(number));
         }
         table.insert(name.as_bytes(), &candidate.to_be_bytes()[..])?;
+        let names = open(&mut self.name, self.transaction, NAME)?;
+        names.insert(&candidate.to_be_bytes()[..], name.as_bytes())?;
         self.changed = true;
         Ok(Some(candidate))
     }

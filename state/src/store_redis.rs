@@ -1,4 +1,8 @@
-//! The store on Redis: one Lua script or command per operation, one pipelined round trip per call.
+//! The store on Redis: one pipelined round trip per call, with a command or a Lua script for each operation. Some
+//! logins take a second round trip (`store_redis_round`).
+//!
+//! Two connections: calls of nothing but many logins and departures have their own. Redis takes some 16 kB of each connection
+//! in turn, so a message behind a thousand logins waits for a few dozen of them.
 //!
 //! Keys. `{cNNNN}` is the bucket of a chat, so that a chat stands in one slot also in Redis Cluster:
 //! `{cNNNN}:chat:CHAT` hash `seq` `time` `d:USER`; `{cNNNN}:messages:CHAT` stream with id `SEQ-0`;
@@ -8,22 +12,26 @@
 //! `rookery:users` counters.
 //!
 //! Trap: scripts vanish when Redis restarts. An operation answered NOSCRIPT was not done, and every later script of that
-//! call was not done either, so they are loaded and those operations alone are sent again, in order.
+//! call was not done either, so they are loaded and those operations alone are sent again, in order. Between calls, and so
+//! between the connections, there is no order.
 
 use std::time::Duration;
 
 use proto::wire::Durability;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
+use redis::{Cmd, Pipeline, RedisError, RedisResult, RedisWrite, Value};
 
 use crate::config::StoreConfig;
 use crate::store::{Op, Outcome, Store, StoreError, chat_bucket, message_crc};
-use crate::store_redis_read as reply;
+use crate::store_redis_round::{Ask, Hints, Rounds};
 use crate::store_redis_script::{SCRIPTS, Script};
 
 /// Redis.
 pub struct RedisStore {
     connection: ConnectionManager,
+    /// For calls of logins and departures.
+    logins: ConnectionManager,
+    hints: Hints,
     route_buckets: u32,
     dedupe_seconds: u64,
 }
@@ -43,9 +51,11 @@ impl RedisStore {
             .set_number_of_retries(1)
             .set_min_delay(Duration::from_millis(20))
             .set_max_delay(Duration::from_millis(100));
-        let connection = ConnectionManager::new_with_config(client, manager).await.map_err(unknown)?;
+        let connect = async || ConnectionManager::new_with_config(client.clone(), manager.clone()).await;
         let store = RedisStore {
-            connection,
+            connection: connect().await.map_err(unknown)?,
+            logins: connect().await.map_err(unknown)?,
+            hints: Hints::default(),
             route_buckets: config.route_buckets,
             dedupe_seconds: u64::from(config.dedupe_days) * 86_400,
         };
@@ -88,14 +98,92 @@ impl RedisStore {
         pipe.query_async(&mut self.connection.clone()).await.map_err(unknown)
     }
 
-    async fn send(&self, commands: &[(usize, Cmd)]) -> RedisResult<Vec<RedisResult<Value>>> {
-        let mut pipe = Pipeline::with_capacity(commands.len());
-        for (_, command) in commands {
-            pipe.add_command(command.clone());
+    async fn send(&self, ops: &[Op], asks: &[Ask]) -> RedisResult<Vec<RedisResult<Value>>> {
+        let mut pipe = Pipeline::with_capacity(asks.len());
+        for ask in asks {
+            pipe.add_command(self.ask(ops, ask));
         }
-        pipe.ignore_errors().query_async(&mut self.connection.clone()).await
+        let mut connection = if of_logins(ops) { self.logins.clone() } else { self.connection.clone() };
+        pipe.ignore_errors().query_async(&mut connection).await
     }
 
+    fn ask(&self, ops: &[Op], ask: &Ask) -> Cmd {
+        match ask {
+            Ask::Op(op) => self.command(&ops[*op]),
+            Ask::NameRow(op) | Ask::Forget(op) => {
+                let (name, candidate) = registered(&ops[*op]);
+                if matches!(ask, Ask::Forget(_)) {
+                    let mut command = command("HDEL", 3);
+                    put_name_key(&mut command, candidate);
+                    command.arg(candidate);
+                    return command;
+                }
+                let mut command = command("HSETNX", 4);
+                put_name_key(&mut command, candidate);
+                command.arg(candidate).arg(name);
+                command
+            }
+            Ask::Claim(op) => {
+                let (name, candidate) = registered(&ops[*op]);
+                let mut command = command("HSETNX", 4);
+                put_user_key(&mut command, name);
+                command.arg(name).arg(candidate);
+                command
+            }
+            Ask::Known(op) | Ask::Winner { op, .. } => user_number(registered(&ops[*op]).0),
+            Ask::FirstRoute(op) => {
+                let mut command = command("HSETNX", 4);
+                if let Op::Bind { user, device, attempt, connection, .. } = &ops[*op] {
+                    let mut entry = [0; 20];
+                    entry[..4].copy_from_slice(&device.to_be_bytes());
+                    entry[4..12].copy_from_slice(&attempt.to_be_bytes());
+                    entry[12..].copy_from_slice(&connection.to_be_bytes());
+                    self.put_route_key(&mut command, *user);
+                    command.arg(user).arg(&entry);
+                }
+                command
+            }
+            Ask::Bind(some) => self.bind(ops, some),
+            Ask::Unbind(some) => self.unbind(ops, some),
+        }
+    }
+
+    fn bind(&self, ops: &[Op], some: &[usize]) -> Cmd {
+        let mut command = Script::Bind.of(some.len(), 96 * some.len());
+        let binds = || {
+            some.iter().filter_map(|op| match &ops[*op] {
+                Op::Bind { user, device, attempt, connection, devices_max } => {
+                    Some((*user, device, attempt, connection, devices_max))
+                }
+                _ => None,
+            })
+        };
+        binds().for_each(|bind| self.put_route_key(&mut command, bind.0));
+        // One configuration, so one limit for all.
+        command.arg(binds().map(|bind| bind.4).next());
+        for (user, device, attempt, connection, _) in binds() {
+            command.arg(user).arg(&device.to_be_bytes()).arg(&attempt.to_be_bytes());
+            command.arg(&connection.to_be_bytes()).arg(attempt);
+        }
+        command
+    }
+
+    fn unbind(&self, ops: &[Op], some: &[usize]) -> Cmd {
+        let mut command = Script::Unbind.of(some.len(), 48 * some.len());
+        let unbinds = || {
+            some.iter().filter_map(|op| match &ops[*op] {
+                Op::Unbind { user, connection } => Some((*user, connection)),
+                _ => None,
+            })
+        };
+        unbinds().for_each(|unbind| self.put_route_key(&mut command, unbind.0));
+        for (user, connection) in unbinds() {
+            command.arg(user).arg(&connection.to_be_bytes());
+        }
+        command
+    }
+
+    /// Of an operation that is one command.
     fn command(&self, op: &Op) -> Cmd {
         match op {
             Op::Incarnate => Script::Incarnate.call(&[INCARNATIONS]),
@@ -104,30 +192,21 @@ impl RedisStore {
                 command.arg(count);
                 command
             }
-            Op::Register { name, candidate } => {
-                let mut command = Script::User.call(&[&user_key(name)]);
-                command.arg(name).arg(candidate);
+            Op::User { name } => user_number(name),
+            Op::Name { user } => {
+                let mut command = command("HGET", 3);
+                put_name_key(&mut command, *user);
+                command.arg(user);
                 command
             }
-            Op::User { name } => get(&user_key(name), name),
-            Op::NameUser { user, name } => {
-                let mut command = redis::cmd("HSETNX");
-                command.arg(name_key(*user)).arg(user).arg(name);
+            Op::Routes { user } => {
+                let mut command = command("HGET", 3);
+                self.put_route_key(&mut command, *user);
+                command.arg(user);
                 command
             }
-            Op::Name { user } => get(&name_key(*user), &user.to_string()),
-            Op::Bind { user, device, attempt, connection, devices_max } => {
-                let mut command = Script::Bind.call(&[&self.route_key(*user)]);
-                command.arg(user).arg(&device.to_be_bytes()).arg(&attempt.to_be_bytes());
-                command.arg(&connection.to_be_bytes()).arg(attempt).arg(devices_max);
-                command
-            }
-            Op::Unbind { user, connection } => {
-                let mut command = Script::Unbind.call(&[&self.route_key(*user)]);
-                command.arg(user).arg(&connection.to_be_bytes());
-                command
-            }
-            Op::Routes { user } => get(&self.route_key(*user), &user.to_string()),
+            // Asked in ways of their own.
+            Op::Register { .. } | Op::Bind { .. } | Op::Unbind { .. } => command("PING", 1),
             Op::ListChat { user, chat } => {
                 let mut command = redis::cmd("ZADD");
                 command.arg(chats_key(user)).arg(0).arg(chat);
@@ -183,45 +262,52 @@ impl RedisStore {
         }
     }
 
-    fn route_key(&self, user: u64) -> String {
-        format!("route:{:05}", user % u64::from(self.route_buckets))
+    fn put_route_key(&self, command: &mut Cmd, user: u64) {
+        command.write_arg_fmt(format_args!("route:{:05}", user % u64::from(self.route_buckets)));
     }
 }
+
+/// Most that one operation takes: known? claim, winner, forget; and one round in which the scripts were not there.
+const ROUNDS_MAX: usize = 6;
 
 #[async_trait::async_trait]
 impl Store for RedisStore {
     async fn apply(&self, ops: &[Op]) -> Vec<Outcome> {
-        let mut outcomes: Vec<Outcome> = vec![Err(StoreError::Unknown("not sent".to_owned())); ops.len()];
-        let mut left: Vec<(usize, Cmd)> = ops.iter().map(|op| self.command(op)).enumerate().collect();
-        // At most twice: scripts are loaded once, and if they vanish again the clients ask again.
-        for round in 0..2 {
-            if left.is_empty() {
+        let mut rounds = Rounds::new(ops, &self.hints);
+        // Scripts are loaded once: if they vanish again the clients ask again.
+        let mut loaded = false;
+        for _ in 0..ROUNDS_MAX {
+            let asks = rounds.next();
+            if asks.is_empty() {
                 break;
             }
-            let replies = match self.send(&left).await {
+            let replies = match self.send(ops, &asks).await {
                 Ok(replies) => replies,
                 Err(error) => {
-                    left.iter().for_each(|(at, _)| outcomes[*at] = Err(unknown(error.clone())));
+                    let error = unknown(error);
+                    asks.iter().for_each(|ask| rounds.failed(ask, &error));
                     break;
                 }
             };
-            let mut unscripted = Vec::new();
-            for ((at, command), reply) in left.into_iter().zip(replies) {
+            let mut unscripted = false;
+            for (ask, reply) in asks.into_iter().zip(replies) {
                 match reply {
-                    Err(error) if error.code() == Some("NOSCRIPT") && round == 0 => {
-                        outcomes[at] = Err(StoreError::Refused("scripts are being loaded".to_owned()));
-                        unscripted.push((at, command));
+                    Err(error) if error.code() == Some("NOSCRIPT") && !loaded => {
+                        unscripted = true;
+                        rounds.again(ask);
                     }
-                    Err(error) => outcomes[at] = Err(refused(error)),
-                    Ok(value) => outcomes[at] = reply::answer(&ops[at], value),
+                    Err(error) => rounds.failed(&ask, &refused(error)),
+                    Ok(value) => rounds.answered(ask, value),
                 }
             }
-            if !unscripted.is_empty() && self.load_scripts().await.is_err() {
-                break;
+            if unscripted {
+                loaded = true;
+                if self.load_scripts().await.is_err() {
+                    break;
+                }
             }
-            left = unscripted;
         }
-        outcomes
+        rounds.done(&self.hints)
     }
 
     async fn durability(&self) -> Result<(Durability, String), StoreError> {
@@ -257,9 +343,33 @@ const META: &str = "rookery:meta";
 const INCARNATIONS: &str = "rookery:incarnations";
 const USERS: &str = "rookery:users";
 
-fn get(key: &str, field: &str) -> Cmd {
-    let mut command = redis::cmd("HGET");
-    command.arg(key).arg(field);
+/// A call of at least so many operations may have a connection of its own.
+const LOGINS_MIN: usize = 16;
+
+/// Whether the call is logins and departures alone, and many.
+fn of_logins(ops: &[Op]) -> bool {
+    let of_login = |op: &Op| matches!(op, Op::Register { .. } | Op::Bind { .. } | Op::Unbind { .. });
+    ops.len() >= LOGINS_MIN && ops.iter().all(of_login)
+}
+
+/// A command whose arguments are small.
+fn command(name: &str, args: usize) -> Cmd {
+    let mut command = Cmd::with_capacity(args, 64);
+    command.arg(name);
+    command
+}
+
+fn registered(op: &Op) -> (&str, u64) {
+    match op {
+        Op::Register { name, candidate } => (name, *candidate),
+        _ => ("", 0),
+    }
+}
+
+fn user_number(name: &str) -> Cmd {
+    let mut command = command("HGET", 3);
+    put_user_key(&mut command, name);
+    command.arg(name);
     command
 }
 
@@ -279,12 +389,13 @@ fn history_key(chat: &str) -> String {
     format!("{}:history", tag(chat))
 }
 
-fn user_key(name: &str) -> String {
-    format!("user:{:05}", crc32c::crc32c(name.as_bytes()) % USER_BUCKETS)
+fn put_user_key(command: &mut Cmd, name: &str) {
+    let bucket = crc32c::crc32c(name.as_bytes()) % USER_BUCKETS;
+    command.write_arg_fmt(format_args!("user:{bucket:05}"));
 }
 
-fn name_key(user: u64) -> String {
-    format!("name:{:05}", user % u64::from(USER_BUCKETS))
+fn put_name_key(command: &mut Cmd, user: u64) {
+    command.write_arg_fmt(format_args!("name:{:05}", user % u64::from(USER_BUCKETS)));
 }
 
 fn chats_key(user: &str) -> String {

@@ -26,11 +26,9 @@ pub fn answer(op: &Op, value: Value) -> Outcome {
         Op::Append(append) => appended(append, &value).map(Answer::Appended),
         Op::Head { .. } => head(&value).map(Answer::Head),
         Op::Pull { chat, .. } => return page(chat, &value).map(Answer::Messages),
-        Op::NameUser { .. }
-        | Op::Unbind { .. }
-        | Op::ListChat { .. }
-        | Op::Delivered { .. }
-        | Op::TrimRecency { .. } => Some(Answer::Done),
+        Op::Unbind { .. } | Op::ListChat { .. } | Op::Delivered { .. } | Op::TrimRecency { .. } => {
+            Some(Answer::Done)
+        }
     };
     read.ok_or_else(|| StoreError::Corrupt(format!("{op:?} was answered {value:?}")))
 }
@@ -71,6 +69,9 @@ fn user(value: &Value) -> Option<Option<u64>> {
 }
 
 fn bound(value: &Value) -> Option<Bound> {
+    if *value == Value::Int(1) {
+        return Some(Bound::Yes { replaced: None, evicted: None });
+    }
     // An empty string says that there is none.
     let connection = |value: &Value| match bytes(value)? {
         [] => Some(None),

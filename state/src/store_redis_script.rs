@@ -1,4 +1,5 @@
-//! The Lua scripts of the Redis store. Each is one atomic step in one slot.
+//! The Lua scripts of the Redis store. Each is one atomic step in one slot, but for Bind and Unbind: those take many
+//! operations, each a step of its own in a slot of its own.
 //!
 //! Trap: Lua numbers are doubles, and `tostring` of a large one gives `1.7e+15`. Numbers that leave a script go through
 //! `%.0f`; what needs 64 bits (connections, histories) stays a string.
@@ -21,7 +22,6 @@ pub enum Script {
     Append,
     Bind,
     Unbind,
-    User,
     Delivered,
     Head,
     Pull,
@@ -40,12 +40,11 @@ redis.call('SET', KEYS[1], string.format('%.0f', redis.call('TIME')[1] * 1048576
 return redis.call('INCRBY', KEYS[1], ARGV[1])";
 
 /// In the order of [`Script`].
-pub static SCRIPTS: LazyLock<[Source; 9]> = LazyLock::new(|| {
+pub static SCRIPTS: LazyLock<[Source; 8]> = LazyLock::new(|| {
     [
         include_str!("lua/append.lua"),
         include_str!("lua/bind.lua"),
         include_str!("lua/unbind.lua"),
-        include_str!("lua/user.lua"),
         include_str!("lua/delivered.lua"),
         include_str!("lua/head.lua"),
         include_str!("lua/pull.lua"),
@@ -58,8 +57,16 @@ pub static SCRIPTS: LazyLock<[Source; 9]> = LazyLock::new(|| {
 impl Script {
     /// The call with its keys; arguments are appended behind.
     pub fn call(self, keys: &[&str]) -> Cmd {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(&SCRIPTS[self as usize].sha).arg(keys.len()).arg(keys);
+        let mut command = self.of(keys.len(), 16 + 48 * keys.len());
+        command.arg(keys);
+        command
+    }
+
+    /// The call that so many keys and then arguments are to be appended to, about so many bytes.
+    pub fn of(self, keys: usize, bytes: usize) -> Cmd {
+        let sha = &SCRIPTS[self as usize].sha;
+        let mut command = Cmd::with_capacity(8 + 6 * keys, bytes + sha.len() + 16);
+        command.arg("EVALSHA").arg(sha).arg(keys);
         command
     }
 }

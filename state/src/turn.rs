@@ -51,7 +51,8 @@ pub struct Outcomes {
 
 /// A frame, decoded.
 enum Ask {
-    Login(wire::Login),
+    /// With the user's number, once it is known.
+    Login(wire::Login, Option<u64>),
     Send(wire::Send),
     Sync(wire::Sync),
     Pull(wire::Pull),
@@ -112,7 +113,7 @@ fn decode(frame: &UpFrame) -> Result<Ask, String> {
     }
     let command = u8::try_from(frame.command).ok().and_then(|byte| Command::try_from(byte).ok());
     match command {
-        Some(Command::Login) => body(frame).map(Ask::Login),
+        Some(Command::Login) => body(frame).map(|login| Ask::Login(login, None)),
         Some(Command::Send) => body(frame).map(Ask::Send),
         Some(Command::Sync) => body(frame).map(Ask::Sync),
         Some(Command::Pull) => body(frame).map(Ask::Pull),
@@ -121,7 +122,7 @@ fn decode(frame: &UpFrame) -> Result<Ask, String> {
     }
 }
 
-/// Finds the names behind numbers, and registers devices that log in; frames that fail here are answered.
+/// Finds the names behind numbers, and the numbers of users that log in; frames that fail here are answered.
 async fn learn(
     core: &Arc<Core>,
     gateway: &Gateway,
@@ -129,58 +130,61 @@ async fn learn(
     out: &mut Outcomes,
 ) -> Vec<(UpFrame, Ask)> {
     let mut ops = Vec::new();
-    let mut new_users: Vec<String> = Vec::new();
+    // Places of the logins whose users are not known here.
+    let mut strangers: Vec<usize> = Vec::new();
     let mut kept = Vec::with_capacity(asks.len());
-    for (frame, ask) in asks {
-        if let Ask::Login(login) = &ask {
+    for (frame, mut ask) in asks {
+        if let Ask::Login(login, number) = &mut ask {
             if let Err(error) = check_login(core, gateway, login) {
                 out.answers.push(answer::error(&frame, error));
                 continue;
             }
-            if core.users.number(&login.user).is_none() {
-                new_users.push(login.user.clone());
+            *number = core.users.number(&login.user);
+            if number.is_none() {
+                strangers.push(kept.len());
             }
         } else if !matches!(ask, Ask::Closed) && core.users.name(frame.user).is_none() {
             ops.push(Op::Name { user: frame.user });
         }
         kept.push((frame, ask));
     }
-    if !new_users.is_empty() {
-        match core.users.candidates(&*core.store, new_users.len() as u64).await {
-            Ok(numbers) => ops.extend(
-                new_users.into_iter().zip(numbers).map(|(name, candidate)| Op::Register { name, candidate }),
-            ),
+    let names = ops.len();
+    if !strangers.is_empty() {
+        match core.users.candidates(&*core.store, strangers.len() as u64).await {
+            Ok(candidates) => {
+                ops.extend(strangers.iter().zip(candidates).filter_map(
+                    |(at, candidate)| match &kept[*at].1 {
+                        Ask::Login(login, _) => Some(Op::Register { name: login.user.clone(), candidate }),
+                        _ => None,
+                    },
+                ));
+            }
             Err(error) => core.store_failed(&error),
         }
     }
-    if !ops.is_empty() {
-        let outcomes = core.apply(&ops).await;
-        // Backwards, so that unused candidates go back in the order that lets all of them return.
-        for (op, outcome) in ops.iter().zip(outcomes).rev() {
-            learn_one(core, op, outcome);
+    let mut outcomes = core.apply(&ops).await.into_iter();
+    for (op, outcome) in ops.iter().zip(outcomes.by_ref().take(names)) {
+        learn_name(core, op, outcome);
+    }
+    for (at, outcome) in strangers.into_iter().zip(outcomes) {
+        match read::user(outcome) {
+            Ok(found) => {
+                if let Ask::Login(_, number) = &mut kept[at].1 {
+                    *number = found;
+                }
+            }
+            Err(error) => core.store_failed(&error),
         }
     }
     kept
 }
 
-fn learn_one(core: &Core, op: &Op, outcome: Outcome) {
-    match op {
-        Op::Name { user } => match read::name(outcome) {
-            Ok(Some(name)) => core.users.learn_name(*user, &name),
-            Ok(None) => tracing::error!(user, "a bound user has no name in the store"),
-            Err(error) => core.store_failed(&error),
-        },
-        Op::Register { name, candidate } => match read::user(outcome) {
-            Ok(Some(number)) => {
-                if number != *candidate {
-                    core.users.hand_back(*candidate);
-                }
-                core.users.learn(name, number);
-            }
-            Ok(None) => core.users.hand_back(*candidate),
-            Err(error) => core.store_failed(&error),
-        },
-        _ => {}
+fn learn_name(core: &Core, op: &Op, outcome: Outcome) {
+    let Op::Name { user } = op else { return };
+    match read::name(outcome) {
+        Ok(Some(name)) => core.users.learn_name(*user, &name),
+        Ok(None) => tracing::error!(user, "a bound user has no name in the store"),
+        Err(error) => core.store_failed(&error),
     }
 }
 
@@ -222,7 +226,9 @@ async fn plan(core: &Arc<Core>, asks: Vec<(UpFrame, Ask)>, out: &mut Outcomes) -
                 Err(about(&ask, answer::unavailable(core.config.limits.retry_after_ms)))
             }
             Ask::Closed => Ok(Some((Planned::Closed, String::new()))),
-            Ask::Login(login) => plan_login(core, login).map(|planned| Some((planned, String::new()))),
+            Ask::Login(login, number) => {
+                plan_login(core, login, number).map(|planned| Some((planned, String::new())))
+            }
             ask => match core.users.name(frame.user) {
                 Some(user_name) => {
                     plan_bound(core, &frame, ask, &user_name, &mut first).map(|p| p.map(|p| (p, user_name)))
@@ -256,12 +262,12 @@ fn about(ask: &Ask, error: wire::Error) -> wire::Error {
         Ask::Send(send) => wire::Error { stream: send.stream, n: send.n, chat: send.chat.clone(), ..error },
         Ask::Sync(sync) => wire::Error { request: sync.request, ..error },
         Ask::Pull(pull) => wire::Error { request: pull.request, chat: pull.chat.clone(), ..error },
-        Ask::Login(_) | Ask::PushAck(_) | Ask::Closed => error,
+        Ask::Login(..) | Ask::PushAck(_) | Ask::Closed => error,
     }
 }
 
-fn plan_login(core: &Core, login: wire::Login) -> Result<Planned, wire::Error> {
-    match core.users.number(&login.user) {
+fn plan_login(core: &Core, login: wire::Login, number: Option<u64>) -> Result<Planned, wire::Error> {
+    match number {
         Some(number) => Ok(Planned::Login { device: device_number(&login.device), login, number }),
         // The store did not answer.
         None => Err(wire::Error { closing: true, ..answer::unavailable(core.config.limits.retry_after_ms) }),
@@ -344,7 +350,7 @@ fn plan_bound(
             }
             Ok(None)
         }
-        Ask::Login(_) | Ask::Closed => Ok(None),
+        Ask::Login(..) | Ask::Closed => Ok(None),
     }
 }
 
@@ -399,7 +405,6 @@ async fn prepare(core: &Arc<Core>, steps: &mut [Step], first: Vec<Op>) {
 fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
     match &step.ask {
         Planned::Login { login, device, number } => {
-            ops.push(Op::NameUser { user: *number, name: login.user.clone() });
             ops.push(Op::Bind {
                 user: *number,
                 device: *device,

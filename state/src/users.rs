@@ -1,5 +1,7 @@
 //! Names and numbers of users, as far as they were needed lately. Shared by all tasks of the state server's thread.
 //!
+//! A login reads it and puts nothing in: a storm of logins must not throw out the names of those who talk.
+//!
 //! Trap: this is a cache of facts that never change (a name keeps its number), so it is never
 //! wrong, only incomplete. Nothing else may be put here.
 
@@ -26,8 +28,9 @@ pub fn device_number(name: &str) -> u32 {
     crc32c::crc32c(name.as_bytes())
 }
 
-/// Numbers taken from the store at a time. Those not given before a restart are never given.
-const SPARE_NUMBERS: u64 = 1024;
+/// Numbers taken from the store at a time: a call of its own for each thousandth login. Those not given before a restart
+/// are never given, and a candidate that was not needed neither: there are a million for each second (`store_redis_script`).
+const SPARE_NUMBERS: u64 = 16_384;
 
 impl Users {
     /// Keeps at most `entries_max` names and as many numbers.
@@ -61,7 +64,8 @@ impl Users {
         self.by_number.lock().put(number, name.to_owned());
     }
 
-    /// Numbers for `count` users that may be new. Unused ones are handed back with [`Users::hand_back`].
+    /// Numbers for `count` users that may be new, each for one name only: the store may have written it before it found
+    /// that the name has another.
     pub async fn candidates(&self, store: &dyn Store, count: u64) -> Result<Vec<u64>, StoreError> {
         let mut taken: Vec<u64> = self.spare.lock().by_ref().take(count as usize).collect();
         let missing = count - taken.len() as u64;
@@ -74,13 +78,5 @@ impl Users {
             *self.spare.lock() = first + missing..first + more;
         }
         Ok(taken)
-    }
-
-    /// A candidate that was not used, if it happens to be the one before the spare ones.
-    pub fn hand_back(&self, number: u64) {
-        let mut spare = self.spare.lock();
-        if spare.start == number + 1 {
-            spare.start = number;
-        }
     }
 }

@@ -113,6 +113,16 @@ fn any_sequence_of_appends_follows_the_model_on_redb() {
     contract::follows_the_model::<RedbFile>();
 }
 
+#[test]
+fn any_sequence_of_logins_follows_the_model_on_redis() {
+    contract::routes_follow_the_model::<Redis>();
+}
+
+#[test]
+fn any_sequence_of_logins_follows_the_model_on_redb() {
+    contract::routes_follow_the_model::<RedbFile>();
+}
+
 #[tokio::test]
 async fn another_layout_refuses_to_open_on_redis() {
     contract::refuses_another_layout::<Redis>().await;

@@ -1,29 +1,47 @@
--- Binds a device to a connection if the attempt is newer.
--- KEYS: 1 route bucket (hash: user -> entries of 20 bytes: device 4, attempt 8, connection 8, big-endian)
--- ARGV: 1 user, 2 device (4 bytes), 3 attempt (8 bytes), 4 connection (8 bytes), 5 attempt in digits, 6 devices at most
--- Returns {'bound', connection replaced or '', connection evicted or ''} or {'stale', attempt stored}.
-local row = redis.call('HGET', KEYS[1], ARGV[1]) or ''
-local others, replaced, evicted, mine = {}, '', '', tonumber(ARGV[5])
-for at = 1, #row, 20 do
-  if string.sub(row, at, at + 3) == ARGV[2] then
-    local attempt = struct.unpack('>I8', string.sub(row, at + 4, at + 11))
-    local connection = string.sub(row, at + 12, at + 19)
-    if attempt > mine or (attempt == mine and connection ~= ARGV[4]) then
-      return {'stale', string.format('%.0f', attempt)}
+-- Binds devices to connections, each if its attempt is newer. Every operation is a step of its own: one that fails
+-- answers for itself.
+-- KEYS: of each operation its route bucket (hash: user -> entries of 20 bytes: device 4, attempt 8, connection 8, big-endian)
+-- ARGV: 1 devices at most; then of each operation user, device (4 bytes), attempt (8 bytes), connection (8 bytes),
+--       attempt in digits
+-- Returns of each operation 1 (bound, nobody had to go), {'bound', connection replaced or '', connection evicted or ''}
+-- or {'stale', attempt stored}.
+local call, sub, number = redis.pcall, string.sub, struct.unpack
+local most = tonumber(ARGV[1])
+
+local function bind(key, user, device, attempt, connection, mine)
+  local row = call('HGET', key, user) or ''
+  if type(row) == 'table' then return row end
+  local others, replaced, evicted = {}, '', ''
+  for at = 1, #row, 20 do
+    if sub(row, at, at + 3) == device then
+      local stored, to = number('>I8', row, at + 4), sub(row, at + 12, at + 19)
+      if stored > mine or (stored == mine and to ~= connection) then
+        return {'stale', string.format('%.0f', stored)}
+      end
+      if to ~= connection then replaced = to end
+    else
+      others[#others + 1] = sub(row, at, at + 19)
     end
-    if connection ~= ARGV[4] then replaced = connection end
-  else
-    others[#others + 1] = string.sub(row, at, at + 19)
   end
-end
-if #others >= tonumber(ARGV[6]) then
-  local oldest, least = 1, math.huge
-  for at, entry in ipairs(others) do
-    local attempt = struct.unpack('>I8', string.sub(entry, 5, 12))
-    if attempt < least then oldest, least = at, attempt end
+  if #others >= most then
+    local oldest, least = 1, math.huge
+    for at, entry in ipairs(others) do
+      local stored = number('>I8', entry, 5)
+      if stored < least then oldest, least = at, stored end
+    end
+    evicted = sub(table.remove(others, oldest), 13, 20)
   end
-  evicted = string.sub(table.remove(others, oldest), 13, 20)
+  local entry = device .. attempt .. connection
+  if #others > 0 then entry = table.concat(others) .. entry end
+  local done = call('HSET', key, user, entry)
+  if type(done) == 'table' then return done end
+  if replaced == '' and evicted == '' then return 1 end
+  return {'bound', replaced, evicted}
 end
-others[#others + 1] = ARGV[2] .. ARGV[3] .. ARGV[4]
-redis.call('HSET', KEYS[1], ARGV[1], table.concat(others))
-return {'bound', replaced, evicted}
+
+local answers = {}
+for i, key in ipairs(KEYS) do
+  local at = 5 * i - 3
+  answers[i] = bind(key, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4]))
+end
+return answers

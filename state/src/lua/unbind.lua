@@ -1,16 +1,25 @@
--- Removes a route if it is still the one meant.
--- KEYS: 1 route bucket   ARGV: 1 user, 2 connection (8 bytes)
--- Returns 1 if it was there. A connection id names one binding only, so comparing it compares the attempt too.
-local row = redis.call('HGET', KEYS[1], ARGV[1])
-if not row then return 0 end
-local others = {}
-for at = 1, #row, 20 do
-  if string.sub(row, at + 12, at + 19) ~= ARGV[2] then others[#others + 1] = string.sub(row, at, at + 19) end
+-- Removes routes that are still the ones meant. A connection id names one binding only, so comparing it compares the
+-- attempt too.
+-- KEYS: of each operation its route bucket   ARGV: of each operation user, connection (8 bytes)
+-- Returns 1, or an error of one of them; the others are done all the same.
+local call, sub = redis.pcall, string.sub
+
+local function unbind(key, user, connection)
+  local row = call('HGET', key, user)
+  if not row then return 1 end
+  if type(row) == 'table' then return row end
+  local others = {}
+  for at = 1, #row, 20 do
+    if sub(row, at + 12, at + 19) ~= connection then others[#others + 1] = sub(row, at, at + 19) end
+  end
+  if #others * 20 == #row then return 1 end
+  if #others == 0 then return call('HDEL', key, user) end
+  return call('HSET', key, user, table.concat(others))
 end
-if #others * 20 == #row then return 0 end
-if #others == 0 then
-  redis.call('HDEL', KEYS[1], ARGV[1])
-else
-  redis.call('HSET', KEYS[1], ARGV[1], table.concat(others))
+
+local answer = 1
+for i, key in ipairs(KEYS) do
+  local done = unbind(key, ARGV[2 * i - 1], ARGV[2 * i])
+  if type(done) == 'table' then answer = done end
 end
-return 1
+return answer

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::wire::{Code, Durability};
-use state::store::{Append, Appended, Bound, Head, Op, Outcome, PULL_BYTES_MAX, Store, read};
+use state::store::{Answer, Append, Appended, Bound, Head, Op, Outcome, PULL_BYTES_MAX, Store, read};
 
-pub use model::follows_the_model;
+pub use model::{follows_the_model, routes_follow_the_model};
 
 /// A store of one's own, and what it takes to hurt it.
 pub trait Fixture: Sized {
@@ -41,6 +41,8 @@ pub async fn holds<F: Fixture>() {
     one_call_is_done_in_order(&*store).await;
     calls_at_once_make_one_sequence(&store).await;
     users_keep_their_numbers(&*store).await;
+    users_of_one_call(&*store).await;
+    storms_of_logins(&*store).await;
     bindings_follow_the_attempt(&*store).await;
     chat_lists_come_in_pages(&*store).await;
     delivered_only_rises_and_not_past_the_head(&*store).await;
@@ -227,9 +229,95 @@ async fn users_keep_their_numbers(store: &dyn Store) {
     assert_eq!(user(register("ann", 70_001)).await, Some(70_001));
     assert_eq!(user(register("ann", 70_002)).await, Some(70_001));
     assert_eq!(user(Op::User { name: "ann".into() }).await, Some(70_001));
-    one(store, Op::NameUser { user: 70_001, name: "ann".into() }).await.unwrap();
     assert_eq!(read::name(one(store, Op::Name { user: 70_001 }).await).unwrap().as_deref(), Some("ann"));
     assert_eq!(read::name(one(store, Op::Name { user: 70_002 }).await).unwrap(), None);
+}
+
+/// New ones, known ones, and twice the same name in one call; in calls of every kind, as a store may do many otherwise than few.
+async fn users_of_one_call(store: &dyn Store) {
+    let mut candidate = 80_000;
+    let mut numbers = std::collections::HashMap::new();
+    for (call, (from, until)) in
+        [(0, 100), (0, 100), (50, 150), (100, 110), (105, 160)].into_iter().enumerate()
+    {
+        let mut ops = Vec::new();
+        for n in (from..until).chain([from, until - 1]) {
+            candidate += 1;
+            ops.push((n, candidate, Op::Register { name: format!("crowd{n}"), candidate }));
+        }
+        let asked: Vec<Op> = ops.iter().map(|(.., op)| op.clone()).collect();
+        for ((n, candidate, _), outcome) in ops.into_iter().zip(store.apply(&asked).await) {
+            let number = read::user(outcome).unwrap();
+            assert_eq!(number, Some(*numbers.entry(n).or_insert(candidate)), "call {call}, user {n}");
+        }
+    }
+    // Each number has the name of its user, and candidates that lost have none.
+    let names: Vec<Op> = (80_001..=candidate).map(|user| Op::Name { user }).collect();
+    let users: std::collections::HashMap<u64, u64> =
+        numbers.into_iter().map(|(n, number)| (number, n)).collect();
+    for (user, outcome) in (80_001..).zip(store.apply(&names).await) {
+        let name = users.get(&user).map(|n| format!("crowd{n}"));
+        assert_eq!(read::name(outcome).unwrap(), name, "{user}");
+    }
+    // What is asked behind a change of the same call sees it.
+    let register = |name: &str, candidate| Op::Register { name: name.into(), candidate };
+    let question = Op::User { name: "late".into() };
+    let (name, other) = (Op::Name { user: 90_001 }, Op::Name { user: 80_001 });
+    let outcomes = store
+        .apply(&[question.clone(), register("late", 90_001), question, name, register("late", 90_002), other])
+        .await;
+    let numbers = [0, 1, 2, 4].map(|at| read::user(outcomes[at].clone()).unwrap());
+    assert_eq!(numbers, [None, Some(90_001), Some(90_001), Some(90_001)]);
+    let names = [3, 5].map(|at| read::name(outcomes[at].clone()).unwrap());
+    assert_eq!(names, [Some("late".to_owned()), Some("crowd0".to_owned())]);
+}
+
+/// A thousand at once: for the first time, the same again, with a newer attempt elsewhere, late, and gone.
+async fn storms_of_logins(store: &dyn Store) {
+    let users = 40_000..41_000u64;
+    let bind = |user, attempt, connection| Op::Bind { user, device: 1, attempt, connection, devices_max: 2 };
+    let storm = async |attempt: u64, gateway: u64| {
+        let ops: Vec<Op> = users.clone().map(|user| bind(user, attempt, gateway + user)).collect();
+        let outcomes = store.apply(&ops).await.into_iter();
+        outcomes.map(|outcome| read::bound(outcome).unwrap()).collect::<Vec<_>>()
+    };
+    let routes = async || {
+        let ops: Vec<Op> = users.clone().map(|user| Op::Routes { user }).collect();
+        let outcomes = store.apply(&ops).await.into_iter();
+        outcomes.map(|outcome| read::routes(outcome).unwrap()).collect::<Vec<_>>()
+    };
+    let unbind = async |gateway: u64| {
+        let ops: Vec<Op> =
+            users.clone().map(|user| Op::Unbind { user, connection: gateway + user }).collect();
+        assert!(store.apply(&ops).await.into_iter().all(|outcome| outcome == Ok(Answer::Done)));
+    };
+    let yes = Bound::Yes { replaced: None, evicted: None };
+    for _ in 0..2 {
+        assert_eq!(storm(5, 1 << 40).await, vec![yes.clone(); 1000], "first, and a replay");
+    }
+    let replaced = |gateway: u64| move |user| Bound::Yes { replaced: Some(gateway + user), evicted: None };
+    let expected: Vec<Bound> = users.clone().map(replaced(1 << 40)).collect();
+    assert_eq!(storm(6, 2 << 40).await, expected);
+    assert_eq!(storm(5, 1 << 40).await, vec![Bound::Stale { stored: 6 }; 1000]);
+    unbind(1 << 40).await;
+    let there: Vec<_> =
+        routes().await.concat().into_iter().map(|route| (route.attempt, route.connection)).collect();
+    assert_eq!(there, users.clone().map(|user| (6, (2 << 40) + user)).collect::<Vec<_>>());
+    unbind(2 << 40).await;
+    assert_eq!(routes().await, vec![Vec::new(); 1000]);
+    assert_eq!(storm(1, 3 << 40).await, vec![yes; 1000], "bind after unbind: nothing is remembered");
+    // One user among many, three times in one call: in its order.
+    let mut ops: Vec<Op> = users.clone().map(|user| bind(user, 7, (4 << 40) + user)).collect();
+    ops.insert(500, Op::Unbind { user: 40_900, connection: (3 << 40) + 40_900 });
+    ops.push(Op::Routes { user: 40_900 });
+    ops.push(bind(40_900, 8, 1));
+    let mut outcomes = store.apply(&ops).await;
+    assert_eq!(read::bound(outcomes.pop().unwrap()).unwrap(), replaced(4 << 40)(40_900));
+    let route = read::routes(outcomes.pop().unwrap()).unwrap();
+    assert_eq!(route.iter().map(|route| route.attempt).collect::<Vec<_>>(), [7]);
+    let bound = read::bound(outcomes.swap_remove(901)).unwrap();
+    assert_eq!(bound, Bound::Yes { replaced: None, evicted: None }, "its old route went just before");
+    unbind(4 << 40).await;
 }
 
 async fn bindings_follow_the_attempt(store: &dyn Store) {

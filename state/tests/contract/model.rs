@@ -1,11 +1,12 @@
-//! The dedupe step against a model of it: ids behave like a counter per stream, seqs like one per chat.
+//! The dedupe step and the routes against models of them: ids behave like a counter per stream, seqs like one per chat, routes
+//! like a list per user.
 //!
 //! Trap: all cases share one store; each takes a chat of its own.
 
 use std::collections::HashMap;
 
 use proptest::prelude::*;
-use state::store::{Appended, read};
+use state::store::{Appended, Bound, Op, read};
 
 use super::{Fixture, append, refuse};
 
@@ -49,6 +50,81 @@ pub fn follows_the_model<F: Fixture>() {
                     Appended::TooOld => Err(0),
                 };
                 prop_assert_eq!(found, expected);
+            }
+        }
+    });
+}
+
+/// A user's routes, as the store must keep them.
+#[derive(Debug, Clone, Default)]
+struct Routes(Vec<(u32, u64, u64)>);
+
+impl Routes {
+    fn bind(&mut self, device: u32, attempt: u64, connection: u64, devices_max: usize) -> Bound {
+        let mine = self.0.iter().position(|route| route.0 == device);
+        if let Some((_, stored, to)) = mine.map(|at| self.0[at])
+            && (stored > attempt || (stored == attempt && to != connection))
+        {
+            return Bound::Stale { stored };
+        }
+        let replaced = mine.map(|at| self.0.remove(at).2).filter(|to| *to != connection);
+        let oldest = (0..self.0.len()).min_by_key(|at| self.0[*at].1).filter(|_| self.0.len() >= devices_max);
+        let evicted = oldest.map(|at| self.0.remove(at).2);
+        self.0.push((device, attempt, connection));
+        Bound::Yes { replaced, evicted }
+    }
+}
+
+/// Logins and departures in any order, in calls of few and of many, of users who are there and who are not.
+pub fn routes_follow_the_model<F: Fixture>() {
+    const DEVICES_MAX: usize = 2;
+    let fixture = F::start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let store = runtime.block_on(fixture.open());
+    let case = std::cell::Cell::new(0);
+    // Attempts of two devices never meet: which of two equally old logins makes room is not said.
+    let step = (0u64..12, 0u32..4, 1u64..6, 1u64..4, 0u8..8);
+    let strategy = proptest::collection::vec(proptest::collection::vec(step, 1..40), 1..12);
+    proptest!(ProptestConfig::with_cases(48), |(batches in strategy)| {
+        case.set(case.get() + 1);
+        let mut users: HashMap<u64, Routes> = HashMap::new();
+        for batch in batches {
+            let mut ops = Vec::new();
+            let mut expected = Vec::new();
+            for (user, device, attempt, connection, kind) in batch {
+                let user = 1_000_000 + 100 * case.get() + user;
+                let (attempt, connection) = (4 * attempt + u64::from(device), (connection << 8) + u64::from(device));
+                let routes = users.entry(user).or_default();
+                match kind {
+                    0 | 1 => {
+                        routes.0.retain(|route| route.2 != connection);
+                        ops.push(Op::Unbind { user, connection });
+                        expected.push(None);
+                    }
+                    2 => {
+                        ops.push(Op::Routes { user });
+                        let mut routes = routes.0.clone();
+                        routes.sort_unstable();
+                        expected.push(Some(Err(routes)));
+                    }
+                    _ => {
+                        expected.push(Some(Ok(routes.bind(device, attempt, connection, DEVICES_MAX))));
+                        ops.push(Op::Bind { user, device, attempt, connection, devices_max: DEVICES_MAX });
+                    }
+                }
+            }
+            let outcomes = runtime.block_on(store.apply(&ops));
+            for ((op, outcome), expected) in ops.iter().zip(outcomes).zip(expected) {
+                match expected {
+                    None => prop_assert!(outcome.is_ok()),
+                    Some(Ok(bound)) => prop_assert_eq!(read::bound(outcome).unwrap(), bound, "{:?}", op),
+                    Some(Err(routes)) => {
+                        let found = read::routes(outcome).unwrap();
+                        let mut found: Vec<_> = found.iter().map(|r| (r.device, r.attempt, r.connection)).collect();
+                        found.sort_unstable();
+                        prop_assert_eq!(found, routes);
+                    }
+                }
             }
         }
     });

@@ -1,0 +1,171 @@
+//! When nobody more gets in: whoever comes is told why and where else to ask, and is let go. On the worker's thread.
+//!
+//! Trap: a listener is watched level-triggered, so a connection that cannot be taken off it would wake the worker for ever.
+//! With the fd table full, a spare fd makes room for one at a time, long enough to tell it; without even that the listener
+//! is left alone until somebody leaves, or the next tick. Meanwhile the kernel goes on giving this listener its share of
+//! the new connections: they wait in its backlog, and the other workers' are not slowed down.
+
+use std::io;
+
+use bytes::Bytes;
+use proto::Command;
+use proto::wire::{self, Code};
+
+use crate::connection::reason_text;
+use crate::metrics::Why;
+use crate::sys::{self, Epoll, Fd, Interest};
+use crate::worker::{LISTENER, Worker};
+
+/// What a worker keeps for those whom it cannot let in.
+pub(crate) struct Door {
+    /// `TOO_MANY_CONNECTIONS`, the same for everybody.
+    refusal: Bytes,
+    /// Holds an fd and does nothing. Gone while its fd is lent to a connection, or when none could be had after that.
+    spare: Option<Epoll>,
+    /// The listener is not watched.
+    paused: bool,
+    /// When the log was last told of it.
+    warned_ms: Option<u64>,
+}
+
+/// Between two lines in the log about the same trouble.
+const WARN_EVERY_MS: u64 = 10_000;
+
+impl Door {
+    /// Makes the spare fd, in the table of the calling thread. `ipconf_url`: told to whoever is refused, if it is not empty.
+    pub fn new(ipconf_url: &str) -> io::Result<Door> {
+        Ok(Door { refusal: refusal(ipconf_url), spare: Some(Epoll::new()?), paused: false, warned_ms: None })
+    }
+
+    /// Whether it waits for an fd to come free.
+    pub fn is_shut(&self) -> bool {
+        self.paused || self.spare.is_none()
+    }
+
+    /// Says why, and that nothing more comes.
+    pub fn tell(&self, fd: &Fd, buffer: &mut [u8]) {
+        // The socket's buffer is empty, so this fits; and if not, the close alone says enough.
+        if sys::write(fd, &self.refusal).is_ok() && sys::shutdown_write(fd).is_ok() {
+            // A close over unread bytes is a reset, which may overtake the reason. A Login that has come is read, therefore.
+            let _ = sys::read(fd, buffer);
+        }
+    }
+}
+
+/// What came of the spare fd.
+#[derive(PartialEq, Eq)]
+enum Lent {
+    /// Somebody was told.
+    Told,
+    /// Nobody was waiting: the kernel asks for an fd before it looks.
+    Nobody,
+    /// It was no help.
+    Useless,
+}
+
+fn refusal(ipconf_url: &str) -> Bytes {
+    proto::frame::encode(
+        Command::Error,
+        &wire::Error {
+            code: Code::TooManyConnections as i32,
+            text: reason_text(Code::TooManyConnections).to_owned(),
+            closing: true,
+            ipconf: ipconf_url.to_owned(),
+            ..Default::default()
+        },
+    )
+}
+
+impl Worker {
+    /// Tells a connection that there is no room for it, and lets it go.
+    pub(crate) fn turn_away(&mut self, fd: &Fd) {
+        self.stats().closed(Why::Code(Code::TooManyConnections));
+        self.door.tell(fd, &mut self.buffer);
+    }
+
+    /// There is no fd, or no memory, for the next connection. True: it was told so by means of the spare fd, and the one
+    /// behind it may be asked in.
+    pub(crate) fn out_of_room(&mut self, error: &io::Error) -> bool {
+        let lent = match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => self.lend_spare(),
+            _ => Lent::Useless,
+        };
+        if lent == Lent::Nobody {
+            return false;
+        }
+        self.stats().accept_errors.add(1);
+        self.warn("no fd or memory for another connection: new ones are refused until some leave", error);
+        if lent == Lent::Useless {
+            self.pause_listener();
+        }
+        lent == Lent::Told
+    }
+
+    fn lend_spare(&mut self) -> Lent {
+        let (Some(spare), Some(listener)) = (self.door.spare.take(), &self.listener) else {
+            return Lent::Useless;
+        };
+        drop(spare);
+        let lent = match sys::accept(listener) {
+            Ok((fd, _)) => {
+                self.stats().accepted.add(1);
+                self.turn_away(&fd);
+                Lent::Told
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Lent::Nobody,
+            Err(_) => Lent::Useless,
+        };
+        self.door.spare = Epoll::new().ok();
+        lent
+    }
+
+    /// Tells the log, at most every ten seconds.
+    pub(crate) fn warn(&mut self, what: &'static str, error: &io::Error) {
+        if self.door.warned_ms.is_none_or(|then| self.now_ms >= then + WARN_EVERY_MS) {
+            self.door.warned_ms = Some(self.now_ms);
+            tracing::warn!(worker = self.index, %error, connections = self.table.count(), "{what}");
+        }
+    }
+
+    fn pause_listener(&mut self) {
+        if let Some(listener) = &self.listener
+            && self.epoll.modify(listener, LISTENER, Interest::Nothing).is_ok()
+        {
+            self.door.paused = true;
+        }
+    }
+
+    /// Somebody left, or a second is over: new connections may find room again.
+    pub(crate) fn resume_listener(&mut self) {
+        if self.door.spare.is_none() {
+            self.door.spare = Epoll::new().ok();
+        }
+        if self.door.paused
+            && let Some(listener) = &self.listener
+            && self.epoll.modify(listener, LISTENER, Interest::Read).is_ok()
+        {
+            self.door.paused = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::command::ServerFrame;
+
+    use super::*;
+
+    #[test]
+    fn the_refusal_names_ipconf_when_there_is_one() {
+        for url in ["", "http://127.0.0.1:6789"] {
+            let bytes = refusal(url);
+            let frame = proto::frame::cut(&bytes, proto::FRAME_BYTES_MAX).unwrap().unwrap();
+            let ServerFrame::Error(error) =
+                ServerFrame::decode(frame.command, frame.body.to_vec().into()).unwrap()
+            else {
+                panic!("an Error")
+            };
+            assert_eq!((error.code(), error.closing, &*error.ipconf), (Code::TooManyConnections, true, url));
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! A worker without its thread: real sockets, turns made one by one.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use crossbeam_channel::bounded;
+use prometheus_client::registry::Registry;
+use prost::Message;
+use proto::{Command, frame, wire};
+
+use super::*;
+use crate::sys::EventFd;
+
+struct Rig {
+    worker: Worker,
+    events: Vec<Event>,
+    up: Receiver<UpBatch>,
+    burst: Arc<Burst>,
+}
+
+impl Rig {
+    fn new(clients_bytes_max: usize) -> Rig {
+        let config = Arc::new(Config::default());
+        let (up_sender, up) = bounded(16);
+        let (_, down) = bounded(1);
+        let burst = Arc::new(Burst::new(clients_bytes_max, 1 << 20));
+        let shared = Shared {
+            config,
+            admission: Arc::new(Admission::new(1000, 0)),
+            burst: burst.clone(),
+            metrics: Metrics::new(1, &mut Registry::default()),
+            up: up_sender,
+            up_wake: Wake::new(EventFd::new().unwrap()),
+        };
+        let wake = Wake::new(EventFd::new().unwrap());
+        let inbox = Inbox { down, wake, starved: Arc::default() };
+        let worker = Worker::new(0, 1, "127.0.0.1:0".parse().unwrap(), 1000, shared, inbox).unwrap();
+        Rig { worker, events: sys::event_buffer(64), up, burst }
+    }
+
+    fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.worker.address().unwrap()).unwrap()
+    }
+
+    /// Turns until `is_so`, at most for ten seconds.
+    fn turn_until(&mut self, is_so: impl Fn(&Rig) -> bool) {
+        let begin = Instant::now();
+        while !is_so(self) {
+            assert!(begin.elapsed() < Duration::from_secs(10), "it never came to that");
+            assert!(self.worker.turn(&mut self.events).unwrap());
+        }
+    }
+}
+
+fn login() -> Vec<u8> {
+    frame::encode(Command::Login, &wire::Login { user: "alice".to_owned(), ..Default::default() }).to_vec()
+}
+
+#[test]
+fn a_login_that_is_there_goes_up_with_the_turn_that_accepts() {
+    let mut rig = Rig::new(1 << 20);
+    let mut client = rig.connect();
+    client.write_all(&login()).unwrap();
+    rig.turn_until(|rig| rig.worker.table.count() == 1);
+    let batch = rig.up.try_recv().expect("the same turn has sent it");
+    assert_eq!((batch.frames.len(), batch.frames[0].command), (1, Command::Login as u8));
+    assert!(rig.burst.batches_bytes() > 0);
+    drop(batch);
+    assert_eq!(rig.burst.batches_bytes(), 0);
+    // And it is watched: its end is seen.
+    drop(client);
+    rig.turn_until(|rig| rig.worker.table.count() == 0);
+}
+
+#[test]
+fn half_a_frame_is_charged_until_it_is_whole_or_gone() {
+    let mut rig = Rig::new(1 << 20);
+    let login = login();
+    let (mut one, mut two) = (rig.connect(), rig.connect());
+    one.write_all(&login[..5]).unwrap();
+    two.write_all(&login[..5]).unwrap();
+    rig.turn_until(|rig| rig.burst.clients_bytes() >= 2 * 5);
+    one.write_all(&login[5..]).unwrap();
+    rig.turn_until(|rig| !rig.up.is_empty());
+    drop(two);
+    rig.turn_until(|rig| rig.burst.clients_bytes() == 0);
+    assert_eq!(rig.worker.table.count(), 1);
+    drop(one);
+    rig.turn_until(|rig| rig.worker.table.count() == 0);
+}
+
+#[test]
+fn without_room_half_a_frame_is_refused_and_told_when_to_come_back() {
+    let mut rig = Rig::new(16 * 100);
+    let mut client = rig.connect();
+    // A header that announces 1,000 bytes, and 200 of them.
+    client.write_all(&[&[0, 3, 232, Command::Login as u8][..], &[0; 200]].concat()).unwrap();
+    rig.turn_until(|rig| rig.worker.table.count() == 1);
+    rig.turn_until(|rig| rig.worker.stats().burst_refused.get() == 1 && rig.worker.dirty.is_empty());
+    let mut told = vec![0; 1024];
+    let count = client.read(&mut told).unwrap();
+    let cut = frame::cut(&told[..count], 4096).unwrap().unwrap();
+    let error = wire::Error::decode(cut.body).unwrap();
+    assert_eq!((error.code(), error.closing), (Code::Unavailable, true));
+    assert!(error.retry_after_ms > 0);
+    drop(client);
+    rig.turn_until(|rig| rig.worker.table.count() == 0);
+    assert_eq!(rig.burst.clients_bytes(), 0);
+}
+
+#[test]
+fn what_was_not_read_in_one_turn_is_read_first_in_the_next() {
+    let mut rig = Rig::new(1 << 20);
+    let config = Config {
+        workers: crate::config::Workers { read_bytes_per_turn_max: 1, ..Default::default() },
+        ..Config::default()
+    };
+    rig.worker.shared.config = Arc::new(config);
+    let mut clients: Vec<TcpStream> = (0..8).map(|_| rig.connect()).collect();
+    rig.turn_until(|rig| rig.worker.table.count() == 8);
+    for client in &mut clients {
+        client.write_all(&login()).unwrap();
+    }
+    for turn in 1..=8 {
+        rig.turn_until(|rig| rig.up.len() == turn);
+    }
+    let connections: std::collections::HashSet<u64> =
+        rig.up.try_iter().flat_map(|batch| batch.frames).map(|frame| frame.connection).collect();
+    assert_eq!(connections.len(), 8, "one Login a turn, each client's once");
+}
