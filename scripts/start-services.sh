@@ -18,7 +18,10 @@ finds its own processes and leaves them alone. A port that somebody else holds i
   --stop              stop what runs in DIR, by pid; the data stays
   --install-only      only see that the programs are installed: redis-server, redis-cli, etcd, etcdctl
   --install-for-tests the same, and also what scripts/test needs beside them: systemd-analyze, which judges the units in
-                      scripts/systemd (Debian's package systemd; nothing of it is started)
+                      scripts/systemd (Debian's package systemd; nothing of it is started), and strace, which makes system
+                      calls fail
+  --install-peers     the servers that scripts/bench density compares us with: mosquitto, nginx, haproxy. One that cannot be
+                      installed is named and left out; that is no error. They are not started
   -h, --help          this page
 
 Missing programs are installed with apt-get when this runs as root on Debian or Ubuntu; no service is started by their
@@ -41,6 +44,7 @@ while (($#)); do
     --stop) action=stop; shift ;;
     --install-only) action=install; shift ;;
     --install-for-tests) action=install tests=yes; shift ;;
+    --install-peers) action=peers; shift ;;
     -h | --help) usage; exit 0 ;;
     *) fail "$EX_USAGE" "unknown option $1; see --help" ;;
   esac
@@ -52,6 +56,7 @@ check_port --etcd-port "$etcd_port"
 main() {
   case $action in
     install) install_missing; return ;;
+    peers) install_peers; return ;;
     stop) stop_all; return ;;
   esac
   install_missing
@@ -213,6 +218,7 @@ install_missing() {
   command -v etcdctl >/dev/null || packages+=(etcd-client)
   [[ $tests == no ]] || command -v systemd-analyze >/dev/null || packages+=(systemd)
   [[ $tests == no ]] || command -v python3 >/dev/null || packages+=(python3)
+  [[ $tests == no ]] || command -v strace >/dev/null || packages+=(strace)
   ((${#packages[@]})) || return 0
   list=${packages[*]}
   if ! command -v apt-get >/dev/null; then
@@ -224,6 +230,24 @@ install_missing() {
   fi
   echo "$me: installing $list" >&2
   apt_install "${packages[@]}" || fail "$EX_UNAVAILABLE" "apt-get could not install $list; its words are above"
+}
+
+# The bench leaves out by name what is still missing after this.
+install_peers() {
+  local missing=() peer
+  for peer in mosquitto nginx haproxy; do
+    # Debian puts servers where the PATH of users does not look.
+    [[ -n $(PATH=$PATH:/usr/sbin:/usr/local/sbin type -P "$peer") ]] || missing+=("$peer")
+  done
+  ((${#missing[@]})) || return 0
+  if ! command -v apt-get >/dev/null || ((EUID != 0)); then
+    echo "$me: not installed: ${missing[*]}; as root on Debian or Ubuntu, $me --install-peers would" >&2
+    return 0
+  fi
+  for peer in "${missing[@]}"; do
+    echo "$me: installing $peer" >&2
+    apt_install "$peer" || echo "$me: apt-get could not install $peer; its words are above" >&2
+  done
 }
 
 # In a subshell, for the trap: the policy file must be gone whatever happens.

@@ -4,9 +4,9 @@
 //! includes whatever the generator itself was late, so a generator that is starved of CPU shows as a slow server.
 
 mod body;
-mod mode;
+pub(crate) mod mode;
 mod participant;
-mod plan;
+pub(crate) mod plan;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -101,6 +101,7 @@ pub fn run(options: &ChatOptions) -> Result<ChatResult, RunError> {
         rate: None,
         window: options.window,
         ready_ms_max: READY_MS_MAX,
+        nodelay: true,
     };
     let engine = Engine::start(engine_plan, move |share| ChatMode::new(run.clone(), share))?;
     let mut monitor = Monitor::new(u64::from(options.connections), options.timeout, options.quiet);

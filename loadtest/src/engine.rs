@@ -10,16 +10,18 @@ mod io;
 mod mode;
 mod sample;
 mod schedule;
+mod strain;
 mod worker;
 
 pub use io::Io;
 pub use mode::{Mode, Share};
-pub use sample::{Sample, histogram, millis};
+pub use sample::{Sample, Times, histogram, millis};
 pub use schedule::{Rate, RateError};
+pub use strain::Strain;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -41,6 +43,21 @@ pub struct Plan {
     pub window: usize,
     /// A connection that is not ready after this long has failed.
     pub ready_ms_max: u64,
+    /// TCP_NODELAY. A storm needs none: each of its writes follows an answer.
+    pub nodelay: bool,
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan {
+            connections: 0,
+            targets: Vec::new(),
+            rate: None,
+            window: 1_024,
+            ready_ms_max: 30_000,
+            nodelay: false,
+        }
+    }
 }
 
 /// Why an engine could not start or end well.
@@ -67,6 +84,9 @@ pub struct Control {
     go_us: AtomicU64,
     /// Threads that have begun all their connections.
     opened_threads: AtomicUsize,
+    /// How many cuts were asked for, and how many percent the last takes.
+    cuts: AtomicU32,
+    cut_percent: AtomicU32,
 }
 
 impl Control {
@@ -165,6 +185,15 @@ impl<P: Send + 'static> Engine<P> {
         self.control.go_us.store(at, Ordering::Release);
         self.wake();
         at
+    }
+
+    /// Cuts `percent` of the ready connections by reset and opens them again at once. How many threads will say
+    /// [`Sample::cuts_done`].
+    pub fn cut(&self, percent: u32) -> u64 {
+        self.control.cut_percent.store(percent.min(100), Ordering::Release);
+        self.control.cuts.fetch_add(1, Ordering::AcqRel);
+        self.wake();
+        self.threads.len() as u64
     }
 
     /// Run time now.

@@ -1,5 +1,7 @@
 //! `--fail-if 'login_p99_ms>500'`: one comparison with a key of the JSON report. Pure.
 //!
+//! True counts as 1 and false as 0.
+//!
 //! Trap: a value that is missing (null) fails the comparison's run: a threshold that nobody measured is not met.
 
 use std::str::FromStr;
@@ -60,6 +62,7 @@ impl FailIf {
     pub fn judge(&self, report: &Value) -> Option<String> {
         let value = match report.get(&self.key) {
             Some(Value::Object(object)) => object.values().filter_map(Value::as_f64).sum(),
+            Some(Value::Bool(yes)) => f64::from(u8::from(*yes)),
             Some(value) if value.is_number() => value.as_f64()?,
             _ => return Some(format!("{} was not measured", self.key)),
         };

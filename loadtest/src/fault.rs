@@ -32,6 +32,13 @@ pub enum Fault {
         /// At some time within this.
         within_ms: u32,
     },
+    /// A server of another protocol refused, with a code of that protocol: `http_503`, `connack_5`.
+    Refused {
+        /// What refused.
+        by: &'static str,
+        /// Its code.
+        code: u16,
+    },
     /// The peer takes nothing any more.
     SendQueueFull,
 }
@@ -50,6 +57,7 @@ impl Fault {
             Fault::BadFrame => "bad_frame".into(),
             Fault::Code { code, .. } => code.as_str_name().into(),
             Fault::GoAway { .. } => "go_away".into(),
+            Fault::Refused { by, code } => format!("{by}_{code}"),
             Fault::SendQueueFull => "send_queue_full".into(),
         }
     }

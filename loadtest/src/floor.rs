@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use gateway::sys;
 use serde::Serialize;
 
 use crate::engine::{Engine, Io, Mode, Plan};
@@ -42,6 +43,8 @@ pub struct FloorReport {
     pub seconds: f64,
     pub per_s: f64,
     pub kernel_bytes_per_conn: Option<f64>,
+    /// Both ends together, until the last is made (or echoed).
+    pub cpu_us_per_conn: f64,
 }
 
 /// A report, and what stands beside it.
@@ -66,11 +69,14 @@ pub fn run(options: &FloorOptions) -> Result<FloorResult, RunError> {
         rate: None,
         window: options.window,
         ready_ms_max: READY_MS_MAX,
+        ..Plan::default()
     };
     let echo = options.echo;
     let engine = Engine::start(plan, move |share| FloorMode::new(share.count, echo))?;
     let slab_before = machine::slab_bytes();
-    let mut monitor = Monitor::new(u64::from(options.connections), options.timeout, options.quiet);
+    let mut monitor =
+        Monitor::new(u64::from(options.connections), options.timeout, options.quiet).with_server_inside();
+    let cpu_before = sys::process_cpu_time();
     let begun_us = engine.begin();
     monitor.watch(&engine, |sum| sum.ready + sum.failed >= u64::from(options.connections));
     // The server's side of the last ones may still be under way.
@@ -81,6 +87,7 @@ pub fn run(options: &FloorOptions) -> Result<FloorResult, RunError> {
     }
     let server_done_us = if options.echo { client_done_us } else { server_done(&server, &engine, begun_us) };
     let slab_after = machine::slab_bytes();
+    let cpu = sys::process_cpu_time().saturating_sub(cpu_before);
     let workers = server.workers();
     let errors = monitor.sum().faults.clone();
     monitor.finish();
@@ -95,6 +102,7 @@ pub fn run(options: &FloorOptions) -> Result<FloorResult, RunError> {
         seconds,
         per_s: if seconds > 0.0 { ready as f64 / seconds } else { 0.0 },
         kernel_bytes_per_conn: grown.map(|grown| grown / 2.0 / ready.max(1) as f64),
+        cpu_us_per_conn: cpu.as_secs_f64() * 1e6 / ready.max(1) as f64,
     };
     Ok(FloorResult { report, workers, errors })
 }

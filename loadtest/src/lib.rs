@@ -3,14 +3,19 @@
 //!
 //! Trap: engine threads have private fd tables ([`gateway::sys`]); see [`engine`].
 
+pub mod adapter;
 pub mod chat;
 pub mod checker;
+pub mod density;
 pub mod engine;
 pub mod fail_if;
 pub mod fault;
 pub mod floor;
 pub mod fsync;
+pub mod hdr_log;
 pub mod machine;
+pub mod million;
+pub mod misfit;
 pub mod monitor;
 pub mod report;
 pub mod session;

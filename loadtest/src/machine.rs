@@ -41,6 +41,38 @@ pub fn slab_bytes() -> Option<u64> {
     kib_field(&text, "Slab:").map(|kib| kib * 1024)
 }
 
+/// What the kernel holds for everybody: where a connection's cost beside its process shows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KernelBytes {
+    /// Slab, reclaimable and not.
+    pub slab: u64,
+    /// Page tables of all processes.
+    pub page_tables: u64,
+    /// Per-CPU data.
+    pub per_cpu: u64,
+}
+
+/// Of this machine now.
+pub fn kernel_bytes() -> Option<KernelBytes> {
+    kernel_of(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn kernel_of(meminfo: &str) -> Option<KernelBytes> {
+    let bytes = |name: &str| kib_field(meminfo, name).map(|kib| kib * 1024);
+    Some(KernelBytes {
+        slab: bytes("SReclaimable:")? + bytes("SUnreclaim:")?,
+        page_tables: bytes("PageTables:")?,
+        per_cpu: bytes("Percpu:").unwrap_or(0),
+    })
+}
+
+/// Memory of a process as a file of `/proc/PID/status`: anonymous, mapped files, shared, swapped; huge pages are within.
+pub fn process_bytes(status: &str) -> Option<u64> {
+    let kib = |name: &str| kib_field(status, name);
+    let swap = kib("VmSwap:").unwrap_or(0);
+    Some((kib("RssAnon:")? + kib("RssFile:")? + kib("RssShmem:")? + swap) * 1024)
+}
+
 /// A field of /proc/meminfo or /proc/PID/status, KiB.
 pub fn kib_field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
@@ -56,6 +88,12 @@ mod tests {
         assert_eq!(kib_field(text, "VmRSS:"), Some(1234));
         assert_eq!(kib_field(text, "Slab:"), None);
         assert!(slab_bytes().unwrap() > 0);
+        assert!(kernel_bytes().unwrap().slab > 0);
+        let meminfo = "SReclaimable: 3 kB\nSUnreclaim: 4 kB\nPageTables: 5 kB\nPercpu: 6 kB\n";
+        let kernel = KernelBytes { slab: 7 << 10, page_tables: 5 << 10, per_cpu: 6 << 10 };
+        assert_eq!(kernel_of(meminfo), Some(kernel));
+        let status = "RssAnon:\t10 kB\nRssFile:\t20 kB\nRssShmem:\t1 kB\nVmSwap:\t2 kB\n";
+        assert_eq!(process_bytes(status), Some(33 << 10));
     }
 
     #[test]

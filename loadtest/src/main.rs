@@ -2,20 +2,23 @@
 //!
 //! Trap: exit codes are a contract with scripts; they are listed at the end of `--help`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use loadtest::adapter::{self, MqttOptions, PeerStormOptions, Protocol};
 use loadtest::chat::{self, ChatOptions};
-use loadtest::engine::Rate;
+use loadtest::density::{self, DensityOptions, Server};
+use loadtest::engine::{Plan, Rate};
 use loadtest::fail_if::FailIf;
 use loadtest::floor::{self, FloorOptions};
 use loadtest::fsync::FsyncProbe;
+use loadtest::misfit::Misfit;
 use loadtest::monitor::{RunError, check_reachable, watch_interrupt};
 use loadtest::storm::{self, StormOptions};
 use loadtest::target::Target;
-use loadtest::{machine, report};
+use loadtest::{machine, million, report};
 use serde_json::Value;
 
 /// Load for Rookery: connection storms, message load with a checker, and the bare floor of this machine.
@@ -34,6 +37,10 @@ enum Load {
     Floor(FloorArgs),
     /// Messages at a fixed rate, checked for loss, doubles and order
     Chat(ChatArgs),
+    /// Idle logged-in connections at our gateway and at peers: memory each, and set-ups per second
+    Density(DensityArgs),
+    /// A crowd at one gateway, from an empty one to an empty one: every figure of `scripts/bench million`
+    Million(million::MillionArgs),
 }
 
 #[derive(Args)]
@@ -72,7 +79,36 @@ struct StormArgs {
     /// Connect only
     #[arg(long)]
     no_login: bool,
-    /// A server's process on this machine: adds rss_before_bytes, rss_after_bytes and rss_per_conn_bytes
+    /// What the server speaks: mqtt is 3.1.1, http is HTTP/1.1 with keepalive
+    #[arg(long, value_enum, default_value = "rookery")]
+    protocol: Spoken,
+    /// mqtt: user and password, the same for all
+    #[arg(long, value_name = "USER:PASSWORD", value_parser = user_and_password)]
+    mqtt_user: Option<(String, String)>,
+    /// mqtt: each subscribes to a topic of its own, and counts as logged in when that is acknowledged
+    #[arg(long)]
+    mqtt_subscribe: bool,
+    /// While holding, cut so many percent by reset and let them come back, timed until all are
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    reconnect: Option<u32>,
+    /// How often
+    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
+    reconnect_every: Duration,
+    /// While holding, so many more that send half a Login frame and stop
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    half_frames: u32,
+    /// While holding, so many more that log in and then neither read nor beat. Their kernel still acknowledges: a peer
+    /// that vanishes without a word needs a packet filter (nft ... drop), which loadtest does not set
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    half_open: u32,
+    /// While holding, so many more that log in, ask for 4 MiB of long messages and read none of it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    slow_readers: u32,
+    /// HdrHistogram interval logs, a line a second: PREFIX.connect.hlog, .login, .ping, .delivery (microseconds)
+    #[arg(long, value_name = "PREFIX")]
+    hdr_log: Option<PathBuf>,
+    /// A server's process on this machine: adds rss_before_bytes, rss_after_bytes and rss_per_conn_bytes (anonymous,
+    /// file, shared and swapped), and what the kernel's slab, page tables and per-CPU data grew by per connection
     #[arg(long)]
     pid: Option<u32>,
     #[command(flatten)]
@@ -118,6 +154,41 @@ struct ChatArgs {
     common: Common,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Spoken {
+    Rookery,
+    Mqtt,
+    Http,
+}
+
+#[derive(Args)]
+struct DensityArgs {
+    /// Idle connections at each server; the fd limit of one process holds them all
+    #[arg(long, value_name = "N", default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(30..))]
+    connections: u32,
+    /// How often everything is done, each time with fresh servers; medians are reported
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Which servers, in this order
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = server, default_value = "rookery,mosquitto,nginx,haproxy")]
+    servers: Vec<Server>,
+    /// Where servers put their files [default: target/bench/density here, else the temp dir]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Write the result as one JSON object (`-`: to standard output, without the table)
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Give up after so many seconds, everything included
+    #[arg(long, value_name = "S", default_value = "900", value_parser = seconds)]
+    timeout: Duration,
+    /// Connections begun and not yet ready
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    window: usize,
+    /// No progress on standard error
+    #[arg(long)]
+    quiet: bool,
+}
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -132,6 +203,8 @@ fn main() -> ExitCode {
         Load::Storm(args) => run_storm(&args),
         Load::Floor(args) => run_floor(&args),
         Load::Chat(args) => run_chat(&args),
+        Load::Density(args) => run_density(&args),
+        Load::Million(args) => million::run(&args),
     };
     match result {
         Ok(failures) if failures.is_empty() => ExitCode::SUCCESS,
@@ -154,6 +227,8 @@ fn run_storm(args: &StormArgs) -> Result<Failures, RunError> {
     if args.pid.is_some() {
         keys.extend(["rss_before_bytes", "rss_after_bytes", "rss_per_conn_bytes"]);
     }
+    let more = storm::more_keys();
+    keys.extend(more.iter().map(String::as_str));
     check_keys(&args.common, &keys)?;
     let targets = args.target.resolve()?;
     check_reachable(&targets)?;
@@ -168,9 +243,76 @@ fn run_storm(args: &StormArgs) -> Result<Failures, RunError> {
         timeout: args.common.timeout,
         pid: args.pid,
         quiet: args.common.quiet,
+        reconnect: args.reconnect.map(|percent| (percent, args.reconnect_every)),
+        misfits: [
+            (Misfit::HalfFrame, args.half_frames),
+            (Misfit::Silent, args.half_open),
+            (Misfit::SlowReader, args.slow_readers),
+        ]
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .collect(),
+        hdr_log: args.hdr_log.clone(),
     };
-    let result = report::value(&storm::run(&options)?);
+    let result = match peer_protocol(args)? {
+        None => report::value(&storm::run(&options)?),
+        Some(protocol) => report::value(&adapter::run(&peer_storm(options, protocol))?),
+    };
     show(&args.common, &result, &[])
+}
+
+/// What is to be spoken if it is not ours; nothing is spoken without a login.
+fn peer_protocol(args: &StormArgs) -> Result<Option<Protocol>, RunError> {
+    if args.protocol != Spoken::Mqtt && (args.mqtt_user.is_some() || args.mqtt_subscribe) {
+        return Err(RunError::Usage("--mqtt-user and --mqtt-subscribe need --protocol mqtt".into()));
+    }
+    Ok(match args.protocol {
+        _ if args.no_login => None,
+        Spoken::Rookery => None,
+        Spoken::Http => Some(Protocol::Http),
+        Spoken::Mqtt => {
+            let (user, subscribe) = (args.mqtt_user.clone(), args.mqtt_subscribe);
+            Some(Protocol::Mqtt(MqttOptions { user, subscribe }))
+        }
+    })
+}
+
+fn peer_storm(options: StormOptions, protocol: Protocol) -> PeerStormOptions {
+    let plan = Plan {
+        connections: options.connections,
+        targets: options.targets,
+        rate: options.rate,
+        window: options.window,
+        ..Plan::default()
+    };
+    let StormOptions { hold, timeout, pid, quiet, .. } = options;
+    PeerStormOptions { protocol, plan, hold, timeout, pid, quiet }
+}
+
+fn run_density(args: &DensityArgs) -> Result<Failures, RunError> {
+    note_machine(args.connections);
+    let here = Path::new("target");
+    let default = if here.is_dir() { here.join("bench/density") } else { std::env::temp_dir() };
+    let data = args.data.clone().unwrap_or(default);
+    let result = density::run(&DensityOptions {
+        servers: args.servers.clone(),
+        connections: args.connections,
+        rounds: args.rounds,
+        window: args.window,
+        settle: Duration::from_secs(6),
+        // Servers change their folder, so it must mean the same from everywhere.
+        data: std::path::absolute(&data)
+            .map_err(|error| RunError::Usage(format!("--data {}: {error}", data.display())))?,
+        timeout: args.timeout,
+        quiet: args.quiet,
+    })?;
+    if args.json.as_deref() != Some("-".as_ref()) {
+        println!("{}", density::table(&result));
+    }
+    if let Some(path) = &args.json {
+        report::write_json(path, &report::value(&result.report))?;
+    }
+    Ok(Failures::new())
 }
 
 fn run_floor(args: &FloorArgs) -> Result<Failures, RunError> {
@@ -268,9 +410,25 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
+fn server(name: &str) -> Result<Server, String> {
+    Server::ALL.into_iter().find(|server| server.name() == name).ok_or_else(|| {
+        let all: Vec<&str> = Server::ALL.iter().map(|server| server.name()).collect();
+        format!("no such server; there are {}", all.join(" "))
+    })
+}
+
+fn user_and_password(text: &str) -> Result<(String, String), String> {
+    let (user, password) = text.split_once(':').ok_or("not USER:PASSWORD")?;
+    let fits = |text: &str| text.len() <= 256;
+    if user.is_empty() || !fits(user) || !fits(password) {
+        return Err("user and password are at most 256 bytes long, and there is a user".into());
+    }
+    Ok((user.to_owned(), password.to_owned()))
+}
+
 const STORM_KEYS: [&str; 8] =
     ["connections", "failed", "seconds", "per_s", "connect_p99_ms", "login_p50_ms", "login_p99_ms", "errors"];
-const FLOOR_KEYS: [&str; 4] = ["connections", "seconds", "per_s", "kernel_bytes_per_conn"];
+const FLOOR_KEYS: [&str; 5] = ["connections", "seconds", "per_s", "kernel_bytes_per_conn", "cpu_us_per_conn"];
 const CHAT_KEYS: [&str; 13] = [
     "sent",
     "acked",
@@ -293,11 +451,20 @@ Examples:
   loadtest storm --target 127.0.0.1:7000 --connections 100000 --fail-if 'failed>0' --json storm.json
   loadtest storm --target ipconf=http://127.0.0.1:6789 --connections 20000 --rate 500:5000 --hold 60
   loadtest chat --target 127.0.0.1:7000 --connections 10000 --senders 500 --rate 2000 --seconds 60
+  loadtest storm --protocol mqtt --target 127.0.0.1:1883 --connections 15000 --window 64
+  loadtest density --servers rookery,nginx --rounds 1
+
+A line a second tells: connections that stand, new ones a second, in flight, failed, p99 of that second, the generator's
+own lag behind its schedule, errors by name. Percentiles are p50 p90 p99 p999 p9999 max; login and ping count from when
+they were due, *_uncorrected from when they were really sent. The generator is the bottleneck when its lag passes 50 ms
+at p99, or its CPU time 85 % of the machine while connections wait; a result says so when that held for a tenth of the
+seconds. A login that is answered with a wait (UNAVAILABLE, RATE_LIMITED) is tried again after it and counts in `retried`.
 
 connect_ms is from connect() to the end of the handshake, login_ms from the begin (with --rate: the scheduled one) to
 LoginAck. chat's times are from the scheduled send to the delivery to the receiver's application.
 kernel_bytes_per_conn is half of what the kernel's slab grew per pair of ends. A storm's `connections` stand until its
 end; the rest is `failed`, by name in `errors`: an errno, a code of the protocol, or one of these behind `dropped_`.
+With --protocol mqtt or http, login_ms ends with CONNACK (or SUBACK), or with the answer to one GET.
 Connections to 127.0.0.0/8 come from many addresses of it, because one gives about 10,000 per target.
 
 Exit codes: 0 ok; 1 a threshold or the checker failed; 2 too few messages per chat to judge order; 64 wrong usage;

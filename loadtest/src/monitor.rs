@@ -8,10 +8,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
+use gateway::sys;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::engine::{Engine, EngineError, Sample, histogram, millis};
+use crate::engine::{Engine, EngineError, Sample, Strain, cores, millis};
+use crate::hdr_log::HdrLogs;
 
 /// Why a run gave no result.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +52,11 @@ pub struct Monitor {
     connections: u64,
     sum: Sample,
     /// Of the second that is shown next.
-    second: Second,
+    second: Sample,
+    strained: Strained,
+    cpu: Duration,
+    server_inside: bool,
+    hdr: Option<HdrLogs>,
     began: Instant,
     until: Instant,
     shown: Instant,
@@ -59,17 +64,19 @@ pub struct Monitor {
     lines: bool,
 }
 
-struct Second {
-    ready: u64,
-    login: Histogram<u64>,
-    sent: u64,
-    delivered: u64,
-    latency: Histogram<u64>,
+/// Seconds in which the generator held the run back, and all that were looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Strained {
+    /// See [`Strain::is_bottleneck`].
+    pub seconds: u64,
+    /// All.
+    pub of: u64,
 }
 
-impl Second {
-    fn new() -> Second {
-        Second { ready: 0, login: histogram(2), sent: 0, delivered: 0, latency: histogram(3) }
+impl Strained {
+    /// Whether that spoils the result: more than a tenth of the time.
+    pub fn is_bottleneck(self) -> bool {
+        self.seconds * 10 > self.of
     }
 }
 
@@ -89,13 +96,34 @@ impl Monitor {
         Monitor {
             connections,
             sum: Sample::default(),
-            second: Second::new(),
+            second: Sample::default(),
+            strained: Strained::default(),
+            cpu: sys::process_cpu_time(),
+            server_inside: false,
+            hdr: None,
             began: now,
             until: now + timeout,
             shown: now,
             bar,
             lines,
         }
+    }
+
+    /// Writes HdrHistogram logs too.
+    pub fn log_to(mut self, logs: Option<HdrLogs>) -> Monitor {
+        self.hdr = logs;
+        self
+    }
+
+    /// The server is in this process: its CPU time says nothing about the generator then.
+    pub fn with_server_inside(mut self) -> Monitor {
+        self.server_inside = true;
+        self
+    }
+
+    /// For how long the generator held the run back.
+    pub fn strained(&self) -> Strained {
+        self.strained
     }
 
     /// Everything so far.
@@ -140,11 +168,7 @@ impl Monitor {
     /// One more sample.
     pub fn add(&mut self, sample: &Sample) {
         self.sum.add(sample);
-        self.second.ready += sample.ready;
-        self.second.sent += sample.sent;
-        self.second.delivered += sample.delivered;
-        let _ = self.second.login.add(&sample.login);
-        let _ = self.second.latency.add(&sample.latency);
+        self.second.add(sample);
     }
 
     /// Clears the progress line.
@@ -152,10 +176,27 @@ impl Monitor {
         self.bar.finish_and_clear();
     }
 
+    /// Writes what came since the last second to the logs: at the end.
+    pub fn end_logs(&mut self) {
+        let seconds = self.shown.elapsed().as_secs_f64();
+        self.log(seconds);
+    }
+
+    /// A log that cannot be written is said once and given up; the run goes on.
+    fn log(&mut self, seconds: f64) {
+        if let Some(Err(error)) = self.hdr.as_mut().map(|hdr| hdr.write(&self.second, seconds)) {
+            eprintln!("loadtest: {error}; no more of it");
+            self.hdr = None;
+        }
+    }
+
     fn show(&mut self) {
         let seconds = self.shown.elapsed().as_secs_f64();
         self.shown = Instant::now();
-        let second = std::mem::replace(&mut self.second, Second::new());
+        self.log(seconds);
+        let second = std::mem::take(&mut self.second);
+        let cpu = sys::process_cpu_time();
+        let cpu_used = cpu.saturating_sub(std::mem::replace(&mut self.cpu, cpu));
         let sum = &self.sum;
         let mut line = format!(
             "{:.0}/s, {} in flight, {} failed",
@@ -172,6 +213,27 @@ impl Monitor {
             if let Some(p99) = millis(&second.latency, 0.99) {
                 line += &format!(", p99 {p99:.1} ms");
             }
+        }
+        for (what, times) in [("ping", &second.ping), ("own lag", &second.lag)] {
+            if let Some(p99) = millis(times, 0.99) {
+                line += &format!(", {what} p99 {p99:.1} ms");
+            }
+        }
+        for (name, count) in &second.faults {
+            line += &format!(", {name} {count}");
+        }
+        let strain = Strain {
+            lag_p99_us: millis(&second.lag, 0.99).map(|ms| (ms * 1_000.0) as u64),
+            cpu_share: match self.server_inside {
+                true => 0.0,
+                false => cpu_used.as_secs_f64() / seconds / cores() as f64,
+            },
+            in_flight: sum.in_flight(),
+        };
+        self.strained.of += 1;
+        if strain.is_bottleneck() {
+            self.strained.seconds += 1;
+            line += "; the generator is the bottleneck";
         }
         self.bar.set_position(sum.ready_now());
         self.bar.set_message(line.clone());

@@ -6,15 +6,36 @@ use std::path::Path;
 
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
+use hdrhistogram::Histogram;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use crate::engine::millis;
 use crate::monitor::RunError;
 
 /// A report as JSON value.
 pub fn value(report: &impl Serialize) -> Value {
     serde_json::to_value(report).unwrap_or(Value::Null)
 }
+
+/// Puts `NAME_p50_ms` to `NAME_max_ms` of a histogram into a report, but for keys that the report has itself.
+pub fn percentiles(into: &mut Map<String, Value>, name: &str, times: &Histogram<u64>, has: &[&str]) {
+    for (suffix, quantile) in QUANTILES {
+        let key = format!("{name}_{suffix}_ms");
+        if !has.contains(&&*key) {
+            into.insert(key, millis(times, quantile).into());
+        }
+    }
+}
+
+/// The keys that [`percentiles`] makes.
+pub fn percentile_keys(name: &str) -> impl Iterator<Item = String> {
+    QUANTILES.iter().map(move |(suffix, _)| format!("{name}_{suffix}_ms"))
+}
+
+/// Of each histogram in a report.
+const QUANTILES: [(&str, f64); 6] =
+    [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999), ("p9999", 0.9999), ("max", 1.0)];
 
 /// Two columns: every key of the report, then what stands beside it.
 pub fn table(report: &Value, beside: &[(&str, String)]) -> String {

@@ -4,9 +4,11 @@
 //! Trap: heartbeats leave in the order in which connections logged in, which is right only because one server gives all
 //! the same interval. Servers that differ would make some heartbeats late, never wrong.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
+use prost::Message;
 use proto::command::{Command, ServerFrame};
 use proto::frame::{self, Frame};
 use proto::wire;
@@ -20,9 +22,14 @@ pub struct Session {
     run: String,
     /// The first connection of this thread, of all.
     first: u32,
-    ping: Bytes,
+    out: BytesMut,
+    /// The first heartbeat of each connection, drawn over the whole interval so that a storm does not beat as one.
+    first_heartbeats: BinaryHeap<Reverse<(u64, u32, u16)>>,
+    /// The following ones, in the order in which they are due.
     heartbeats: VecDeque<(u64, u32, u16)>,
     interval_us: u64,
+    /// Never beats.
+    silent: bool,
 }
 
 /// What a frame meant to the session.
@@ -39,8 +46,21 @@ pub enum Heard {
 impl Session {
     /// Of a run with this name.
     pub fn new(run: &str, first: u32) -> Session {
-        let ping = frame::encode(Command::Ping, &wire::Ping { nonce: 0 });
-        Session { run: run.to_owned(), first, ping, heartbeats: VecDeque::new(), interval_us: 0 }
+        Session {
+            run: run.to_owned(),
+            first,
+            out: BytesMut::new(),
+            first_heartbeats: BinaryHeap::new(),
+            heartbeats: VecDeque::new(),
+            interval_us: 0,
+            silent: false,
+        }
+    }
+
+    /// The same without heartbeats.
+    pub fn without_heartbeats(mut self) -> Session {
+        self.silent = true;
+        self
     }
 
     /// The login of a connection.
@@ -60,6 +80,8 @@ impl Session {
     /// A frame came.
     pub fn hear(&mut self, index: u32, frame: &Frame<'_>, io: &mut Io) -> Result<Heard, Fault> {
         if frame.command == Command::Pong as u8 {
+            let pong = wire::Pong::decode(frame.body).map_err(|_| Fault::BadFrame)?;
+            pong_came(pong.nonce, io);
             return Ok(Heard::Nothing);
         }
         // A body of its own: what is kept of it must not pin the read buffer.
@@ -80,28 +102,69 @@ impl Session {
 
     /// Sends the heartbeats that are due. When the next is.
     pub fn tick(&mut self, io: &mut Io) -> Option<u64> {
-        while let Some((due, index, epoch)) = self.heartbeats.front().copied() {
+        loop {
+            let early = self.first_heartbeats.peek().map(|first| first.0);
+            let late = self.heartbeats.front().copied();
+            let (due, index, epoch) = match (early, late) {
+                (Some(early), Some(late)) => early.min(late),
+                (early, late) => early.or(late)?,
+            };
             if due > io.now_us() {
                 return Some(due);
             }
-            self.heartbeats.pop_front();
+            if early == Some((due, index, epoch)) {
+                self.first_heartbeats.pop();
+                if self.first_heartbeats.is_empty() {
+                    self.first_heartbeats.shrink_to_fit();
+                }
+            } else {
+                self.heartbeats.pop_front();
+            }
             if io.epoch(index) == epoch && io.is_ready(index) {
-                io.send(index, &self.ping);
+                self.out.clear();
+                frame::put(Command::Ping, &wire::Ping { nonce: nonce(due, io.now_us()) }, &mut self.out);
+                io.send(index, &self.out);
                 // From when it was due, so that a late turn does not bunch the next round.
                 self.heartbeats.push_back((due + self.interval_us, index, epoch));
             }
         }
-        None
     }
 
     fn logged_in(&mut self, index: u32, ack: &wire::LoginAck, io: &Io) {
-        if ack.heartbeat_ms > 0 {
+        if ack.heartbeat_ms > 0 && !self.silent {
             // "At least this often": a tenth earlier leaves room for the way.
             self.interval_us = u64::from(ack.heartbeat_ms) * 900;
-            self.heartbeats.push_back((io.now_us() + self.interval_us, index, io.epoch(index)));
+            let due = io.now_us() + first_after(self.first + index, self.interval_us);
+            self.first_heartbeats.push(Reverse((due, index, io.epoch(index))));
         }
     }
 }
+
+/// When a connection's first heartbeat is due: the golden section spreads any run of numbers evenly.
+fn first_after(number: u32, interval_us: u64) -> u64 {
+    let part = u64::from(number.wrapping_add(1).wrapping_mul(0x9E37_79B9));
+    ((u128::from(interval_us) * u128::from(part)) >> 32) as u64
+}
+
+/// What a heartbeat carries and its answer brings back: when it was due, and how much later it was sent. Nothing has to
+/// be kept for it.
+fn nonce(due_us: u64, sent_us: u64) -> u64 {
+    due_us << LATE_BITS | sent_us.saturating_sub(due_us).min((1 << LATE_BITS) - 1)
+}
+
+fn pong_came(nonce: u64, io: &mut Io) {
+    let (due_us, late_us) = (nonce >> LATE_BITS, nonce & ((1 << LATE_BITS) - 1));
+    // A server may send one unasked, with nothing in it.
+    if due_us == 0 || due_us > io.now_us() {
+        return;
+    }
+    let took_us = io.now_us() - due_us;
+    io.sample.ping.saturating_record(took_us);
+    io.sample.ping_uncorrected.saturating_record(took_us.saturating_sub(late_us));
+}
+
+/// A second of lateness in microseconds.
+const LATE_BITS: u32 = 20;
 
 /// The user of connection `number`.
 pub fn user(run: &str, number: u32) -> String {
@@ -119,7 +182,17 @@ pub fn random_run() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prost::Message;
+
+    #[test]
+    fn heartbeats_spread_over_the_interval() {
+        let mut tenths = [0; 10];
+        for number in 500_000..501_000 {
+            let after = first_after(number, 54_000_000);
+            assert!(after < 54_000_000);
+            tenths[(after / 5_400_000) as usize] += 1;
+        }
+        assert!(tenths.iter().all(|count| (90..=110).contains(count)), "{tenths:?}");
+    }
 
     #[test]
     fn a_login_is_one_small_frame() {

@@ -5,15 +5,20 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use proto::frame;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::engine::{Engine, Io, Mode, Plan, Rate, Sample, Share, millis};
 use crate::fault::Fault;
-use crate::monitor::{Monitor, RunError};
+use crate::hdr_log::HdrLogs;
+use crate::machine::{self, KernelBytes};
+use crate::misfit::{Misfit, MisfitMode};
+use crate::monitor::{Monitor, RunError, Strained};
+use crate::report::{percentile_keys, percentiles};
 use crate::session::{Heard, Session, random_run};
 
 /// What to do.
@@ -37,6 +42,31 @@ pub struct StormOptions {
     pub pid: Option<u32>,
     /// No progress lines.
     pub quiet: bool,
+    /// While they are held: cut so many percent by reset, so often, and let them come back.
+    pub reconnect: Option<(u32, Duration)>,
+    /// Badly behaved clients beside the others while these are held, so many of each kind.
+    pub misfits: Vec<(Misfit, u32)>,
+    /// Where HdrHistogram logs go: `PREFIX.login.hlog` and others.
+    pub hdr_log: Option<PathBuf>,
+}
+
+impl Default for StormOptions {
+    fn default() -> StormOptions {
+        StormOptions {
+            targets: Vec::new(),
+            connections: 0,
+            rate: None,
+            window: Plan::default().window,
+            hold: Duration::ZERO,
+            no_login: false,
+            timeout: Duration::from_secs(600),
+            pid: None,
+            quiet: true,
+            reconnect: None,
+            misfits: Vec::new(),
+            hdr_log: None,
+        }
+    }
 }
 
 /// The JSON object.
@@ -58,34 +88,59 @@ pub struct StormReport {
     pub rss_after_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rss_per_conn_bytes: Option<f64>,
+    /// Percentiles and what else [`more_keys`] names.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// Keys of a report beside the fields of [`StormReport`]; some stand in it only when they were asked for.
+pub fn more_keys() -> Vec<String> {
+    let names = ["connect", "login", "login_uncorrected", "ping", "ping_uncorrected", "generator_lag"];
+    let mut keys: Vec<String> = names.into_iter().flat_map(percentile_keys).collect();
+    keys.extend(MORE_KEYS.iter().map(|key| (*key).to_owned()));
+    keys
 }
 
 /// Runs it.
 pub fn run(options: &StormOptions) -> Result<StormReport, RunError> {
-    let rss_before = options.pid.map(resident_bytes).transpose()?;
+    let before = options.pid.map(Memory::of).transpose()?;
+    let hdr = options.hdr_log.as_deref().map(HdrLogs::create).transpose()?;
     let plan = Plan {
         connections: options.connections,
         targets: options.targets.clone(),
         rate: options.rate,
         window: options.window,
         ready_ms_max: READY_MS_MAX,
+        ..Plan::default()
     };
     let (run, login) = (random_run(), !options.no_login);
-    let engine = Engine::start(plan, move |share| StormMode::new(&run, share, login))?;
-    let mut monitor = Monitor::new(u64::from(options.connections), options.timeout, options.quiet);
+    let name = run.clone();
+    let engine = Engine::start(plan, move |share| StormMode::new(&name, share, login))?;
+    let mut monitor =
+        Monitor::new(u64::from(options.connections), options.timeout, options.quiet).log_to(hdr);
     let begun_us = engine.begin();
     monitor.watch(&engine, |sum| sum.ready + sum.failed >= u64::from(options.connections));
     let opened = monitor.sum().clone();
+    let mut more = Map::new();
     if !monitor.is_over() {
-        monitor.hold(&engine, options.hold);
+        let misfits = Misfits::start(options, &run)?;
+        match options.reconnect {
+            Some((percent, every)) => {
+                reconnect(&engine, &mut monitor, options.hold, percent, every, &mut more)
+            }
+            None => monitor.hold(&engine, options.hold),
+        }
+        misfits.stop(&mut more)?;
     }
-    let rss_after = options.pid.map(resident_bytes).transpose()?;
+    let after = options.pid.map(Memory::of).transpose()?;
     let held = monitor.sum().ready_now();
     let (last, _) = engine.stop()?;
     monitor.add(&last);
+    monitor.end_logs();
     monitor.finish();
     let seconds = opened.last_ready_us.saturating_sub(begun_us) as f64 / 1e6;
-    Ok(report(options, &opened, monitor.sum(), held, seconds, rss_before.zip(rss_after)))
+    beside(&mut more, options, &opened, monitor.sum(), monitor.strained());
+    Ok(report(options, &opened, monitor.sum(), held, seconds, before.zip(after), more))
 }
 
 fn report(
@@ -94,8 +149,17 @@ fn report(
     all: &Sample,
     held: u64,
     seconds: f64,
-    rss: Option<(u64, u64)>,
+    memory: Option<(Memory, Memory)>,
+    mut more: Map<String, Value>,
 ) -> StormReport {
+    let rss = memory.map(|(before, after)| (before.process, after.process));
+    if let Some((before, after)) = memory {
+        let each = |before: u64, after: u64| Value::from((after as f64 - before as f64) / held.max(1) as f64);
+        let (old, new) = (before.kernel, after.kernel);
+        more.insert("kernel_slab_per_conn_bytes".into(), each(old.slab, new.slab));
+        more.insert("kernel_page_tables_per_conn_bytes".into(), each(old.page_tables, new.page_tables));
+        more.insert("kernel_per_cpu_per_conn_bytes".into(), each(old.per_cpu, new.per_cpu));
+    }
     let timed = (!options.no_login).then_some(&opened.login);
     StormReport {
         connections: held,
@@ -109,18 +173,137 @@ fn report(
         rss_before_bytes: rss.map(|(before, _)| before),
         rss_after_bytes: rss.map(|(_, after)| after),
         rss_per_conn_bytes: rss.map(|(before, after)| (after as f64 - before as f64) / held.max(1) as f64),
+        more,
     }
 }
 
-/// Resident memory of a process on this machine.
-fn resident_bytes(pid: u32) -> Result<u64, RunError> {
-    let path = PathBuf::from(format!("/proc/{pid}/status"));
-    let text = std::fs::read_to_string(&path)
-        .map_err(|error| RunError::Usage(format!("--pid {pid}: cannot read {}: {error}", path.display())))?;
-    crate::machine::kib_field(&text, "VmRSS:")
-        .map(|kib| kib * 1024)
-        .ok_or_else(|| RunError::Usage(format!("--pid {pid}: no VmRSS in {}", path.display())))
+/// Percentiles, retries, and whether the generator held it back.
+fn beside(
+    more: &mut Map<String, Value>,
+    options: &StormOptions,
+    opened: &Sample,
+    all: &Sample,
+    strained: Strained,
+) {
+    percentiles(more, "connect", &opened.connect, &HAS);
+    if !options.no_login {
+        percentiles(more, "login", &opened.login, &HAS);
+        percentiles(more, "login_uncorrected", &opened.login_uncorrected, &HAS);
+    }
+    if !all.ping.is_empty() {
+        percentiles(more, "ping", &all.ping, &HAS);
+        percentiles(more, "ping_uncorrected", &all.ping_uncorrected, &HAS);
+    }
+    percentiles(more, "generator_lag", &all.lag, &HAS);
+    more.insert("generator_is_bottleneck".into(), strained.is_bottleneck().into());
+    more.insert("retried".into(), all.retried.into());
 }
+
+/// Holds, and cuts a share every so often; each time until all of it is back.
+fn reconnect(
+    engine: &Engine<()>,
+    monitor: &mut Monitor,
+    hold: Duration,
+    percent: u32,
+    every: Duration,
+    more: &mut Map<String, Value>,
+) {
+    let until = Instant::now() + hold;
+    let (mut rounds, mut threads_done, mut seconds) = (0u64, 0, Vec::new());
+    while Instant::now() + every < until && !monitor.is_over() {
+        monitor.hold(engine, every);
+        let (stood, gone) = (monitor.sum().ready_now(), gone(monitor.sum()));
+        let began = Instant::now();
+        threads_done += engine.cut(percent);
+        let back = monitor.watch(engine, |sum| {
+            sum.cuts_done >= threads_done && sum.ready_now() + self::gone(sum) - gone >= stood
+        });
+        rounds += 1;
+        if back {
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+    }
+    monitor.hold(engine, until.saturating_duration_since(Instant::now()));
+    more.insert("reconnect_rounds".into(), rounds.into());
+    more.insert("reconnect_cut".into(), monitor.sum().cut.into());
+    // A round that did not end has no time; then there is no worst one either.
+    let worst = seconds.iter().copied().reduce(f64::max).filter(|_| seconds.len() as u64 == rounds);
+    more.insert("reconnect_back_max_s".into(), worst.into());
+}
+
+/// Those that will not come back.
+fn gone(sum: &Sample) -> u64 {
+    sum.failed + sum.dropped
+}
+
+/// Badly behaved clients, each kind on an engine of its own.
+struct Misfits(Vec<(Misfit, Engine<()>)>);
+
+impl Misfits {
+    fn start(options: &StormOptions, run: &str) -> Result<Misfits, RunError> {
+        let mut engines = Vec::new();
+        for (number, (misfit, count)) in options.misfits.iter().copied().enumerate() {
+            let plan = Plan { connections: count, targets: options.targets.clone(), ..Plan::default() };
+            let name = format!("{run}m{number}");
+            let engine = Engine::start(plan, move |share| MisfitMode::new(misfit, &name, share))?;
+            engine.begin();
+            engines.push((misfit, engine));
+        }
+        Ok(Misfits(engines))
+    }
+
+    /// Ends them; how many of each were there, and how many the server had closed by then.
+    fn stop(self, more: &mut Map<String, Value>) -> Result<(), RunError> {
+        for (misfit, engine) in self.0 {
+            let (sum, _) = engine.stop()?;
+            let name = match misfit {
+                Misfit::HalfFrame => "half_frames",
+                Misfit::Silent => "half_open",
+                Misfit::SlowReader => "slow_readers",
+            };
+            more.insert(name.into(), sum.ready.into());
+            more.insert(format!("{name}_closed"), sum.dropped.into());
+        }
+        Ok(())
+    }
+}
+
+/// What the server's process and the kernel hold.
+#[derive(Debug, Clone, Copy)]
+struct Memory {
+    process: u64,
+    kernel: KernelBytes,
+}
+
+impl Memory {
+    fn of(pid: u32) -> Result<Memory, RunError> {
+        let path = format!("/proc/{pid}/status");
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| RunError::Usage(format!("--pid {pid}: cannot read {path}: {error}")))?;
+        let process = machine::process_bytes(&text)
+            .ok_or_else(|| RunError::Usage(format!("--pid {pid}: no memory in {path}")))?;
+        Ok(Memory { process, kernel: machine::kernel_bytes().unwrap_or_default() })
+    }
+}
+
+/// Percentiles that are fields of the report.
+const HAS: [&str; 3] = ["connect_p99_ms", "login_p50_ms", "login_p99_ms"];
+const MORE_KEYS: [&str; 14] = [
+    "retried",
+    "generator_is_bottleneck",
+    "reconnect_rounds",
+    "reconnect_cut",
+    "reconnect_back_max_s",
+    "half_frames",
+    "half_frames_closed",
+    "half_open",
+    "half_open_closed",
+    "slow_readers",
+    "slow_readers_closed",
+    "kernel_slab_per_conn_bytes",
+    "kernel_page_tables_per_conn_bytes",
+    "kernel_per_cpu_per_conn_bytes",
+];
 
 struct StormMode {
     session: Session,
@@ -158,8 +341,9 @@ impl Mode for StormMode {
         Ok(used)
     }
 
-    fn lost(&mut self, _: u32, _: &Fault, _: &mut Io) -> Option<u64> {
-        None
+    /// Whoever is told to come back later does, as often as it is told.
+    fn lost(&mut self, _: u32, fault: &Fault, _: &mut Io) -> Option<u64> {
+        Some(fault.wait_ms()).filter(|ms| *ms > 0)
     }
 
     fn tick(&mut self, io: &mut Io) -> Option<u64> {

@@ -23,6 +23,7 @@ fn sessions_and_messages_cross_a_real_cluster() {
         timeout: Duration::from_secs(60),
         pid: Some(cluster.gateways[0].process.pid().unwrap()),
         quiet: true,
+        ..StormOptions::default()
     })
     .unwrap();
     assert_eq!((storm.connections, storm.failed), (500, 0), "{:?}", storm.errors);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fake::{Fake, Fault};
 use loadtest::chat::{self, ChatOptions, ChatResult};
+use loadtest::misfit::Misfit;
 use loadtest::monitor::RunError;
 use loadtest::storm::{self, StormOptions, StormReport};
 use serde_json::Value;
@@ -22,6 +23,7 @@ fn storm(fake: &Fake, change: impl FnOnce(&mut StormOptions)) -> StormReport {
         timeout: Duration::from_secs(60),
         pid: None,
         quiet: true,
+        ..StormOptions::default()
     };
     change(&mut options);
     storm::run(&options).unwrap()
@@ -84,6 +86,46 @@ fn a_storm_names_what_failed() {
 }
 
 #[test]
+fn who_is_told_to_wait_comes_back_and_has_not_failed() {
+    let report = storm(&Fake::start(Fault::PutOffSomeLogins), |options| options.connections = 100);
+    assert_eq!((report.connections, report.failed), (100, 0), "{:?}", report.errors);
+    assert_eq!((&report.more["retried"], report.errors["UNAVAILABLE"]), (&20.into(), 20));
+    // The wait is in the corrected time only.
+    let p99 = |key: &str| report.more[key].as_f64().unwrap();
+    assert!(p99("login_max_ms") >= 50.0 && p99("login_uncorrected_max_ms") < p99("login_max_ms"));
+}
+
+#[test]
+fn a_share_that_is_cut_comes_back() {
+    let fake = Fake::start(Fault::Nothing);
+    let report = storm(&fake, |options| {
+        options.hold = Duration::from_millis(1_500);
+        options.reconnect = Some((40, Duration::from_millis(200)));
+    });
+    assert_eq!((report.connections, report.failed), (500, 0), "{:?}", report.errors);
+    let number = |key: &str| report.more[key].as_f64().unwrap();
+    assert!(number("reconnect_rounds") >= 1.0 && number("reconnect_back_max_s") < 10.0, "{:?}", report.more);
+    assert!(number("reconnect_cut") >= 100.0 * number("reconnect_rounds"), "{:?}", report.more);
+    // Heartbeats every 90 ms were answered meanwhile.
+    assert!(number("ping_p50_ms") > 0.0);
+}
+
+#[test]
+fn misfits_do_not_count_as_sessions() {
+    let fake = Fake::start(Fault::Nothing);
+    let folder = tempfile::tempdir().unwrap();
+    let report = storm(&fake, |options| {
+        options.hold = Duration::from_millis(500);
+        options.misfits = vec![(Misfit::HalfFrame, 20), (Misfit::Silent, 10)];
+        options.hdr_log = Some(folder.path().join("storm"));
+    });
+    assert_eq!((report.connections, report.failed), (500, 0), "{:?}", report.errors);
+    assert_eq!((&report.more["half_frames"], &report.more["half_open"]), (&20.into(), &10.into()));
+    let log = std::fs::read_to_string(folder.path().join("storm.login.hlog")).unwrap();
+    assert!(log.lines().any(|line| !line.starts_with('#') && !line.starts_with('"')), "{log}");
+}
+
+#[test]
 fn a_chat_run_is_clean() {
     let fake = Fake::start(Fault::Nothing);
     let result = chat(&fake, |_| {}).unwrap();
@@ -139,7 +181,8 @@ fn the_program_writes_json_and_judges_thresholds() {
             .split(' ')
             .collect();
     wanted.sort_unstable();
-    assert_eq!(keys, wanted);
+    assert!(wanted.iter().all(|key| keys.contains(key)), "{keys:?}");
+    assert!(keys.contains(&"login_p9999_ms") && report["retried"] == 0, "{report}");
     assert_eq!(report["connections"], 50);
     assert_eq!(run(&["--fail-if", "connections>=50"]).status.code(), Some(1));
     assert_eq!(run(&["--fail-if", "conections>5"]).status.code(), Some(64));

@@ -11,6 +11,8 @@ pub(super) struct Conn {
     pub fd: Option<Fd>,
     /// When it was begun, or should have been (run time).
     pub begun_us: u64,
+    /// How much later than that it really was.
+    pub late_us: u32,
     /// Rises with every connection at this index.
     pub epoch: u16,
     pub phase: Phase,

@@ -3,7 +3,7 @@
 //! Trap: sending may find that a connection is broken. It is then only noted; the worker closes it when the mode is done
 //! with what it does, so that nothing disappears under the mode's feet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
 use std::sync::Arc;
 
@@ -22,6 +22,8 @@ pub struct Io {
     pub(super) tails: HashMap<u32, Vec<u8>>,
     /// Bytes that the socket did not take. Rare.
     pub(super) outs: HashMap<u32, BytesMut>,
+    /// Those that are not read any more, on purpose.
+    pub(super) deaf: HashSet<u32>,
     /// Noted as broken, closed soon.
     pub(super) broken: Vec<(u32, Fault)>,
     pub(super) in_flight: usize,
@@ -60,7 +62,9 @@ impl Io {
         self.in_flight -= 1;
         self.sample.ready += 1;
         self.sample.last_ready_us = self.now_us;
-        self.sample.login.saturating_record(self.now_us.saturating_sub(conn.begun_us));
+        let took_us = self.now_us.saturating_sub(conn.begun_us);
+        self.sample.login.saturating_record(took_us);
+        self.sample.login_uncorrected.saturating_record(took_us.saturating_sub(u64::from(conn.late_us)));
     }
 
     /// Sends bytes; what the socket does not take waits.
@@ -84,20 +88,41 @@ impl Io {
             }
         }
         if !bytes.is_empty() {
-            match self.epoll.modify(fd, conn.token(index), Interest::ReadWrite) {
+            match self.epoll.modify(fd, conn.token(index), self.reading(index, true)) {
                 Ok(()) => drop(self.outs.insert(index, bytes.into())),
                 Err(error) => self.broken.push((index, Fault::Io(error))),
             }
         }
     }
 
+    /// Reads nothing more from a connection: what comes for it stays in the kernel. Its end is still seen.
+    pub fn stop_reading(&mut self, index: u32) {
+        self.deaf.insert(index);
+        let conn = &self.conns[index as usize];
+        let Some(fd) = &conn.fd else { return };
+        let interest = self.reading(index, self.outs.contains_key(&index));
+        if let Err(error) = self.epoll.modify(fd, conn.token(index), interest) {
+            self.broken.push((index, Fault::Io(error)));
+        }
+    }
+
+    fn reading(&self, index: u32, writing: bool) -> Interest {
+        match (self.deaf.contains(&index), writing) {
+            (false, false) => Interest::Read,
+            (false, true) => Interest::ReadWrite,
+            (true, false) => Interest::End,
+            (true, true) => Interest::Write,
+        }
+    }
+
     /// The socket takes bytes again.
     pub(super) fn flush(&mut self, index: u32) {
+        let after = self.reading(index, false);
         let conn = &self.conns[index as usize];
         let (Some(fd), Some(out)) = (&conn.fd, self.outs.get_mut(&index)) else { return };
         let sent = sys::write(fd, out).map(|sent| out.advance(sent));
         let done = match sent {
-            Ok(()) if out.is_empty() => self.epoll.modify(fd, conn.token(index), Interest::Read),
+            Ok(()) if out.is_empty() => self.epoll.modify(fd, conn.token(index), after),
             Ok(()) => return,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
             Err(error) => Err(error),
@@ -125,6 +150,7 @@ impl Io {
         }
         self.tails.remove(&index);
         self.outs.remove(&index);
+        self.deaf.remove(&index);
         Some(was)
     }
 }

@@ -3,7 +3,9 @@
 //!
 //! Trap: a `Sample` is a difference. Only sums of all samples of a run mean anything.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
+use std::ops::Deref;
 
 use hdrhistogram::Histogram;
 
@@ -24,10 +26,22 @@ pub struct Sample {
     pub retried: u64,
     /// When the last one became ready (run time).
     pub last_ready_us: u64,
+    /// Cut on purpose while they were ready, to be opened again.
+    pub cut: u64,
+    /// Threads that have done a cut.
+    pub cuts_done: u64,
     /// Begin to handshake done.
-    pub connect: Histogram<u64>,
-    /// Begin (scheduled, if there is a rate) to ready.
-    pub login: Histogram<u64>,
+    pub connect: Times,
+    /// Begin (scheduled, if there is a rate; the first one, if it was told to come back) to ready.
+    pub login: Times,
+    /// The same from when the attempt was really begun: it hides what the generator and the waiting cost.
+    pub login_uncorrected: Times,
+    /// Heartbeat from when it was due to its answer.
+    pub ping: Times,
+    /// The same from when it was really sent.
+    pub ping_uncorrected: Times,
+    /// How late threads were at what was due.
+    pub lag: Times,
     /// Faults by name.
     pub faults: BTreeMap<String, u64>,
     /// Chat: devices whose first Sync is complete.
@@ -41,7 +55,7 @@ pub struct Sample {
     /// Chat: messages shown to an addressed user for the first time.
     pub delivered: u64,
     /// Chat: scheduled send to delivery.
-    pub latency: Histogram<u64>,
+    pub latency: Times,
 }
 
 impl Default for Sample {
@@ -54,15 +68,21 @@ impl Default for Sample {
             dropped: 0,
             retried: 0,
             last_ready_us: 0,
-            connect: histogram(2),
-            login: histogram(2),
+            cut: 0,
+            cuts_done: 0,
+            connect: Times::new(2),
+            login: Times::new(2),
+            login_uncorrected: Times::new(2),
+            ping: Times::new(2),
+            ping_uncorrected: Times::new(2),
+            lag: Times::new(2),
             faults: BTreeMap::new(),
             synced: 0,
             sent: 0,
             acked: 0,
             unsure: 0,
             delivered: 0,
-            latency: histogram(3),
+            latency: Times::new(3),
         }
     }
 }
@@ -77,10 +97,15 @@ impl Sample {
         self.dropped += other.dropped;
         self.retried += other.retried;
         self.last_ready_us = self.last_ready_us.max(other.last_ready_us);
-        // Same bounds on both sides, so that adding cannot fail.
-        let _ = self.connect.add(&other.connect);
-        let _ = self.login.add(&other.login);
-        let _ = self.latency.add(&other.latency);
+        self.cut += other.cut;
+        self.cuts_done += other.cuts_done;
+        self.connect.add(&other.connect);
+        self.login.add(&other.login);
+        self.login_uncorrected.add(&other.login_uncorrected);
+        self.ping.add(&other.ping);
+        self.ping_uncorrected.add(&other.ping_uncorrected);
+        self.lag.add(&other.lag);
+        self.latency.add(&other.latency);
         for (name, count) in &other.faults {
             *self.faults.entry(name.clone()).or_default() += count;
         }
@@ -101,6 +126,8 @@ impl Sample {
         self.begun == 0
             && self.made == 0
             && self.ready == 0
+            && self.cuts_done == 0
+            && self.ping.is_empty()
             && self.synced == 0
             && self.sent == 0
             && self.acked == 0
@@ -111,12 +138,51 @@ impl Sample {
 
     /// Ready now, when this is the sum of all samples.
     pub fn ready_now(&self) -> u64 {
-        self.ready - self.dropped
+        self.ready - self.dropped - self.cut
     }
 
     /// Begun and neither ready nor failed, when this is the sum of all samples.
     pub fn in_flight(&self) -> u64 {
         self.begun.saturating_sub(self.ready + self.failed + self.retried)
+    }
+}
+
+/// A histogram of microseconds up to ten minutes that takes no more room than its largest value needs: fifty threads make
+/// several of them a few times a second.
+#[derive(Debug, Clone)]
+pub struct Times(Histogram<u64>);
+
+impl Times {
+    /// An empty one.
+    pub fn new(digits: u8) -> Times {
+        Times(Histogram::new(digits).expect("constant digits are right"))
+    }
+
+    /// One more.
+    pub fn saturating_record(&mut self, us: u64) {
+        // It grows on its own, so that recording cannot fail.
+        let _ = self.0.record(us.min(TIME_US_MAX));
+    }
+
+    /// Adds another.
+    pub fn add(&mut self, other: &Times) {
+        if !other.is_empty() {
+            let _ = self.0.add(&other.0);
+        }
+    }
+}
+
+impl Deref for Times {
+    type Target = Histogram<u64>;
+
+    fn deref(&self) -> &Histogram<u64> {
+        &self.0
+    }
+}
+
+impl Borrow<Histogram<u64>> for &Times {
+    fn borrow(&self) -> &Histogram<u64> {
+        &self.0
     }
 }
 
@@ -148,5 +214,7 @@ mod tests {
         assert_eq!((sum.begun, sum.in_flight(), sum.faults["x"]), (6, 2, 2));
         assert!((millis(&sum.login, 0.5).unwrap() - 1.0).abs() < 0.02);
         assert_eq!(millis(&sum.connect, 0.5), None);
+        sum.connect.saturating_record(u64::MAX);
+        assert!(millis(&sum.connect, 1.0).unwrap() >= 600_000.0);
     }
 }

@@ -5,7 +5,7 @@
 //! in flight and every wake-up would carry one event.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -58,6 +58,8 @@ struct Worker<M> {
     /// Connections in flight, in the order in which they run out of time. Those that are done stay until then.
     patience: VecDeque<(u64, u32, u16)>,
     sampled_us: u64,
+    /// Cuts that are done.
+    cuts: u32,
     read_buffer: Vec<u8>,
     greeting: BytesMut,
 }
@@ -76,6 +78,7 @@ impl<M: Mode> Worker<M> {
                 retries: BinaryHeap::new(),
                 patience: VecDeque::new(),
                 sampled_us: 0,
+                cuts: 0,
                 read_buffer: vec![0; READ_BYTES],
                 greeting: BytesMut::new(),
             }),
@@ -87,6 +90,7 @@ impl<M: Mode> Worker<M> {
         let mut events = sys::event_buffer(EVENTS_PER_TURN_MAX);
         while !self.seat.control.stop.load(Ordering::Acquire) {
             self.io.now_us = self.seat.clock.now_us();
+            self.cut();
             let mut due = self.open();
             due = earlier(due, self.open_again());
             due = earlier(due, self.lose_patience());
@@ -99,6 +103,7 @@ impl<M: Mode> Worker<M> {
                 // Cannot happen with a valid epoll; the run then ends by its timeout.
                 Err(_) => continue,
             };
+            self.note_lag(due);
             for event in ready {
                 self.io.now_us = self.seat.clock.now_us();
                 self.handle(event);
@@ -126,12 +131,13 @@ impl<M: Mode> Worker<M> {
                 if due > self.io.now_us {
                     return Some(due);
                 }
+                self.io.sample.lag.saturating_record(self.io.now_us - due);
                 self.begin(self.next, due);
                 self.next += 1;
             }
             return Some(self.io.now_us);
         }
-        let opening = (2 * cores()).min(share.threads as usize);
+        let opening = (3 * cores()).min(share.threads as usize);
         if share.thread as usize >= self.seat.control.opened_threads.load(Ordering::Acquire) + opening {
             return None;
         }
@@ -159,13 +165,54 @@ impl<M: Mode> Worker<M> {
         None
     }
 
+    /// Cuts the share that the main thread asked for.
+    fn cut(&mut self) {
+        let cuts = self.seat.control.cuts.load(Ordering::Acquire);
+        if cuts == self.cuts {
+            return;
+        }
+        self.cuts = cuts;
+        let percent = self.seat.control.cut_percent.load(Ordering::Acquire);
+        for index in 0..self.seat.share.count {
+            if self.io.is_ready(index) && is_cut(self.seat.share.first + index, cuts, percent) {
+                self.io.close(index);
+                self.io.sample.cut += 1;
+                self.io.conns[index as usize].begun_us = self.io.now_us;
+                self.retries.push(Reverse((self.io.now_us, index)));
+            }
+        }
+        self.io.sample.cuts_done += 1;
+    }
+
+    /// How late this turn is at what it was to wake for.
+    fn note_lag(&mut self, due: Option<u64>) {
+        let slept_us = self.io.now_us;
+        self.io.now_us = self.seat.clock.now_us();
+        if let Some(due) = due.filter(|due| *due > slept_us && *due <= self.io.now_us) {
+            self.io.sample.lag.saturating_record(self.io.now_us - due);
+        }
+    }
+
     fn open_again(&mut self) -> Option<u64> {
+        let window = (self.seat.plan.window / self.seat.share.threads as usize).max(OPENS_PER_TURN_MAX);
+        let mut begun = 0;
         while let Some(Reverse((due, index))) = self.retries.peek().copied() {
             if due > self.io.now_us {
                 return Some(due);
             }
+            // A whole share that comes back is let in as the window says, and answers are looked after in between.
+            begun += 1;
+            if begun > OPENS_PER_TURN_MAX {
+                return Some(self.io.now_us);
+            }
+            if self.seat.plan.rate.is_none() && self.io.in_flight >= window {
+                return None;
+            }
             self.retries.pop();
-            self.begin(index, self.io.now_us);
+            self.io.now_us = self.seat.clock.now_us();
+            // Whoever was told to come back has waited since it was first begun.
+            let since_us = self.io.conns[index as usize].begun_us;
+            self.begin(index, if since_us > 0 { since_us } else { self.io.now_us });
         }
         None
     }
@@ -190,10 +237,11 @@ impl<M: Mode> Worker<M> {
         let targets = &self.seat.plan.targets;
         let target = targets[number as usize % targets.len()];
         let called_us = self.io.now_us;
-        let connected = sys::connect(self.seat.sources.of(number), target);
+        let connected = sys::connect(self.seat.sources.of(number), target, self.seat.plan.nodelay);
         let conn = &mut self.io.conns[index as usize];
         conn.epoch = conn.epoch.wrapping_add(1);
         conn.begun_us = due_us;
+        conn.late_us = called_us.saturating_sub(due_us).min(u64::from(u32::MAX)) as u32;
         conn.phase = Phase::Connecting;
         self.io.in_flight += 1;
         self.io.sample.begun += 1;
@@ -276,7 +324,8 @@ impl<M: Mode> Worker<M> {
                 Err(error) => return self.io.broken.push((index, Fault::Io(error))),
             };
             let bytes = &self.read_buffer[..got];
-            let used = match self.io.tails.remove(&index) {
+            let tail = if self.io.tails.is_empty() { None } else { self.io.tails.remove(&index) };
+            let used = match tail {
                 None => self.mode.receive(index, bytes, &mut self.io).map(|used| bytes[used..].to_vec()),
                 Some(mut tail) => {
                     tail.extend_from_slice(bytes);
@@ -302,6 +351,9 @@ impl<M: Mode> Worker<M> {
             let name = fault.name();
             self.io.sample.fault(if was_ready { format!("dropped_{name}") } else { name });
             self.io.sample.dropped += u64::from(was_ready);
+            if was_ready {
+                self.io.conns[index as usize].begun_us = 0;
+            }
             match self.mode.lost(index, &fault, &mut self.io) {
                 Some(wait_ms) => {
                     self.io.sample.retried += u64::from(!was_ready);
@@ -343,6 +395,9 @@ impl<M: Mode> Worker<M> {
         if due <= now {
             return Some(Duration::ZERO);
         }
+        if due - now > FAR_US {
+            return Some(Duration::from_micros(due - now - FAR_US / 2));
+        }
         if due != self.armed_us {
             let wait = Expiration::OneShot(TimeSpec::from_duration(Duration::from_micros(due - now)));
             if self.timer.set(wait, TimerSetTimeFlags::empty()).is_err() {
@@ -369,6 +424,7 @@ impl<M: Mode> Worker<M> {
 /// Parts from the process's fd table and makes what a thread needs in its own.
 fn set_up(seat: &Seat) -> io::Result<(Io, TimerFd)> {
     sys::unshare_files()?;
+    sys::schedule_batch()?;
     let epoll = Epoll::new()?;
     let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
     epoll.add(&seat.wakes[seat.share.thread as usize], TOKEN_WAKE, Interest::Wake)?;
@@ -380,6 +436,7 @@ fn set_up(seat: &Seat) -> io::Result<(Io, TimerFd)> {
         epoll,
         tails: HashMap::new(),
         outs: HashMap::new(),
+        deaf: HashSet::new(),
         broken: Vec::new(),
         in_flight: 0,
         now_us: seat.clock.now_us(),
@@ -388,6 +445,15 @@ fn set_up(seat: &Seat) -> io::Result<(Io, TimerFd)> {
         control: seat.control.clone(),
     };
     Ok((io, timer))
+}
+
+/// Whether a connection is in the share of a cut; each cut takes another one.
+fn is_cut(number: u32, cut: u32, percent: u32) -> bool {
+    let mut mixed = number ^ cut.wrapping_mul(0x9E37_79B9);
+    mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x7FEB_352D);
+    mixed = (mixed ^ (mixed >> 15)).wrapping_mul(0x846C_A68B);
+    mixed ^= mixed >> 16;
+    (u64::from(mixed) * 100) >> 32 < u64::from(percent)
 }
 
 fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
@@ -405,3 +471,20 @@ const OPENS_PER_TURN_MAX: usize = 64;
 /// One frame of the longest kind, and more.
 const READ_BYTES: usize = 128 * 1024;
 const SAMPLE_EVERY_US: u64 = 200_000;
+/// What is due later than this needs no timer yet: epoll's own timeout wakes early enough to set one.
+const FAR_US: u64 = 20_000;
+
+#[cfg(test)]
+mod tests {
+    use super::is_cut;
+
+    #[test]
+    fn a_cut_takes_its_share_and_each_another() {
+        for percent in [0, 10, 50, 100] {
+            let taken = (0..100_000).filter(|number| is_cut(*number, 1, percent)).count();
+            assert!(taken.abs_diff(1_000 * percent as usize) < 1_500, "{percent}: {taken}");
+        }
+        let both = (0..100_000).filter(|number| is_cut(*number, 1, 50) && is_cut(*number, 2, 50)).count();
+        assert!((10_000..40_000).contains(&both), "{both}");
+    }
+}

@@ -6,10 +6,10 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use gateway::sys::{self, Epoll, EventFd, Fd, Interest};
@@ -29,13 +29,16 @@ struct Shared {
     /// One per worker, so that they do not fight over a cache line.
     accepted: Vec<Counter>,
     wakes: Vec<EventFd>,
-    last_accept: Mutex<Option<Instant>>,
-    all: u64,
+    began: Instant,
 }
 
 #[repr(align(64))]
 #[derive(Default)]
-struct Counter(AtomicU64);
+struct Counter {
+    accepted: AtomicU64,
+    /// After the begin.
+    last_us: AtomicU64,
+}
 
 impl FloorServer {
     /// Starts the workers; all listen when this returns.
@@ -51,8 +54,7 @@ impl FloorServer {
             stop: AtomicBool::new(false),
             accepted: (0..workers).map(|_| Counter::default()).collect(),
             wakes: wakes.map_err(EngineError::Thread)?,
-            last_accept: Mutex::new(None),
-            all: u64::from(connections),
+            began: Instant::now(),
         });
         let (listens_sender, listens) = crossbeam_channel::bounded(workers);
         let mut threads = Vec::with_capacity(workers);
@@ -80,9 +82,11 @@ impl FloorServer {
         self.shared.sum()
     }
 
-    /// When the last of all was.
+    /// When the last one was.
     pub fn last_accept(&self) -> Option<Instant> {
-        *self.shared.last_accept.lock().ok()?
+        let last_us =
+            self.shared.accepted.iter().map(|counter| counter.last_us.load(Ordering::Acquire)).max()?;
+        (last_us > 0).then(|| self.shared.began + Duration::from_micros(last_us))
     }
 
     /// Tells the workers to close everything.
@@ -103,13 +107,14 @@ impl FloorServer {
 
 impl Shared {
     fn sum(&self) -> u64 {
-        self.accepted.iter().map(|counter| counter.0.load(Ordering::Acquire)).sum()
+        self.accepted.iter().map(|counter| counter.accepted.load(Ordering::Acquire)).sum()
     }
 }
 
 fn work(worker: usize, address: SocketAddr, echo: bool, shared: &Shared, listens: &Sender<io::Result<()>>) {
     let set_up = || {
         sys::unshare_files()?;
+        sys::schedule_batch()?;
         let epoll = Epoll::new()?;
         epoll.add(&shared.wakes[worker], TOKEN_WAKE, Interest::Wake)?;
         let listener = sys::listen(address, BACKLOG, 0)?;
@@ -152,20 +157,15 @@ fn serve(worker: usize, echo: bool, shared: &Shared, epoll: &Epoll, listener: &F
 }
 
 fn accept(worker: usize, shared: &Shared, epoll: &Epoll, listener: &Fd, connections: &mut Vec<Fd>) {
-    let counter = &shared.accepted[worker].0;
+    let counter = &shared.accepted[worker].accepted;
     for _ in 0..ACCEPTS_PER_TURN_MAX {
-        let Ok((fd, _)) = sys::accept(listener) else { break };
+        let Ok(fd) = sys::accept_unnamed(listener) else { break };
         if epoll.add(&fd, connections.len() as u64, Interest::Read).is_ok() {
             connections.push(fd);
             counter.store(connections.len() as u64, Ordering::Release);
         }
     }
-    // The last batch of all is rare; the sum is cheap beside the system calls before it.
-    if shared.sum() >= shared.all
-        && let Ok(mut last) = shared.last_accept.lock()
-    {
-        last.get_or_insert_with(Instant::now);
-    }
+    shared.accepted[worker].last_us.store(shared.began.elapsed().as_micros() as u64, Ordering::Release);
 }
 
 /// As the gateway leaves free: SO_REUSEPORT's hash is even to about five sigma of this.

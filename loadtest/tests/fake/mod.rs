@@ -30,6 +30,8 @@ pub enum Fault {
     Cut,
     /// Logins are refused.
     RefuseLogins,
+    /// The first 20 logins are told to come back in a moment.
+    PutOffSomeLogins,
     /// Only the first 30 logins are answered; the next is closed.
     CloseSomeLogins,
 }
@@ -112,7 +114,10 @@ impl World {
                 *user = wire::Login::decode(body).unwrap().user;
                 return self.login(user, out);
             }
-            Command::Ping => put(out, Command::Pong, &wire::Pong::default()),
+            Command::Ping => {
+                let nonce = wire::Ping::decode(body).unwrap().nonce;
+                put(out, Command::Pong, &wire::Pong { nonce });
+            }
             Command::Send => return self.send(user, wire::Send::decode(body).unwrap(), out),
             Command::Sync => {
                 let request = wire::Sync::decode(body).unwrap().request;
@@ -157,6 +162,12 @@ impl World {
         if self.fault == Fault::RefuseLogins {
             let code = wire::Code::LoginRefused as i32;
             put(out, Command::Error, &wire::Error { code, closing: true, ..Default::default() });
+            return false;
+        }
+        if self.fault == Fault::PutOffSomeLogins && self.logins <= 20 {
+            let code = wire::Code::Unavailable as i32;
+            let error = wire::Error { code, closing: true, retry_after_ms: 50, ..Default::default() };
+            put(out, Command::Error, &error);
             return false;
         }
         if self.fault == Fault::CloseSomeLogins && self.logins > 30 {
