@@ -196,6 +196,10 @@ impl Bridge {
         let mut touched = Vec::new();
         let mut link = self.link.lock();
         for frame in frames {
+            if frame.command == 0 {
+                touched.extend(link.depart(frame, now_ms).filter(|stream| !touched.contains(stream)));
+                continue;
+            }
             if let Some(rate) = &mut rate
                 && LaneKind::of(&frame) == LaneKind::Logins
                 && let Err(retry_after_ms) = rate.ask(now_ms)

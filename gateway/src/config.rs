@@ -233,7 +233,7 @@ impl Default for Link {
         Link {
             batch_frames_max: 1_024,
             batches_in_flight_max: 2,
-            login_batch_frames_max: 256,
+            login_batch_frames_max: 64,
             login_batches_in_flight_max: 2,
             logins_waiting_max: 32_768,
             login_wait_ms_max: 5_000,

@@ -63,9 +63,18 @@ pub struct Link {
     bounds: Bounds,
     streams: Vec<Stream>,
     pinned: Pins,
+    /// Connections that have closed and whose users are to be unbound, as far as the lanes had no room for that: connection
+    /// and user.
+    departed: VecDeque<(u64, u64)>,
     next_key: StreamKey,
     pinged_ms: u64,
 }
+
+/// Live frames behind which departures wait elsewhere, so that a million of them stand before nobody's message.
+const DEPARTURES_AHEAD_MAX: usize = 1_024;
+
+/// Departures that wait at most; twice as many as a gateway was ever measured with. 16 bytes each.
+const DEPARTED_MAX: usize = 1 << 21;
 
 struct Stream {
     key: StreamKey,
@@ -89,7 +98,14 @@ struct Stream {
 impl Link {
     /// Without streams.
     pub fn new(bounds: Bounds) -> Self {
-        Link { bounds, streams: Vec::new(), pinned: Pins::default(), next_key: 1, pinged_ms: 0 }
+        Link {
+            bounds,
+            streams: Vec::new(),
+            pinned: Pins::default(),
+            departed: VecDeque::new(),
+            next_key: 1,
+            pinged_ms: 0,
+        }
     }
 
     /// A stream to `state_id` is open.
@@ -140,7 +156,9 @@ impl Link {
 
     /// Frames that are queued or not acknowledged, over all streams.
     pub fn pending(&self) -> usize {
-        self.streams.iter().map(|stream| stream.live.pending() + stream.logins.pending()).sum()
+        // Without a stream nobody will ever ask for them.
+        let departed = if self.streams.is_empty() { 0 } else { self.departed.len() };
+        departed + self.streams.iter().map(|s| s.live.pending() + s.logins.pending()).sum::<usize>()
     }
 
     /// Logins that have not left for a state server, over all streams.
@@ -188,6 +206,37 @@ impl Link {
         Ok(stream.key)
     }
 
+    /// Queues the news that a connection has closed. It is never refused: without a lane for it, it waits until there is one.
+    /// Gives the stream that has something to send.
+    pub fn depart(&mut self, frame: UpFrame, now_ms: u64) -> Option<StreamKey> {
+        let (connection, user) = (frame.connection, frame.user);
+        if self.departed.is_empty()
+            && !self.is_crowded()
+            && let Ok(key) = self.offer(frame, now_ms)
+        {
+            return Some(key);
+        }
+        if self.departed.len() < DEPARTED_MAX {
+            self.departed.push_back((connection, user));
+        }
+        None
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.streams.iter().any(|stream| stream.live.waiting() >= DEPARTURES_AHEAD_MAX)
+    }
+
+    fn let_depart(&mut self, now_ms: u64) {
+        while let Some((connection, user)) = self.departed.front().copied() {
+            let frame = UpFrame { connection, user, ..UpFrame::default() };
+            if self.is_crowded() || self.offer(frame, now_ms).is_err() {
+                return;
+            }
+            self.departed.pop_front();
+        }
+        self.departed = VecDeque::new();
+    }
+
     /// Connections that are free to move go to these servers as long as one of them has a stream: the others have left
     /// the registry, and are draining.
     pub fn prefer(&mut self, state_ids: &[&str]) {
@@ -198,6 +247,7 @@ impl Link {
 
     /// What to send next on this stream; `None`: nothing now.
     pub fn next_up(&mut self, key: StreamKey, now_ms: u64) -> Option<Up> {
+        self.let_depart(now_ms);
         let bounds = &self.bounds;
         let stream = self.streams.iter_mut().find(|stream| stream.key == key)?;
         let kind = if let Some(nonce) = stream.ping_due.take() {
@@ -244,7 +294,10 @@ impl Link {
         // If we ourselves stood still, their pongs wait unread: everybody gets the full time again.
         let we_slept = now_ms > self.pinged_ms + self.bounds.dead_ms / 2;
         self.pinged_ms = now_ms;
+        self.pinned.rest();
         for stream in &mut self.streams {
+            stream.live.rest();
+            stream.logins.rest();
             stream.ping_due = Some(now_ms);
             if we_slept {
                 stream.pong_ms = now_ms;

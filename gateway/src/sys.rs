@@ -152,9 +152,18 @@ impl EventFd {
     }
 }
 
+/// Ends wake-ups for good: closes them in this thread's table, which must be the last that holds them, with nobody left who
+/// would use them. For programs that make them again and again.
+pub fn close_wakes(wakes: &[EventFd]) {
+    for wake in wakes {
+        // SAFETY: no memory involved. A number used afterwards would name another file; the caller has ended all users.
+        unsafe { libc::close(wake.raw) };
+    }
+}
+
 /// The same wake-up for a tokio task. Called on a thread of the main fd table, inside a runtime.
 pub fn async_eventfd(eventfd: EventFd) -> io::Result<AsyncFd<EventFd>> {
-    // SAFETY: an EventFd is never closed and its number never changes, so what is registered stays registered.
+    // SAFETY: an EventFd of a server is never closed and its number never changes, so what is registered stays registered.
     let registered = unsafe { AsyncFd::register_with_interest(eventfd, tokio::io::Interest::READABLE) };
     registered.map_err(io::Error::from)
 }

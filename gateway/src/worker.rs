@@ -30,6 +30,7 @@ use crate::tail::Tails;
 use crate::wake::Wake;
 use bytes::BytesMut;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use proto::Command;
 use proto::wire::Code;
 
 /// What a worker shares with the bridge and the main thread.
@@ -84,6 +85,12 @@ pub(crate) struct Worker {
     inbox: Inbox,
     started: Instant,
     swept_tick: u8,
+    /// The bridge gave the last batch back: nothing more is read until it takes it.
+    held_back: bool,
+    /// Something in the batch is waited for.
+    urgent: bool,
+    /// Since when the batch waits with nothing in it that anybody waits for.
+    idle_since_ms: Option<u64>,
     /// The bridge keeps up, so what has just arrived may be read.
     pub(crate) reads_arrivals: bool,
     /// Thread CPU time at the end of the last turn.
@@ -102,6 +109,11 @@ pub(crate) struct Worker {
 /// Epoll tokens beside places, which are below 2^32.
 pub(crate) const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
+
+/// How long acknowledgements of pushes and the like may wait for something that is waited for, and how many of them may.
+/// State merges delivered cursors for 200 ms anyway.
+const NEWS_MS_MAX: u64 = 50;
+const NEWS_MAX: usize = 256;
 
 /// How long the bridge may keep a worker waiting when the queue up is full.
 const UP_WAIT: Duration = Duration::from_millis(1);
@@ -144,6 +156,9 @@ impl Worker {
             inbox,
             started: Instant::now(),
             swept_tick: 0,
+            held_back: false,
+            urgent: false,
+            idle_since_ms: None,
             reads_arrivals: false,
             cpu_used: Duration::ZERO,
             first_event: 0,
@@ -193,7 +208,7 @@ impl Worker {
         self.send_up();
         self.flush();
         if arrivals {
-            self.reads_arrivals = self.batch.is_empty();
+            self.reads_arrivals = !self.held_back;
             self.accept();
             self.send_up();
         }
@@ -204,8 +219,7 @@ impl Worker {
     /// Handles what epoll has told; whether somebody waits at the listener.
     fn ready(&mut self, events: &[Event]) -> bool {
         let mut arrivals = false;
-        // The bridge gave the last batch back: nothing more is read until it takes it.
-        let mut choked = !self.batch.is_empty();
+        let mut choked = self.held_back;
         let read_max = self.shared.config.workers.read_bytes_per_turn_max;
         // Epoll lists in turn whoever is ready, so those that were left out are where we stopped.
         let (before, behind) = events.split_at(std::mem::take(&mut self.first_event).min(events.len()));
@@ -264,11 +278,12 @@ impl Worker {
         if self.down_waiting || !self.dirty.is_empty() || self.drain_page.is_some() {
             return Duration::ZERO;
         }
-        if !self.batch.is_empty() {
+        if self.held_back {
             return UP_WAIT;
         }
         let next_tick_ms = (self.now_ms / 1000 + 1) * 1000;
-        let next_ms = [self.logins.next_ms(), self.stalls.next_ms(), self.lingers.next_ms()]
+        let batch_ms = self.idle_since_ms.map(|since_ms| since_ms + NEWS_MS_MAX);
+        let next_ms = [self.logins.next_ms(), self.stalls.next_ms(), self.lingers.next_ms(), batch_ms]
             .into_iter()
             .flatten()
             .fold(next_tick_ms, u64::min);
@@ -347,15 +362,27 @@ impl Worker {
             self.batch.frames.reserve(self.batch_frames);
             self.batch.bodies.reserve(self.batch_bytes.max(body.len()));
         }
+        self.urgent |= frame.command != Command::PushAck as u8;
         self.batch.bodies.extend_from_slice(body);
         self.batch.frames.push(frame);
     }
 
+    /// Whether the batch may wait for the next: nobody waits for acknowledgements of pushes, or for the news that a batch
+    /// down was placed. Alone they would wake the bridge and a state server twice per message.
+    fn can_wait(&mut self) -> bool {
+        if self.urgent || !self.batch.gone.is_empty() || self.batch.frames.len() >= NEWS_MAX {
+            return false;
+        }
+        let since_ms = *self.idle_since_ms.get_or_insert(self.now_ms);
+        self.now_ms < since_ms + NEWS_MS_MAX
+    }
+
     /// Hands the batch of this turn to the bridge.
     fn send_up(&mut self) {
-        if self.batch.is_empty() {
+        if self.batch.is_empty() || (!self.held_back && self.can_wait()) {
             return;
         }
+        self.held_back = true;
         let Some(charge) = self.shared.burst.batch(self.batch.held_bytes()) else {
             // Too much is on its way already: as if the queue were full.
             self.stats().up_full.add(1);
@@ -364,18 +391,23 @@ impl Worker {
         (self.batch_frames, self.batch_bytes) = (self.batch.frames.len(), self.batch.bodies.len());
         let batch = UpBatch { charge, ..std::mem::take(&mut self.batch) };
         match self.shared.up.try_send(batch) {
-            Ok(()) => self.shared.up_wake.wake(),
+            Ok(()) => self.sent_up(),
             Err(TrySendError::Full(batch)) => {
                 self.stats().up_full.add(1);
                 self.shared.up_wake.wake();
                 // The only place where a worker waits for anybody. Its clients wait in their sockets meanwhile.
                 match self.shared.up.send_timeout(batch, UP_WAIT) {
-                    Ok(()) => self.shared.up_wake.wake(),
+                    Ok(()) => self.sent_up(),
                     Err(error) => self.batch = UpBatch { charge: Default::default(), ..error.into_inner() },
                 }
             }
             Err(TrySendError::Disconnected(_)) => {}
         }
+    }
+
+    fn sent_up(&mut self) {
+        (self.held_back, self.urgent, self.idle_since_ms) = (false, false, None);
+        self.shared.up_wake.wake();
     }
 
     fn begin_drain(&mut self, within_ms: u32) {
@@ -411,6 +443,7 @@ impl Worker {
             page = next;
         }
         self.dirty.clear();
+        self.urgent = true;
         while !self.batch.is_empty() {
             self.send_up();
             if !self.batch.is_empty() {
@@ -445,6 +478,7 @@ impl Worker {
         self.shared.admission.leave(connection.address);
         if connection.user != 0 {
             self.stats().bound.set(self.stats().bound.get() - 1);
+            self.urgent = true;
             self.batch.frames.push(UpFrame {
                 connection: self.connection_id(place),
                 user: connection.user,

@@ -101,7 +101,7 @@ pub fn run(options: &ChatOptions) -> Result<ChatResult, RunError> {
         rate: None,
         window: options.window,
         ready_ms_max: READY_MS_MAX,
-        nodelay: true,
+        prompt: true,
     };
     let engine = Engine::start(engine_plan, move |share| ChatMode::new(run.clone(), share))?;
     let mut monitor = Monitor::new(u64::from(options.connections), options.timeout, options.quiet);

@@ -125,7 +125,7 @@ impl Session {
                 frame::put(Command::Ping, &wire::Ping { nonce: nonce(due, io.now_us()) }, &mut self.out);
                 io.send(index, &self.out);
                 // From when it was due, so that a late turn does not bunch the next round.
-                self.heartbeats.push_back((due + self.interval_us, index, epoch));
+                self.heartbeats.push_back((on_beat(due + self.interval_us), index, epoch));
             }
         }
     }
@@ -134,17 +134,28 @@ impl Session {
         if ack.heartbeat_ms > 0 && !self.silent {
             // "At least this often": a tenth earlier leaves room for the way.
             self.interval_us = u64::from(ack.heartbeat_ms) * 900;
-            let due = io.now_us() + first_after(self.first + index, self.interval_us);
+            let due = on_beat(io.now_us() + first_after(self.first + index, self.interval_us));
             self.first_heartbeats.push(Reverse((due, index, io.epoch(index))));
         }
     }
 }
 
-/// When a connection's first heartbeat is due: the golden section spreads any run of numbers evenly.
+/// When a connection's first heartbeat is due, after its login: at the end of the interval, for whoever has just spoken needs
+/// none; up to an eighth earlier, so that a quick storm does not beat as one. The golden section spreads any run of
+/// numbers evenly.
 fn first_after(number: u32, interval_us: u64) -> u64 {
     let part = u64::from(number.wrapping_add(1).wrapping_mul(0x9E37_79B9));
-    ((u128::from(interval_us) * u128::from(part)) >> 32) as u64
+    let early_us = interval_us / 8;
+    interval_us - early_us + ((u128::from(early_us) * u128::from(part)) >> 32) as u64
 }
+
+/// Heartbeats have a slack, as timers of clients do: they leave on the beat of all threads. One wake-up of this machine for
+/// each would cost it as much as the heartbeat itself.
+fn on_beat(due_us: u64) -> u64 {
+    due_us.next_multiple_of(BEAT_US)
+}
+
+const BEAT_US: u64 = 10_000;
 
 /// What a heartbeat carries and its answer brings back: when it was due, and how much later it was sent. Nothing has to
 /// be kept for it.
@@ -184,14 +195,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heartbeats_spread_over_the_interval() {
+    fn first_heartbeats_spread_over_the_last_eighth_of_the_interval() {
         let mut tenths = [0; 10];
         for number in 500_000..501_000 {
             let after = first_after(number, 54_000_000);
-            assert!(after < 54_000_000);
-            tenths[(after / 5_400_000) as usize] += 1;
+            assert!((47_250_000..54_000_000).contains(&after));
+            tenths[((after - 47_250_000) / 675_000) as usize] += 1;
         }
         assert!(tenths.iter().all(|count| (90..=110).contains(count)), "{tenths:?}");
+        assert_eq!((on_beat(1), on_beat(20_000)), (10_000, 20_000));
     }
 
     #[test]

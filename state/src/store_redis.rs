@@ -1,8 +1,8 @@
 //! The store on Redis: one pipelined round trip per call, with a command or a Lua script for each operation. Some
 //! logins take a second round trip (`store_redis_round`).
 //!
-//! Two connections: calls of nothing but many logins and departures have their own. Redis takes some 16 kB of each connection
-//! in turn, so a message behind a thousand logins waits for a few dozen of them.
+//! Two connections: bulk (calls of nothing but delivered cursors, or many logins and departures) has its own. Redis takes
+//! some 16 kB of each connection in turn, so a message behind a thousand logins waits for a few dozen of them.
 //!
 //! Keys. `{cNNNN}` is the bucket of a chat, so that a chat stands in one slot also in Redis Cluster:
 //! `{cNNNN}:chat:CHAT` hash `seq` `time` `d:USER`; `{cNNNN}:messages:CHAT` stream with id `SEQ-0`;
@@ -29,8 +29,8 @@ use crate::store_redis_script::{SCRIPTS, Script};
 /// Redis.
 pub struct RedisStore {
     connection: ConnectionManager,
-    /// For calls of logins and departures.
-    logins: ConnectionManager,
+    /// For what nobody waits for, and for storms.
+    bulk: ConnectionManager,
     hints: Hints,
     route_buckets: u32,
     dedupe_seconds: u64,
@@ -54,7 +54,7 @@ impl RedisStore {
         let connect = async || ConnectionManager::new_with_config(client.clone(), manager.clone()).await;
         let store = RedisStore {
             connection: connect().await.map_err(unknown)?,
-            logins: connect().await.map_err(unknown)?,
+            bulk: connect().await.map_err(unknown)?,
             hints: Hints::default(),
             route_buckets: config.route_buckets,
             dedupe_seconds: u64::from(config.dedupe_days) * 86_400,
@@ -103,7 +103,7 @@ impl RedisStore {
         for ask in asks {
             pipe.add_command(self.ask(ops, ask));
         }
-        let mut connection = if of_logins(ops) { self.logins.clone() } else { self.connection.clone() };
+        let mut connection = if is_bulk(ops) { self.bulk.clone() } else { self.connection.clone() };
         pipe.ignore_errors().query_async(&mut connection).await
     }
 
@@ -346,10 +346,11 @@ const USERS: &str = "rookery:users";
 /// A call of at least so many operations may have a connection of its own.
 const LOGINS_MIN: usize = 16;
 
-/// Whether the call is logins and departures alone, and many.
-fn of_logins(ops: &[Op]) -> bool {
+/// Whether the call is delivered cursors alone, or logins and departures alone, and many.
+fn is_bulk(ops: &[Op]) -> bool {
     let of_login = |op: &Op| matches!(op, Op::Register { .. } | Op::Bind { .. } | Op::Unbind { .. });
-    ops.len() >= LOGINS_MIN && ops.iter().all(of_login)
+    let of_cursor = |op: &Op| matches!(op, Op::Delivered { .. });
+    ops.iter().all(of_cursor) || ops.len() >= LOGINS_MIN && ops.iter().all(of_login)
 }
 
 /// A command whose arguments are small.

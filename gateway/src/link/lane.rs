@@ -55,6 +55,9 @@ pub struct Room {
     pub bytes: usize,
 }
 
+/// Frames that the queue keeps room for whatever there is.
+const ROOM_KEPT: usize = 1024;
+
 /// Fixed cost that a queued frame is counted with beside its body.
 const FRAME_OVERHEAD_BYTES: usize = 64;
 
@@ -67,6 +70,13 @@ impl Lane {
     /// Whether an acknowledgement is due, or would be if the frames that wait could leave.
     pub fn is_due(&self) -> bool {
         !self.unacked.is_empty() || !self.queue.is_empty()
+    }
+
+    /// Gives memory back that a storm or a mass departure needed.
+    pub fn rest(&mut self) {
+        if self.queue.capacity() > ROOM_KEPT && self.queue.capacity() / 8 > self.queue.len() {
+            self.queue.shrink_to(ROOM_KEPT.max(2 * self.queue.len()));
+        }
     }
 
     /// Due, and without progress for longer than that.

@@ -21,6 +21,9 @@ pub struct Pin {
     pub frames: u32,
 }
 
+/// Room that is kept whatever there is.
+const ROOM_KEPT: usize = 1024;
+
 /// All of them, by connection.
 #[derive(Debug, Default)]
 pub struct Pins(HashMap<u64, Pin, BuildHasherDefault<IdHasher>>);
@@ -38,6 +41,13 @@ impl Pins {
             if pin.get().frames == 0 {
                 pin.remove();
             }
+        }
+    }
+
+    /// Gives memory back that a storm or a mass departure needed.
+    pub fn rest(&mut self) {
+        if self.0.capacity() > ROOM_KEPT && self.0.capacity() / 8 > self.0.len() {
+            self.0.shrink_to(ROOM_KEPT.max(2 * self.0.len()));
         }
     }
 

@@ -44,6 +44,26 @@ fn batch(up: Option<Up>) -> Option<UpBatch> {
 }
 
 #[test]
+fn departures_wait_for_room_and_are_never_refused() {
+    let mut link = Link::new(Bounds { queue_bytes_max: 1 << 30, ..bounds() });
+    let gone = |connection| UpFrame { connection, user: connection + 1, ..UpFrame::default() };
+    assert_eq!(link.depart(gone(7), 0), None);
+    assert_eq!(link.pending(), 0, "nobody is there to tell");
+    let key = link.opened("s-1", 1 << 30, 0);
+    for connection in 8..5_000 {
+        link.depart(gone(connection), 0);
+    }
+    assert_eq!(link.pending(), 4_993);
+    let mut told = Vec::new();
+    while let Some(sent) = batch(link.next_up(key, 0)) {
+        told.extend(sent.frames.iter().map(|frame| (frame.command, frame.connection, frame.user)));
+        link.acked(key, sent.number, &[], 0);
+    }
+    assert_eq!(told, (7..5_000).map(|connection| (0, connection, connection + 1)).collect::<Vec<_>>());
+    assert_eq!((link.pending(), link.departed.capacity()), (0, 0));
+}
+
+#[test]
 fn two_batches_are_out_and_the_rest_waits() {
     let mut link = Link::new(bounds());
     let key = link.opened("s-1", 1 << 20, 0);

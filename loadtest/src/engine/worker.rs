@@ -237,7 +237,7 @@ impl<M: Mode> Worker<M> {
         let targets = &self.seat.plan.targets;
         let target = targets[number as usize % targets.len()];
         let called_us = self.io.now_us;
-        let connected = sys::connect(self.seat.sources.of(number), target, self.seat.plan.nodelay);
+        let connected = sys::connect(self.seat.sources.of(number), target, self.seat.plan.prompt);
         let conn = &mut self.io.conns[index as usize];
         conn.epoch = conn.epoch.wrapping_add(1);
         conn.begun_us = due_us;
@@ -424,7 +424,9 @@ impl<M: Mode> Worker<M> {
 /// Parts from the process's fd table and makes what a thread needs in its own.
 fn set_up(seat: &Seat) -> io::Result<(Io, TimerFd)> {
     sys::unshare_files()?;
-    sys::schedule_batch()?;
+    if !seat.plan.prompt {
+        sys::schedule_batch()?;
+    }
     let epoll = Epoll::new()?;
     let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
     epoll.add(&seat.wakes[seat.share.thread as usize], TOKEN_WAKE, Interest::Wake)?;

@@ -102,6 +102,7 @@ impl FloorServer {
             // A worker that panicked has said so on stderr.
             let _ = thread.join();
         }
+        sys::close_wakes(&self.shared.wakes);
     }
 }
 

@@ -56,7 +56,7 @@ impl Live {
         let (messages, participants) = (plan.messages, plan.participants().len() as u64);
         let run = Arc::new(ChatRun { name: random_run(), number: rand::rng().random(), plan });
         let engine_plan =
-            Plan { connections: talk.people, targets: vec![target], nodelay: true, ..Plan::default() };
+            Plan { connections: talk.people, targets: vec![target], prompt: true, ..Plan::default() };
         let engine = Engine::start(engine_plan, move |share| ChatMode::new(run.clone(), share))?;
         let people = u64::from(talk.people);
         let clock = Monitor::new(people, timeout, true);
