@@ -123,7 +123,9 @@ fn refused(connection: &Connection, error: &wire::Error) -> LoginFailure {
             let after =
                 (error.retry_after_ms > 0).then(|| Duration::from_millis(error.retry_after_ms.into()));
             let problem = format!("gateway {}: {}: {}", connection.address(), code.as_str_name(), error.text);
-            later(connection, after, problem, error.ipconf.clone())
+            // Only a full gateway has reason to send us elsewhere.
+            let ipconf = if code == Code::TooManyConnections { error.ipconf.clone() } else { String::new() };
+            later(connection, after, problem, ipconf)
         }
     }
 }

@@ -63,12 +63,10 @@ impl Resolver {
         let mut addresses = match &self.target {
             Target::Gateway(addresses) if addresses.is_empty() => return Err(ResolveError::NoAddress),
             Target::Gateway(addresses) => {
-                let given = addresses.clone();
-                let mut found = match self.told.take() {
-                    Some(url) => self.named_by(&url).await,
-                    None => Vec::new(),
-                };
-                found.extend(given);
+                let mut found = addresses.clone();
+                if let Some(url) = self.told.take() {
+                    found.extend(self.named_by(&url).await);
+                }
                 found
             }
             Target::Ipconf(url) => {
@@ -91,7 +89,7 @@ impl Resolver {
     /// What the ipconf at `url` knows; nothing, if it does not answer.
     async fn named_by(&mut self, url: &str) -> Vec<String> {
         match self.fetch(url).await {
-            Ok(list) => list.gateways.into_iter().map(|gateway| gateway.addr).collect(),
+            Ok(list) => list.gateways.into_iter().take(GATEWAYS_MAX).map(|gateway| gateway.addr).collect(),
             Err(error) => {
                 tracing::debug!(url, error = innermost(&error), "the ipconf that a full gateway named");
                 Vec::new()
@@ -105,6 +103,8 @@ impl Resolver {
             None => {
                 let http = reqwest::Client::builder()
                     .no_proxy()
+                    // Whoever names an ipconf does not get to choose where else we knock.
+                    .redirect(reqwest::redirect::Policy::none())
                     .timeout(Duration::from_millis(IPCONF_MS_MAX))
                     .build()?;
                 self.http.insert(http)

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 use prost::Message;
@@ -162,7 +163,7 @@ impl Bridge {
             device: frame.device,
             binding: frame.binding,
             command: u32::from(frame.command),
-            body: bodies.split_to(frame.body_bytes as usize),
+            body: own_login(frame.command, bodies.split_to(frame.body_bytes as usize)),
         });
         let mut rate = self.login_rate.lock();
         self.offer(frames, Some(&mut rate), refused);
@@ -380,7 +381,12 @@ impl Bridge {
     /// What goes up next on a stream, counted.
     pub fn next_up(&self, key: StreamKey) -> Option<Up> {
         let mut link = self.link.lock();
-        let next = link.next_up(key, self.now_ms())?;
+        let next = link.next_up(key, self.now_ms());
+        let others: Vec<StreamKey> = link.take_notices().into_iter().filter(|other| *other != key).collect();
+        if !others.is_empty() {
+            self.notify_streams(others);
+        }
+        let next = next?;
         if let Some(up::Kind::Batch(batch)) = &next.kind {
             let stats = &self.metrics.bridge;
             let (batches, frames) = match batch.frames.first().map(LaneKind::of) {
@@ -417,6 +423,11 @@ impl Bridge {
             settled.await;
         }
     }
+}
+
+/// A login may wait for seconds; it must not pin what else came in the turn that read it.
+fn own_login(command: u8, body: Bytes) -> Bytes {
+    if command == Command::Login as u8 { Bytes::copy_from_slice(&body) } else { body }
 }
 
 /// Turns a batch from a state server into deliveries; how many they are.

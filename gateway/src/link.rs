@@ -66,12 +66,16 @@ pub struct Link {
     /// Connections that have closed and whose users are to be unbound, as far as the lanes had no room for that: connection
     /// and user.
     departed: VecDeque<(u64, u64)>,
+    notices: Vec<StreamKey>,
     next_key: StreamKey,
     pinged_ms: u64,
 }
 
 /// Live frames behind which departures wait elsewhere, so that a million of them stand before nobody's message.
 const DEPARTURES_AHEAD_MAX: usize = 1_024;
+
+/// Departures whose way was not clear, after which no more are tried at once.
+const DEPARTURES_MISSED_MAX: usize = 64;
 
 /// Departures that wait at most; twice as many as a gateway was ever measured with. 16 bytes each.
 const DEPARTED_MAX: usize = 1 << 21;
@@ -103,6 +107,7 @@ impl Link {
             streams: Vec::new(),
             pinned: Pins::default(),
             departed: VecDeque::new(),
+            notices: Vec::new(),
             next_key: 1,
             pinged_ms: 0,
         }
@@ -211,7 +216,7 @@ impl Link {
     pub fn depart(&mut self, frame: UpFrame, now_ms: u64) -> Option<StreamKey> {
         let (connection, user) = (frame.connection, frame.user);
         if self.departed.is_empty()
-            && !self.is_crowded()
+            && self.is_clear(connection)
             && let Ok(key) = self.offer(frame, now_ms)
         {
             return Some(key);
@@ -222,19 +227,38 @@ impl Link {
         None
     }
 
-    fn is_crowded(&self) -> bool {
-        self.streams.iter().any(|stream| stream.live.waiting() >= DEPARTURES_AHEAD_MAX)
+    /// Streams that got something to send from among the departures, since the last time this was asked.
+    pub fn take_notices(&mut self) -> Vec<StreamKey> {
+        std::mem::take(&mut self.notices)
     }
 
+    fn is_clear(&self, connection: u64) -> bool {
+        home(&self.streams, connection)
+            .is_some_and(|index| self.streams[index].live.waiting() < DEPARTURES_AHEAD_MAX)
+    }
+
+    /// Nothing follows a departure on its connection, so the order among them does not matter: those whose way is not clear
+    /// go behind the others.
     fn let_depart(&mut self, now_ms: u64) {
-        while let Some((connection, user)) = self.departed.front().copied() {
-            let frame = UpFrame { connection, user, ..UpFrame::default() };
-            if self.is_crowded() || self.offer(frame, now_ms).is_err() {
+        let mut misses = 0;
+        for _ in 0..self.departed.len() {
+            if misses == DEPARTURES_MISSED_MAX {
                 return;
             }
-            self.departed.pop_front();
+            let Some((connection, user)) = self.departed.pop_front() else { return };
+            let frame = UpFrame { connection, user, ..UpFrame::default() };
+            match self.is_clear(connection).then(|| self.offer(frame, now_ms)) {
+                Some(Ok(key)) if self.notices.contains(&key) => {}
+                Some(Ok(key)) => self.notices.push(key),
+                Some(Err(_)) | None => {
+                    misses += 1;
+                    self.departed.push_back((connection, user));
+                }
+            }
         }
-        self.departed = VecDeque::new();
+        if self.departed.is_empty() && self.departed.capacity() > 0 {
+            self.departed = VecDeque::new();
+        }
     }
 
     /// Connections that are free to move go to these servers as long as one of them has a stream: the others have left

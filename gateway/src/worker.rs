@@ -114,6 +114,7 @@ const WAKE: u64 = u64::MAX - 1;
 /// State merges delivered cursors for 200 ms anyway.
 const NEWS_MS_MAX: u64 = 50;
 const NEWS_MAX: usize = 256;
+const NEWS_BYTES_MAX: usize = 16 * 1024;
 
 /// How long the bridge may keep a worker waiting when the queue up is full.
 const UP_WAIT: Duration = Duration::from_millis(1);
@@ -370,7 +371,8 @@ impl Worker {
     /// Whether the batch may wait for the next: nobody waits for acknowledgements of pushes, or for the news that a batch
     /// down was placed. Alone they would wake the bridge and a state server twice per message.
     fn can_wait(&mut self) -> bool {
-        if self.urgent || !self.batch.gone.is_empty() || self.batch.frames.len() >= NEWS_MAX {
+        let full = self.batch.frames.len() >= NEWS_MAX || self.batch.bodies.len() >= NEWS_BYTES_MAX;
+        if self.urgent || !self.batch.gone.is_empty() || full {
             return false;
         }
         let since_ms = *self.idle_since_ms.get_or_insert(self.now_ms);
@@ -386,7 +388,9 @@ impl Worker {
         let Some(charge) = self.shared.burst.batch(self.batch.held_bytes()) else {
             // Too much is on its way already: as if the queue were full.
             self.stats().up_full.add(1);
-            return self.shared.up_wake.wake();
+            self.shared.up_wake.wake();
+            // Sockets that are not read stay ready, so epoll would not wait.
+            return std::thread::park_timeout(UP_WAIT);
         };
         (self.batch_frames, self.batch_bytes) = (self.batch.frames.len(), self.batch.bodies.len());
         let batch = UpBatch { charge, ..std::mem::take(&mut self.batch) };
@@ -401,7 +405,8 @@ impl Worker {
                     Err(error) => self.batch = UpBatch { charge: Default::default(), ..error.into_inner() },
                 }
             }
-            Err(TrySendError::Disconnected(_)) => {}
+            // The bridge has died; the process is about to end.
+            Err(TrySendError::Disconnected(_)) => self.sent_up(),
         }
     }
 

@@ -76,11 +76,19 @@ pub async fn flush(core: &Core) {
             .iter()
             .map(|((chat, user), seq)| Op::Delivered { chat: chat.clone(), user: user.clone(), seq: *seq })
             .collect();
+        let mut failed = false;
         for ((key, seq), outcome) in part.iter().zip(core.apply(&ops).await) {
             match outcome {
                 Ok(_) => core.delivered.written(key, *seq),
-                Err(error) => core.store_failed(&error),
+                Err(error) => {
+                    failed = true;
+                    core.store_failed(&error);
+                }
             }
+        }
+        if failed {
+            // A store that stands still would be waited for once per part, also at the end of the process.
+            return;
         }
     }
 }

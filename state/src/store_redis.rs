@@ -130,6 +130,13 @@ impl RedisStore {
                 command.arg(name).arg(candidate);
                 command
             }
+            Ask::Unclaim(op) => {
+                let name = registered(&ops[*op]).0;
+                let mut command = command("HDEL", 3);
+                put_user_key(&mut command, name);
+                command.arg(name);
+                command
+            }
             Ask::Known(op) | Ask::Winner { op, .. } => user_number(registered(&ops[*op]).0),
             Ask::FirstRoute(op) => {
                 let mut command = command("HSETNX", 4);

@@ -41,6 +41,8 @@ pub enum Ask {
     },
     /// Register: takes the candidate's name back.
     Forget(usize),
+    /// Register: takes the user's row back, because the number turned out to be somebody else's.
+    Unclaim(usize),
     /// Bind: the route, if the user has none.
     FirstRoute(usize),
     /// Bind: each compared.
@@ -145,6 +147,7 @@ impl<'a> Rounds<'a> {
                 tracing::debug!(%error, op, "a name was not written");
             }
             Ask::Forget(op) => tracing::debug!(%error, op, "an unused number keeps a name"),
+            Ask::Unclaim(op) => tracing::error!(%error, op, "two users may have one number now"),
         }
     }
 
@@ -174,7 +177,7 @@ impl<'a> Rounds<'a> {
                     self.asks.push(Ask::Forget(op));
                 }
             }
-            Ask::Forget(_) => {}
+            Ask::Forget(_) | Ask::Unclaim(_) => {}
             Ask::FirstRoute(op) => {
                 let first = value == Value::Int(1);
                 self.routes.count(first);
@@ -214,6 +217,13 @@ impl<'a> Rounds<'a> {
             return;
         }
         if let Op::Register { candidate, .. } = &self.ops[op] {
+            if !self.made && !self.unnamed {
+                // No candidate is asked for twice, so the store is an older copy of the one that set it aside.
+                let error = format!("number {candidate} is somebody else's");
+                self.outcomes[op] = Some(Err(StoreError::Refused(error)));
+                self.asks.push(Ask::Unclaim(op));
+                return;
+            }
             self.outcomes[op] = Some(Ok(Answer::User(Some(*candidate))));
         }
         if self.unnamed {

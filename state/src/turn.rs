@@ -173,7 +173,11 @@ async fn learn(
                     *number = found;
                 }
             }
-            Err(error) => core.store_failed(&error),
+            Err(error) => {
+                // If a number was taken, so may its neighbours be.
+                core.users.drop_candidates();
+                core.store_failed(&error);
+            }
         }
     }
     kept

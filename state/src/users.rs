@@ -64,6 +64,11 @@ impl Users {
         self.by_number.lock().put(number, name.to_owned());
     }
 
+    /// The numbers set aside are not used any more: the store did not like one of them.
+    pub fn drop_candidates(&self) {
+        *self.spare.lock() = 0..0;
+    }
+
     /// Numbers for `count` users that may be new, each for one name only: the store may have written it before it found
     /// that the name has another.
     pub async fn candidates(&self, store: &dyn Store, count: u64) -> Result<Vec<u64>, StoreError> {
