@@ -26,6 +26,7 @@ pub mod sys;
 pub mod table;
 pub mod tail;
 mod trim;
+mod up;
 mod upstream;
 pub mod wake;
 mod worker;

@@ -27,10 +27,10 @@ use crate::send_queue::QueuePool;
 use crate::sys::{self, Epoll, Event, Fd, Interest};
 use crate::table::Table;
 use crate::tail::Tails;
+use crate::up::UP_WAIT;
 use crate::wake::Wake;
 use bytes::BytesMut;
-use crossbeam_channel::{Receiver, Sender, TrySendError};
-use proto::Command;
+use crossbeam_channel::{Receiver, Sender};
 use proto::wire::Code;
 
 /// What a worker shares with the bridge and the main thread.
@@ -86,11 +86,11 @@ pub(crate) struct Worker {
     started: Instant,
     swept_tick: u8,
     /// The bridge gave the last batch back: nothing more is read until it takes it.
-    held_back: bool,
+    pub(crate) held_back: bool,
     /// Something in the batch is waited for.
-    urgent: bool,
+    pub(crate) urgent: bool,
     /// Since when the batch waits with nothing in it that anybody waits for.
-    idle_since_ms: Option<u64>,
+    pub(crate) idle_since_ms: Option<u64>,
     /// The bridge keeps up, so what has just arrived may be read.
     pub(crate) reads_arrivals: bool,
     /// Thread CPU time at the end of the last turn.
@@ -98,8 +98,8 @@ pub(crate) struct Worker {
     /// Where in the list of ready connections the next turn begins, when the last one had read enough before its end.
     first_event: usize,
     /// What the last batch came to, which the next may come to as well.
-    batch_frames: usize,
-    batch_bytes: usize,
+    pub(crate) batch_frames: usize,
+    pub(crate) batch_bytes: usize,
     /// Deliveries are left in the inbox.
     down_waiting: bool,
     /// The next page to tell GoAway, while draining.
@@ -109,15 +109,6 @@ pub(crate) struct Worker {
 /// Epoll tokens beside places, which are below 2^32.
 pub(crate) const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
-
-/// How long acknowledgements of pushes and the like may wait for something that is waited for, and how many of them may.
-/// State merges delivered cursors for 200 ms anyway.
-const NEWS_MS_MAX: u64 = 50;
-const NEWS_MAX: usize = 256;
-const NEWS_BYTES_MAX: usize = 16 * 1024;
-
-/// How long the bridge may keep a worker waiting when the queue up is full.
-const UP_WAIT: Duration = Duration::from_millis(1);
 
 impl Worker {
     /// Binds the listener and makes everything that lives in this thread's fd table.
@@ -283,7 +274,7 @@ impl Worker {
             return UP_WAIT;
         }
         let next_tick_ms = (self.now_ms / 1000 + 1) * 1000;
-        let batch_ms = self.idle_since_ms.map(|since_ms| since_ms + NEWS_MS_MAX);
+        let batch_ms = self.news_due_ms();
         let next_ms = [self.logins.next_ms(), self.stalls.next_ms(), self.lingers.next_ms(), batch_ms]
             .into_iter()
             .flatten()
@@ -354,65 +345,6 @@ impl Worker {
         }
         self.small_frames = BytesMut::new();
         (self.batch_frames, self.batch_bytes) = (0, 0);
-    }
-
-    /// Appends a frame to the batch of this turn.
-    pub(crate) fn batch_up(&mut self, frame: UpFrame, body: &[u8]) {
-        if self.batch.frames.is_empty() {
-            // The last turn's sizes: growing from nothing copies everything several times.
-            self.batch.frames.reserve(self.batch_frames);
-            self.batch.bodies.reserve(self.batch_bytes.max(body.len()));
-        }
-        self.urgent |= frame.command != Command::PushAck as u8;
-        self.batch.bodies.extend_from_slice(body);
-        self.batch.frames.push(frame);
-    }
-
-    /// Whether the batch may wait for the next: nobody waits for acknowledgements of pushes, or for the news that a batch
-    /// down was placed. Alone they would wake the bridge and a state server twice per message.
-    fn can_wait(&mut self) -> bool {
-        let full = self.batch.frames.len() >= NEWS_MAX || self.batch.bodies.len() >= NEWS_BYTES_MAX;
-        if self.urgent || !self.batch.gone.is_empty() || full {
-            return false;
-        }
-        let since_ms = *self.idle_since_ms.get_or_insert(self.now_ms);
-        self.now_ms < since_ms + NEWS_MS_MAX
-    }
-
-    /// Hands the batch of this turn to the bridge.
-    fn send_up(&mut self) {
-        if self.batch.is_empty() || (!self.held_back && self.can_wait()) {
-            return;
-        }
-        self.held_back = true;
-        let Some(charge) = self.shared.burst.batch(self.batch.held_bytes()) else {
-            // Too much is on its way already: as if the queue were full.
-            self.stats().up_full.add(1);
-            self.shared.up_wake.wake();
-            // Sockets that are not read stay ready, so epoll would not wait.
-            return std::thread::park_timeout(UP_WAIT);
-        };
-        (self.batch_frames, self.batch_bytes) = (self.batch.frames.len(), self.batch.bodies.len());
-        let batch = UpBatch { charge, ..std::mem::take(&mut self.batch) };
-        match self.shared.up.try_send(batch) {
-            Ok(()) => self.sent_up(),
-            Err(TrySendError::Full(batch)) => {
-                self.stats().up_full.add(1);
-                self.shared.up_wake.wake();
-                // The only place where a worker waits for anybody. Its clients wait in their sockets meanwhile.
-                match self.shared.up.send_timeout(batch, UP_WAIT) {
-                    Ok(()) => self.sent_up(),
-                    Err(error) => self.batch = UpBatch { charge: Default::default(), ..error.into_inner() },
-                }
-            }
-            // The bridge has died; the process is about to end.
-            Err(TrySendError::Disconnected(_)) => self.sent_up(),
-        }
-    }
-
-    fn sent_up(&mut self) {
-        (self.held_back, self.urgent, self.idle_since_ms) = (false, false, None);
-        self.shared.up_wake.wake();
     }
 
     fn begin_drain(&mut self, within_ms: u32) {
