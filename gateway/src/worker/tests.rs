@@ -128,3 +128,33 @@ fn what_was_not_read_in_one_turn_is_read_first_in_the_next() {
         rig.up.try_iter().flat_map(|batch| batch.frames).map(|frame| frame.connection).collect();
     assert_eq!(connections.len(), 8, "one Login a turn, each client's once");
 }
+
+#[test]
+fn what_nobody_waits_for_waits_for_company_but_not_long_and_not_large() {
+    let mut rig = Rig::new(1 << 20);
+    let put = |rig: &mut Rig, command: Command, body: &[u8]| {
+        let (command, body_bytes) = (command as u8, body.len() as u32);
+        let up = UpFrame { connection: 1, user: 1, device: 1, binding: 1, command, body_bytes };
+        rig.worker.batch_up(up, body);
+        rig.worker.send_up();
+    };
+    let sent = |rig: &Rig| -> Vec<u8> {
+        rig.up.try_iter().flat_map(|batch| batch.frames).map(|frame| frame.command).collect()
+    };
+    let (ack, send) = (Command::PushAck as u8, Command::Send as u8);
+    rig.worker.now_ms = 1_000;
+    put(&mut rig, Command::PushAck, b"");
+    rig.worker.now_ms = 1_049;
+    rig.worker.send_up();
+    assert_eq!(sent(&rig), [0; 0]);
+    rig.worker.now_ms = 1_050;
+    rig.worker.send_up();
+    assert_eq!(sent(&rig), [ack]);
+    // Somebody waits for a Send: both leave at once, in their order.
+    put(&mut rig, Command::PushAck, b"");
+    assert_eq!(sent(&rig), [0; 0]);
+    put(&mut rig, Command::Send, b"hello");
+    assert_eq!(sent(&rig), [ack, send]);
+    put(&mut rig, Command::PushAck, &[0; 16 * 1024]);
+    assert_eq!(sent(&rig), [ack]);
+}
