@@ -346,6 +346,18 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_is_somebody_elses_is_refused_and_the_claim_taken_back() {
+        let hints = Hints::default();
+        let ops = [register("late", 5)];
+        let mut rounds = Rounds::new(&ops, &hints);
+        answer(&mut rounds, |_| Value::Nil);
+        // An older copy of the store: the number has a name already, the user has no number.
+        answer(&mut rounds, |ask| Value::Int(i64::from(matches!(ask, Ask::Claim(_)))));
+        assert_eq!(answer(&mut rounds, |_| Value::Int(1)), [Ask::Unclaim(0)]);
+        assert!(matches!(rounds.done(&hints)[..], [Err(StoreError::Refused(_))]));
+    }
+
+    #[test]
     fn operations_that_meet_keep_their_order() {
         let ops = [bind(1), bind(2), Op::Unbind { user: 1, connection: 1 }, Op::Routes { user: 1 }];
         let asks = Rounds::new(&ops, &Hints::default()).next();
