@@ -36,7 +36,15 @@ pub struct Sent {
     pub time_us: u64,
 }
 
-/// Why a message was not sent.
+/// Why there is no acknowledgement. As long as none of these came, and no [`Sent`], the message is being sent again
+/// under its id, over whatever connections there are.
+///
+/// | | may be stored | does anybody send it again | is it safe to submit it again |
+/// |---|---|---|---|
+/// | [`Name`](SendError::Name), [`Refused`](SendError::Refused) | no, never | no | it would be refused again |
+/// | [`QueueFull`](SendError::QueueFull), [`NotSent`](SendError::NotSent) | no | no | yes |
+/// | [`Unanswered`](SendError::Unanswered) | yes | this device, when it comes back | no: it would come twice |
+/// | [`Unknown`](SendError::Unknown) | yes | no | it may come twice |
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     /// The name of the peer or chat breaks the rules.
@@ -53,10 +61,16 @@ pub enum SendError {
     /// Too many messages wait already.
     #[error("too many messages wait to be sent")]
     QueueFull,
-    /// It may be stored or not, and nobody resends it in this session any more.
+    /// The session ended before the answer came. The message stands in the device's state folder with its id, and is sent
+    /// again under it when the device comes back: it is stored once, now or then.
+    #[error(
+        "no answer yet: the message may have been stored or not; this device sends it again when it comes back"
+    )]
+    Unanswered,
+    /// It may be stored or not, and nobody will find out: the server has forgotten the id, or nothing is kept.
     #[error("unknown: the message may have been stored or not")]
     Unknown,
-    /// The session ended before the message left.
+    /// The session ended before the message got an id.
     #[error("not sent: the session is over")]
     NotSent,
 }
@@ -145,7 +159,8 @@ impl Client {
     }
 
     /// Ends the session: stores what is confirmed, sends the last acknowledgements, and lets go of the state folder.
-    /// What is still unanswered resolves as [`SendError::Unknown`]; it is resent when the device comes back.
+    /// What is still unanswered resolves as [`SendError::Unanswered`] and is sent again when the device comes back, or as
+    /// [`SendError::Unknown`] with [`Keep::Memory`].
     pub async fn close(self) {
         let (done, closed) = oneshot::channel();
         if self.controls.send(Control::Close { done }).is_ok() {

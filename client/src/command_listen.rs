@@ -55,25 +55,27 @@ pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitC
             _ = interrupt.recv() => break Ok(ExitCode::SUCCESS),
             _ = terminate.recv() => break Ok(ExitCode::SUCCESS),
         };
-        match event {
+        match &event {
             Event::Message(message) => {
-                match print(&message, arguments.json) {
+                match print(message, arguments.json) {
                     // Whoever read our lines has enough of them.
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break Ok(ExitCode::SUCCESS),
                     Err(error) => break Err(error.into()),
-                    Ok(()) => events.confirm(&message),
+                    Ok(()) => events.confirm(message),
                 }
                 left -= 1;
             }
             Event::Gap { chat, from, to, .. } => {
                 eprintln!("client: {chat}: messages {from} to {to} are not there any more");
+                events.confirm_event(&event);
             }
             Event::HistoryLost { chat, from_seq, .. } => {
                 eprintln!(
                     "client: {chat}: the server lost history; messages from {from_seq} on are shown anew"
                 );
+                events.confirm_event(&event);
             }
-            Event::Ended(ended) => break Err(anyhow::Error::new(ConnectError::Ended(ended))),
+            Event::Ended(ended) => break Err(anyhow::Error::new(ConnectError::Ended(ended.clone()))),
             Event::Disconnected { reason } => tracing::warn!(reason, "disconnected"),
             Event::Connected { .. } | Event::Synced => {}
         }

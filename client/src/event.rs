@@ -13,7 +13,8 @@ use crate::session::Control;
 pub enum Event {
     /// A message, in the order of its chat and once. To be confirmed with [`Events::confirm`].
     Message(Message),
-    /// From `from` to `to` (both included) the server has nothing to show: retention, or not ours to see.
+    /// From `from` to `to` (both included) the server has nothing to show: retention, damage, or not ours to see. In the
+    /// order of the chat and once; to be confirmed with [`Events::confirm_event`], or it comes again after a restart.
     Gap {
         /// The chat.
         chat: Arc<str>,
@@ -24,7 +25,8 @@ pub enum Event {
         /// Last seq that is missing.
         to: u64,
     },
-    /// The server lost history of this chat. What it has now follows under the new number, from `from_seq` on.
+    /// The server lost history of this chat. What it has now follows under the new number, from `from_seq` on. To be
+    /// confirmed with [`Events::confirm_event`], or it comes again after a restart.
     HistoryLost {
         /// The chat.
         chat: Arc<str>,
@@ -93,6 +95,12 @@ pub enum Status {
 }
 
 /// The stream of events. Dropping it stops nothing but the telling.
+///
+/// To have every message **once in a store of your own**, whatever dies when: keep (chat, history, seq) beside what you
+/// store, in the same transaction; when a message comes that is there already, do not store it again; confirm it either
+/// way, and not before the transaction is durable. A message that was not confirmed comes again after a restart, with
+/// the same three; one that was confirmed may do so only when the machine lost its power or the state folder was lost.
+/// `examples/once.rs` does this with a file.
 #[derive(Debug)]
 pub struct Events {
     pub(crate) events: mpsc::Receiver<Event>,
@@ -108,11 +116,24 @@ impl Events {
     /// The application has this message, and everything before it in its chat, in its own store: the cursor moves, is
     /// stored, and the server is told.
     pub fn confirm(&self, message: &Message) {
-        // Over means that nobody can be told any more; the message comes again after a restart.
-        let _ = self.controls.send(Control::Confirm {
-            chat: message.chat.clone(),
-            history: message.history,
-            seq: message.seq,
-        });
+        self.confirm_up_to(&message.chat, message.history, message.seq);
+    }
+
+    /// Confirms what this event told: a message, a gap, a lost history. Of other events there is nothing to confirm.
+    /// Confirming a message confirms all that was told of its chat before.
+    pub fn confirm_event(&self, event: &Event) {
+        match event {
+            Event::Message(message) => self.confirm(message),
+            Event::Gap { chat, history, to, .. } => self.confirm_up_to(chat, *history, *to),
+            Event::HistoryLost { chat, history, from_seq } => {
+                self.confirm_up_to(chat, *history, from_seq.saturating_sub(1));
+            }
+            Event::Connected { .. } | Event::Synced | Event::Disconnected { .. } | Event::Ended(_) => {}
+        }
+    }
+
+    fn confirm_up_to(&self, chat: &Arc<str>, history: u64, seq: u64) {
+        // Over means that nobody can be told any more; what was told comes again after a restart.
+        let _ = self.controls.send(Control::Confirm { chat: chat.clone(), history, seq });
     }
 }

@@ -1,6 +1,7 @@
 //! When to ping, and when a connection is dead. Pure, owned by the session.
 //!
-//! Trap: sending alone proves nothing. A ping goes out when we were silent or when the server was.
+//! Trap: sending alone proves nothing. A ping goes out when we were silent or when the server was. And a look at the clock
+//! that comes late proves nothing either: a process that stood still has not read what the server said meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ pub(crate) enum Beat {
 #[derive(Debug)]
 pub(crate) struct Heartbeat {
     every: Duration,
+    /// How long the last ping may stay without an answer.
+    patience: Duration,
     sent_at: Instant,
     received_at: Instant,
     pinged_at: Instant,
@@ -30,7 +33,7 @@ impl Heartbeat {
         let told = if heartbeat_ms == 0 { HEARTBEAT_MS_DEFAULT } else { heartbeat_ms };
         // Ahead of the server's deadline by a quarter.
         let every = Duration::from_millis(u64::from(told) * 3 / 4).max(Duration::from_millis(1));
-        Heartbeat { every, sent_at: now, received_at: now, pinged_at: now, unanswered: 0 }
+        Heartbeat { every, patience: every, sent_at: now, received_at: now, pinged_at: now, unanswered: 0 }
     }
 
     pub fn sent(&mut self, now: Instant) {
@@ -39,21 +42,27 @@ impl Heartbeat {
 
     pub fn received(&mut self, now: Instant) {
         self.received_at = now;
-        self.unanswered = 0;
+        (self.unanswered, self.patience) = (0, self.every);
     }
 
     pub fn deadline(&self) -> Instant {
-        self.sent_at.min(self.received_at).max(self.pinged_at) + self.every
+        self.sent_at.min(self.received_at).max(self.pinged_at) + self.patience
     }
 
     pub fn tick(&mut self, now: Instant) -> Beat {
-        if now < self.deadline() {
+        let deadline = self.deadline();
+        if now < deadline {
             return Beat::Quiet;
         }
-        if self.unanswered >= PONGS_MISSED_MAX {
+        if now - deadline >= STOOD_STILL_MIN {
+            // Nothing so far counts, and one ping finds out soon whether the connection outlived the pause.
+            self.unanswered = PONGS_MISSED_MAX;
+            self.patience = self.every.min(PATIENCE_AFTER_PAUSE);
+        } else if self.unanswered >= PONGS_MISSED_MAX {
             return Beat::Dead;
+        } else {
+            self.unanswered += 1;
         }
-        self.unanswered += 1;
         (self.pinged_at, self.sent_at) = (now, now);
         Beat::Ping
     }
@@ -61,6 +70,9 @@ impl Heartbeat {
 
 const HEARTBEAT_MS_DEFAULT: u32 = 30_000;
 const PONGS_MISSED_MAX: u32 = 2;
+/// A tick that comes so late means that this process was stopped or starved.
+const STOOD_STILL_MIN: Duration = Duration::from_secs(2);
+const PATIENCE_AFTER_PAUSE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
@@ -80,5 +92,22 @@ mod tests {
         assert_eq!(heartbeat.tick(at(2_250)), Beat::Ping);
         assert_eq!(heartbeat.tick(at(2_999)), Beat::Quiet);
         assert_eq!(heartbeat.tick(at(3_000)), Beat::Dead);
+    }
+
+    #[test]
+    fn a_pause_of_the_process_is_not_held_against_the_server_but_looked_into_at_once() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut heartbeat = Heartbeat::new(40_000, start);
+        assert_eq!(heartbeat.tick(at(30_000)), Beat::Ping);
+        assert_eq!(heartbeat.tick(at(60_000)), Beat::Ping);
+        // Stopped before the pong was read; one tick later it would have been dead.
+        assert_eq!(heartbeat.tick(at(120_000)), Beat::Ping);
+        assert_eq!(heartbeat.tick(at(124_999)), Beat::Quiet);
+        let mut alive = Heartbeat { ..heartbeat };
+        alive.received(at(121_000));
+        assert_eq!(alive.tick(at(125_000)), Beat::Quiet, "the connection is as good as before");
+        assert_eq!(alive.deadline(), at(150_000));
+        assert_eq!(heartbeat.tick(at(125_000)), Beat::Dead, "five seconds, not two heartbeats");
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! Trap: nothing is handed out twice or out of order, and the cursor never passes a seq that the server has not either
 //! sent or, in the answer to a Pull, left out. A push alone never changes a chat's history: pushes can be old, so one
-//! that does not fit only makes us ask the store.
+//! that does not fit only makes us ask the store. Nor does a Sync, which may have been read long ago: only the answer to a
+//! Pull, of which a chat has one at a time, decides.
 //!
 //! Bodies that are held or handed out are slices of what was given in: give in frames of their own, not slices of a big
 //! receive buffer.
@@ -49,7 +50,7 @@ impl Default for Limits {
             early_messages_max: 1_024,
             unconfirmed_messages_max: 1_024,
             pulls_max: 8,
-            sync_bytes_max: proto::FRAME_BYTES_MAX / 2,
+            sync_bytes_max: proto::FRAME_BYTES_MAX - SYNC_OVERHEAD_BYTES,
         }
     }
 }
@@ -71,7 +72,8 @@ pub struct Message {
 pub enum Action {
     /// Hand this to the application, which answers with [`Inbox::confirm`].
     Deliver(Message),
-    /// The server has nothing to show from `from` to `to` (both included): retention, or not ours to see.
+    /// The server has nothing to show from `from` to `to` (both included): retention, damage, or not ours to see. Told
+    /// again after a restart, unless `to` or something behind it was confirmed.
     Gap {
         /// The chat.
         chat: Arc<str>,
@@ -83,6 +85,7 @@ pub enum Action {
         to: u64,
     },
     /// The server lost history of this chat. What it has now, from `from_seq` on, is handed out under the new number.
+    /// Told again after a restart, unless `from_seq - 1` or something behind it was confirmed under that number.
     HistoryLost {
         /// The chat.
         chat: Arc<str>,
@@ -121,17 +124,29 @@ pub struct Inbox {
     /// Chats that wait for a free Pull.
     wanting: VecDeque<Arc<str>>,
     /// Pulls in flight, at most `pulls_max`.
-    asked: Vec<(u32, Arc<str>)>,
+    asked: Vec<Asked>,
     request: u32,
+    /// Cursors in one Sync, as this server's frames allow.
+    sync_bytes_max: usize,
+    /// Chats that a server looked at for one Sync, as far as one has told. More cursors would be sent twice.
+    page_chats: usize,
     sync: SyncState,
     /// Every chat that existed at some finished Sync has a cursor, so a chat without one is new: it starts at 0.
     complete: bool,
-    /// Sum over the chats of what was handed out and not confirmed.
+    /// Sum over the chats of messages handed out and not confirmed.
     lag: u64,
     /// Pushes were dropped because of `lag`.
     behind: bool,
     /// Nothing is due earlier. May be early, never late.
     deadline: Option<Instant>,
+}
+
+/// A Pull in flight.
+#[derive(Debug)]
+struct Asked {
+    request: u32,
+    chat: Arc<str>,
+    cursor: u64,
 }
 
 impl Inbox {
@@ -144,6 +159,8 @@ impl Inbox {
             wanting: VecDeque::new(),
             asked: Vec::new(),
             request: 0,
+            sync_bytes_max: limits.sync_bytes_max,
+            page_chats: usize::MAX,
             sync: SyncState::Offline,
             complete: false,
             lag: 0,
@@ -164,6 +181,12 @@ impl Inbox {
             inbox.chats.insert(name.into(), Chat::known(history, seq));
         }
         inbox
+    }
+
+    /// The longest frame that the server takes, as LoginAck says; 0: it does not.
+    pub fn frames_up_to(&mut self, frame_bytes_max: usize) {
+        let told = if frame_bytes_max == 0 { proto::FRAME_BYTES_MAX } else { frame_bytes_max };
+        self.sync_bytes_max = told.saturating_sub(SYNC_OVERHEAD_BYTES).min(self.limits.sync_bytes_max);
     }
 
     /// The connection is logged in. Asks for a Sync, and acknowledges again what may have been lost with the last one.
@@ -207,20 +230,28 @@ impl Inbox {
 
     /// A PullAck arrived.
     pub fn pull_ack(&mut self, ack: wire::PullAck, now: Instant) {
-        let Some(name) = self.take_asked(ack.request) else { return };
+        let Some(Asked { chat: name, cursor, .. }) = self.take_asked(ack.request) else { return };
         let Some(chat) = self.chats.get_mut(&name) else { return };
         chat.pull = PullState::Idle;
-        if ack.history != chat.history && chat.history != 0 {
+        if ack.history != chat.history && ack.history != 0 && chat.history != 0 {
             self.lag -= chat.lag();
             chat.reset(&name, ack.history, &mut self.actions);
             chat.told = ack.head;
+        } else if ack.head < cursor {
+            wake(&mut self.deadline, chat.after_older_answer(now));
         } else {
-            chat.history = ack.history;
+            chat.behind_us = 0;
+            if ack.history != 0 {
+                chat.history = ack.history;
+            }
             chat.told = chat.told.max(ack.head);
             let before = (chat.cursor, chat.lag());
             for message in ack.messages {
                 chat.take_pulled(&name, message, &mut self.actions);
             }
+            // Head and messages were read in one moment, so that what was not among them is not there.
+            let nothing_to = if ack.has_more { ack.first.saturating_sub(1).min(ack.head) } else { ack.head };
+            chat.skip_to(&name, nothing_to, &mut self.actions);
             chat.take_early(&name, &mut self.actions);
             self.lag += chat.lag() - before.1;
             if chat.cursor > before.0 {
@@ -250,7 +281,7 @@ impl Inbox {
             self.sync_later(at);
             return;
         }
-        let Some(name) = self.take_asked(error.request) else { return };
+        let Some(Asked { chat: name, .. }) = self.take_asked(error.request) else { return };
         let Some(chat) = self.chats.get_mut(&name) else { return };
         if is_transient(error.code()) {
             chat.pull = PullState::Later(at);
@@ -261,16 +292,17 @@ impl Inbox {
         self.pump(now);
     }
 
-    /// The application has this message and everything before it in its own store.
+    /// The application has this message (gap, loss) and everything before it in its own store. `seq` is the message's,
+    /// [`Action::Gap`]'s `to`, or one less than [`Action::HistoryLost`]'s `from_seq`.
     pub fn confirm(&mut self, chat: &str, history: u64, seq: u64, now: Instant) {
         let Some(name) = self.chats.get_key_value(chat).map(|(name, _)| name.clone()) else { return };
         let Some(state) = self.chats.get_mut(&name) else { return };
-        let seq = seq.min(state.cursor);
-        if history != state.history || seq <= state.confirmed {
+        let lag = state.lag();
+        if !state.confirm(history, seq) {
             return;
         }
-        self.lag -= seq - state.confirmed;
-        state.confirmed = seq;
+        self.lag -= lag - state.lag();
+        let seq = state.confirmed;
         self.actions.push_back(Action::Store { chat: name.clone(), history, seq });
         let online = !matches!(self.sync, SyncState::Offline);
         if online && let Some(at) = state.acknowledge(&name, now, &self.limits, &mut self.actions) {
@@ -298,7 +330,7 @@ impl Inbox {
         for (name, chat) in &mut self.chats {
             let (want, next) = chat.tick(name, now, &self.limits, &mut self.actions);
             if want {
-                self.asked.retain(|(_, asked)| asked != name);
+                self.asked.retain(|asked| asked.chat != *name);
                 chat.pull = PullState::Queued;
                 self.wanting.push_back(name.clone());
             }
@@ -327,7 +359,9 @@ impl Inbox {
     /// Nothing is missing as far as the server has told: synced, no hole, no Pull.
     pub fn is_caught_up(&self) -> bool {
         matches!(self.sync, SyncState::Done)
-            && self.chats.values().all(|chat| chat.known && chat.told <= chat.cursor)
+            && self.chats.values().all(|chat| {
+                chat.known && chat.told <= chat.cursor && !chat.hinted && chat.pull == PullState::Idle
+            })
     }
 
     /// A message that may be new, early or known, from a push or a SendAck.
@@ -342,11 +376,9 @@ impl Inbox {
         }
         if history != chat.history {
             // Old, or the first sign of a lost history: the store says which. An unknown chat's Sync is under way.
-            if chat.known && chat.pull == PullState::Idle {
-                chat.pull = PullState::Queued;
-                self.wanting.push_back(name);
-                self.pump(now);
-            }
+            chat.hinted = chat.known;
+            self.want_if_behind(&name);
+            self.pump(now);
             return;
         }
         if message.seq <= chat.cursor {
@@ -355,6 +387,8 @@ impl Inbox {
         chat.told = chat.told.max(message.seq);
         if !chat.known {
             chat.hold(message, &self.limits);
+        } else if chat.behind_us > 0 {
+            // Of a history that ends. It comes again under the next one.
         } else if self.lag >= self.limits.unconfirmed_messages_max {
             self.behind = true;
         } else {
@@ -380,7 +414,7 @@ impl Inbox {
 
     fn want_if_behind(&mut self, name: &Arc<str>) {
         let Some(chat) = self.chats.get_mut(name) else { return };
-        if chat.known && chat.told > chat.cursor && chat.pull == PullState::Idle {
+        if chat.known && (chat.told > chat.cursor || chat.hinted) && chat.pull == PullState::Idle {
             chat.pull = PullState::Queued;
             self.wanting.push_back(name.clone());
         }
@@ -412,9 +446,9 @@ impl Inbox {
             self.request = self.request.wrapping_add(1).max(1);
             let by = now + Duration::from_millis(self.limits.answer_ms_max);
             chat.pull = PullState::Asked(by);
-            chat.hole_until = None;
+            (chat.hole_until, chat.hinted) = (None, false);
             wake(&mut self.deadline, by);
-            self.asked.push((self.request, name.clone()));
+            self.asked.push(Asked { request: self.request, chat: name.clone(), cursor: chat.cursor });
             self.actions.push_back(Action::Pull(wire::Pull {
                 request: self.request,
                 chat: name.to_string(),
@@ -426,9 +460,9 @@ impl Inbox {
         }
     }
 
-    fn take_asked(&mut self, request: u32) -> Option<Arc<str>> {
-        let at = self.asked.iter().position(|(asked, _)| *asked == request)?;
-        Some(self.asked.swap_remove(at).1)
+    fn take_asked(&mut self, request: u32) -> Option<Asked> {
+        let at = self.asked.iter().position(|asked| asked.request == request)?;
+        Some(self.asked.swap_remove(at))
     }
 }
 
@@ -441,6 +475,8 @@ fn wake(deadline: &mut Option<Instant>, at: Instant) {
     *deadline = Some(deadline.map_or(at, |old| old.min(at)));
 }
 
+/// A Sync beside its cursors: the frame's header, two chat names, the request's number.
+const SYNC_OVERHEAD_BYTES: usize = 512;
 /// An Error without `retry_after_ms` is not asked again faster than this.
 const RETRY_MS_MIN: u64 = 100;
 /// A Sync that was refused for good. Without one nothing is known, so it is asked again all the same, rarely.

@@ -97,7 +97,7 @@ impl Resolver {
         }
     }
 
-    async fn fetch(&mut self, url: &str) -> Result<List, reqwest::Error> {
+    async fn fetch(&mut self, url: &str) -> Result<List, FetchError> {
         let http = match &self.http {
             Some(http) => http,
             None => {
@@ -111,8 +111,28 @@ impl Resolver {
             }
         };
         let url = format!("{}/ip/list?n={GATEWAYS_MAX}", url.trim_end_matches('/'));
-        http.get(url).send().await?.error_for_status()?.json().await
+        let mut answer = http.get(url).send().await?.error_for_status()?;
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await? {
+            // A gateway may have named anybody.
+            if body.len() + chunk.len() > LIST_BYTES_MAX {
+                return Err(FetchError::TooLong);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(serde_json::from_slice(&body)?)
     }
+}
+
+/// No list.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error(transparent)]
+    Http(#[from] reqwest::Error),
+    #[error("its answer is longer than {LIST_BYTES_MAX} bytes")]
+    TooLong,
+    #[error("its answer is no list of gateways: {0}")]
+    NoList(#[from] serde_json::Error),
 }
 
 /// The cause at the bottom says what happened; the ones above only where.
@@ -126,3 +146,40 @@ fn innermost(error: &dyn std::error::Error) -> String {
 
 const IPCONF_MS_MAX: u64 = 3_000;
 const GATEWAYS_MAX: usize = 4;
+
+/// Room for a hundred times as many gateways as are asked for.
+const LIST_BYTES_MAX: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Answers one request with this body, and gives the URL to ask at.
+    async fn ipconf(body: Vec<u8>) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            // Without a length, so that nothing but its end tells how long it is.
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n").await;
+            let _ = stream.write_all(&body).await;
+        });
+        url
+    }
+
+    #[tokio::test]
+    async fn what_is_told_is_asked_and_an_answer_without_end_is_not_read_to_its_end() {
+        let list = br#"{"gateways":[{"addr":"127.0.0.1:1"}],"wait_ms":0}"#.to_vec();
+        let endless = [list.clone(), vec![b' '; 8 << 20]].concat();
+        for (body, found) in [(list, 1), (endless, 0), (b"no list".to_vec(), 0)] {
+            let mut resolver = Resolver::new(Target::Gateway(Vec::new()));
+            let url = ipconf(body).await;
+            assert_eq!(resolver.named_by(&url).await.len(), found);
+        }
+        let error =
+            Resolver::new(Target::Gateway(Vec::new())).fetch(&ipconf(vec![b' '; 1 << 20]).await).await;
+        assert!(matches!(error, Err(FetchError::TooLong)));
+    }
+}

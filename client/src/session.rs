@@ -309,7 +309,8 @@ impl Session {
             }
         }
         for (_, answer) in self.tickets.drain() {
-            let _ = answer.send(Err(SendError::Unknown));
+            let unanswered = if self.store.is_kept() { SendError::Unanswered } else { SendError::Unknown };
+            let _ = answer.send(Err(unanswered));
         }
         if clean && self.options.throw_away {
             if let Err(error) = self.store.remove() {

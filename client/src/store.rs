@@ -124,6 +124,11 @@ impl Store {
         Ok(Store { disk: Some(disk), state, pending: Vec::new(), must_sync: false })
     }
 
+    /// There is a disk: what is put outlives the process.
+    pub fn is_kept(&self) -> bool {
+        self.disk.is_some()
+    }
+
     /// The last attempt used.
     pub fn attempt(&self) -> u64 {
         self.state.attempt

@@ -154,20 +154,20 @@ impl Edge {
     }
 
     fn event(&mut self, event: Event) -> anyhow::Result<()> {
-        match event {
-            Event::Message(message) => {
-                self.model.message(&message);
-                // In the model and in the transcript: it need not come again.
-                self.carry_out()?;
-                self.events.confirm(&message);
+        match &event {
+            Event::Message(message) => self.model.message(message),
+            Event::Gap { chat, from, to, .. } => self.model.gap(chat, *from, *to, now_us()),
+            Event::HistoryLost { chat, from_seq, .. } => self.model.history_lost(chat, *from_seq, now_us()),
+            Event::Connected { address, durability } => {
+                self.model.connected(address.clone(), *durability);
             }
-            Event::Gap { chat, from, to, .. } => self.model.gap(&chat, from, to, now_us()),
-            Event::HistoryLost { chat, from_seq, .. } => self.model.history_lost(&chat, from_seq, now_us()),
-            Event::Connected { address, durability } => self.model.connected(address, durability),
-            Event::Disconnected { reason } => self.model.disconnected(&reason),
+            Event::Disconnected { reason } => self.model.disconnected(reason),
             Event::Synced => {}
-            Event::Ended(ended) => return Err(anyhow::Error::new(ConnectError::Ended(ended))),
+            Event::Ended(ended) => return Err(anyhow::Error::new(ConnectError::Ended(ended.clone()))),
         }
+        // In the model and in the transcript: it need not come again.
+        self.carry_out()?;
+        self.events.confirm_event(&event);
         Ok(())
     }
 

@@ -133,6 +133,85 @@ async fn listen_prints_what_comes_and_a_second_one_is_told_who_holds_the_device(
     assert_eq!(child.wait().await.unwrap().code(), Some(69));
 }
 
+/// SIGKILL in the middle: what had its id is sent again under it by the device's next run, in order, and nothing twice.
+#[tokio::test]
+async fn a_killed_sender_is_finished_by_its_next_run() {
+    let fake = Fake::start().await;
+    let state = tempfile::tempdir().unwrap();
+    let mut sends = 0;
+    fake.world().fault = Some(Box::new(move |command| match command {
+        // From the 51st on the answers are lost, and from the 61st on the messages.
+        Frame::Send => {
+            sends += 1;
+            match sends {
+                0..51 => Fault::None,
+                51..61 => Fault::LoseAnswer,
+                _ => Fault::Swallow,
+            }
+        }
+        _ => Fault::None,
+    }));
+    let arguments = ["send", "--user", "alice", "--to", "bob", "--device", "phone"];
+    let mut child = client(&fake, state.path(), &[&arguments[..], &["--stdin"]].concat())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines: String = (1..=300).map(|number| format!("line {number}\n")).collect();
+    let mut stdin = child.stdin.take().unwrap();
+    // Nobody reads it to the end.
+    let _writing = tokio::spawn(async move { stdin.write_all(lines.as_bytes()).await });
+    fake.until(|world| world.received.iter().filter(|(got, _)| *got == Frame::Send).count() >= 70).await;
+    child.kill().await.unwrap();
+    assert_eq!(fake.world().chats["alice:bob"].len(), 60);
+    fake.world().fault = None;
+    let (code, _, err) = run(&fake, state.path(), &[&arguments[..], &["the last"]].concat()).await;
+    assert_eq!(code, 0, "{err}");
+    let stored: Vec<_> = fake.world().chats["alice:bob"]
+        .iter()
+        .map(|message| String::from_utf8_lossy(&message.body).into_owned())
+        .collect();
+    let (last, lines) = stored.split_last().unwrap();
+    assert_eq!(last, "the last");
+    assert!(lines.len() >= 70, "all that was sent has an id: {}", lines.len());
+    assert!(
+        lines.iter().enumerate().all(|(index, line)| *line == format!("line {}", index + 1)),
+        "{lines:?}"
+    );
+}
+
+/// SIGSTOP over several heartbeats, once with a connection that lives on and once with one that breaks meanwhile.
+#[tokio::test]
+async fn a_program_that_stood_still_gives_up_no_good_connection_and_leaves_a_bad_one_at_once() {
+    let fake = Fake::start().await;
+    let state = tempfile::tempdir().unwrap();
+    fake.world().heartbeat_ms = 400;
+    let arguments = ["listen", "--user", "bob", "--json"];
+    let mut child = client(&fake, state.path(), &arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let pid = child.id().unwrap().to_string();
+    let signal = async |name: &str| {
+        assert!(Command::new("kill").args([name, &pid]).status().await.unwrap().success());
+    };
+    for (number, breaks) in [(1, false), (2, true)] {
+        fake.until(|world| world.online("bob") == 1).await;
+        signal("-STOP").await;
+        fake.world().append("alice:bob", "alice", "meanwhile".into(), 0);
+        if breaks {
+            fake.break_all();
+        }
+        // The pause is the fault: more than the heartbeats that a silent server is given.
+        tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+        let woken = std::time::Instant::now();
+        signal("-CONT").await;
+        let line = lines.next_line().await.unwrap().unwrap();
+        assert!(line.contains(&format!("\"seq\":{number},")), "{line}");
+        fake.until(|world| world.logins.len() == 1 + usize::from(breaks) && world.online("bob") == 1).await;
+        assert!(woken.elapsed() < std::time::Duration::from_secs(1), "{:?}", woken.elapsed());
+    }
+    child.kill().await.unwrap();
+}
+
 #[tokio::test]
 async fn ipconf_is_asked_and_the_next_gateway_is_tried() {
     let fake = Fake::start().await;

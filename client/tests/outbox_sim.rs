@@ -10,13 +10,13 @@ use proptest::prelude::*;
 use proto::wire::{self, Code};
 
 /// The row of (chat, stream): watermark, and the answers to the last 32 ids.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Row {
     watermark: u64,
     answers: VecDeque<(u64, Option<u64>)>,
 }
 
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Server {
     rows: BTreeMap<(String, u64), Row>,
     chats: BTreeMap<String, Vec<Bytes>>,
@@ -263,7 +263,7 @@ fn run(world: &mut World, events: &[Event], submitted: &mut BTreeMap<String, Vec
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(300), ..ProptestConfig::default() })]
 
     #[test]
     fn every_message_is_answered_once_and_stored_once_in_order(seed in any::<u64>(), events in prop::collection::vec(event(), 1..60)) {
@@ -319,6 +319,43 @@ proptest! {
                 if let Some(Outcome::Sent { .. }) = world.outcomes.get(ticket) {
                     prop_assert!(stored.contains(body));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_store_that_came_back_older_gets_no_message_twice(
+        seed in any::<u64>(),
+        before in prop::collection::vec(event(), 1..30),
+        lost in prop::collection::vec(event(), 1..30),
+        restart in prop::option::of(any::<bool>()),
+        after in prop::collection::vec(event(), 1..30),
+    ) {
+        let mut world = World::new(seed);
+        let mut submitted = BTreeMap::new();
+        run(&mut world, &before, &mut submitted);
+        let older = world.server.clone();
+        run(&mut world, &lost, &mut submitted);
+        world.server = older;
+        if restart.is_some() {
+            world.restart(seed ^ 1, true);
+        }
+        run(&mut world, &after, &mut submitted);
+        world.settle();
+        for (chat, list) in &submitted {
+            let stored = world.server.chats.remove(chat).unwrap_or_default();
+            // In order and once. What was answered and is gone is what the history's new number tells of.
+            let mut rest = list.iter();
+            for body in &stored {
+                prop_assert!(rest.any(|(_, other)| other == body), "{body:?} doubled or out of order");
+            }
+            for (ticket, body) in list {
+                if matches!(world.outcomes.get(ticket), Some(Outcome::Refused { .. })) {
+                    prop_assert!(!stored.contains(body));
+                }
+            }
+            if restart.is_none() {
+                prop_assert!(list.iter().all(|(ticket, _)| world.outcomes.contains_key(ticket)));
             }
         }
     }

@@ -148,7 +148,7 @@ async fn a_message_without_an_answer_is_resent_under_its_id_after_a_restart() {
     let pending = alice.enqueue("bob", "once").await.unwrap();
     fake.until(|world| !world.chats.is_empty()).await;
     alice.close().await;
-    assert_eq!(pending.await, Err(SendError::Unknown));
+    assert_eq!(pending.await, Err(SendError::Unanswered));
     fake.world().fault = None;
     let (alice, mut events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
     assert_eq!(alice.send("bob", "twice").await.unwrap().seq, 2);
@@ -316,6 +316,83 @@ async fn a_device_that_only_sends_makes_nothing_look_delivered() {
     seen.sort();
     let expected = [("alice:bob", 1), ("alice:carol", 1), ("alice:carol", 2)];
     assert_eq!(seen, expected.map(|(chat, seq)| (chat.to_owned(), seq)));
+}
+
+/// The next gap, lost history or message.
+async fn told(events: &mut Events) -> Event {
+    let next = async {
+        loop {
+            match events.next().await.expect("the session goes on") {
+                Event::Connected { .. } | Event::Disconnected { .. } | Event::Synced => {}
+                event => return event,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), next).await.expect("an event")
+}
+
+#[tokio::test]
+async fn a_gap_and_a_lost_history_come_again_after_a_restart_until_they_are_confirmed() {
+    let fake = Fake::start().await;
+    let root = tempfile::tempdir().unwrap();
+    for _ in 0..3 {
+        fake.world().append("alice:bob", "alice", Bytes::new(), 0);
+    }
+    // Nothing is left, so that no message stands behind the gap.
+    fake.world().first = 4;
+    for confirm in [false, true] {
+        let (bob, mut events) = Client::connect(kept(&fake, "bob", root.path())).await.unwrap();
+        let gap = told(&mut events).await;
+        assert!(matches!(&gap, Event::Gap { history: 77, from: 1, to: 3, .. }), "{gap:?}");
+        if confirm {
+            events.confirm_event(&gap);
+        }
+        bob.close().await;
+    }
+    fake.world().history = 78;
+    for confirm in [false, true] {
+        let (bob, mut events) = Client::connect(kept(&fake, "bob", root.path())).await.unwrap();
+        let lost = told(&mut events).await;
+        assert!(matches!(&lost, Event::HistoryLost { history: 78, from_seq: 1, .. }), "{lost:?}");
+        let gap = told(&mut events).await;
+        assert!(matches!(&gap, Event::Gap { history: 78, from: 1, to: 3, .. }), "{gap:?}");
+        if confirm {
+            events.confirm_event(&lost);
+            events.confirm_event(&gap);
+        }
+        bob.close().await;
+    }
+    let (_bob, mut events) = Client::connect(kept(&fake, "bob", root.path())).await.unwrap();
+    fake.world().append("alice:bob", "alice", Bytes::new(), 0);
+    assert!(matches!(told(&mut events).await, Event::Message(message) if message.seq == 4));
+}
+
+/// What a short cut costs somebody with many chats when nothing was missed: one question, and nothing pulled.
+#[tokio::test]
+async fn a_thousand_chats_without_news_cost_one_sync_and_no_pull() {
+    const CHATS: usize = 1_000;
+    let fake = Fake::start().await;
+    for number in 0..CHATS {
+        fake.world().append(&format!("bob:friend-{number:04}"), "bob", Bytes::new(), 0);
+    }
+    let (_bob, mut events) = Client::connect(options(&fake, "bob")).await.unwrap();
+    for _ in 0..CHATS {
+        let got = message(&mut events).await;
+        events.confirm(&got);
+    }
+    fake.until(|world| world.push_acks.len() >= CHATS).await;
+    fake.world().received.clear();
+    fake.break_all();
+    loop {
+        if events.next().await.unwrap() == Event::Synced && fake.world().received.len() >= 2 {
+            break;
+        }
+    }
+    let received = std::mem::take(&mut fake.world().received);
+    let of = |command| received.iter().filter(move |(got, _)| *got == command).map(|(_, bytes)| *bytes);
+    println!("{} bytes of Sync", of(Command::Sync).sum::<usize>());
+    assert_eq!((of(Command::Login).count(), of(Command::Sync).count(), of(Command::Pull).count()), (1, 1, 0));
+    assert!(of(Command::Sync).sum::<usize>() < CHATS * 40, "{received:?}");
 }
 
 #[tokio::test]

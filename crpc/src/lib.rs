@@ -9,6 +9,7 @@ pub mod balance;
 pub mod client;
 pub mod config;
 mod config_sections;
+pub mod failpoint;
 pub mod health;
 pub mod http;
 pub mod listen;

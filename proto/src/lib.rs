@@ -35,7 +35,7 @@ pub const WIRE_VERSION: u32 = 1;
 pub const LINK_VERSION: u32 = 1;
 
 /// Version of the store's layout that this build reads and writes.
-pub const STORE_LAYOUT: u32 = 1;
+pub const STORE_LAYOUT: u32 = 2;
 
 /// Longest body of a message, bytes. The state server may be configured lower, never higher.
 pub const MESSAGE_BYTES_MAX: usize = 32 * 1024;

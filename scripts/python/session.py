@@ -56,6 +56,8 @@ class Chat:
     held: dict[int, Message] = field(default_factory=dict)  # above position + 1
     pull_at: float | None = None
     is_pulling: bool = False
+    is_hinted: bool = False   # somebody named another history; only the answer to a later Pull decides
+    older: int = 0            # answers in a row whose head was below our cursor
 
 
 @dataclass
@@ -177,7 +179,7 @@ class Session:
             lane.first_n = lane.waiting[0].n if lane.waiting else lane.next_n
         self.requests.clear()
         for chat in self.chats.values():
-            chat.is_pulling = False
+            chat.is_pulling, chat.is_hinted, chat.older = False, False, 0
         if self.receives:
             self._sync()
 
@@ -216,7 +218,7 @@ class Session:
             is_due = chat.pull_at is not None and now >= chat.pull_at
             if is_due and not chat.is_pulling and pulling < PULLS_MAX and len(self.inbox) < INBOX_MAX:
                 pulling += 1
-                chat.pull_at, chat.is_pulling = None, True
+                chat.pull_at, chat.is_pulling, chat.is_hinted = None, True, False
                 self._ask("Pull", chat=name, history=chat.history, cursor=chat.position)
         if self.to_ack and now >= self.ack_at:
             self._acknowledge()
@@ -375,10 +377,12 @@ class Session:
                 chat = self.chats[found["chat"]] = Chat(found["history"], found["delivered"])
                 self.store.cursors[found["chat"]] = (found["history"], found["delivered"])
                 self.store.is_dirty = True
-            elif chat.history != found["history"]:
-                self._history_lost(found["chat"], chat, found["history"])
+            if found["history"] not in (0, chat.history):
+                self._hint(chat)
+                continue
             chat.head = max(chat.head, found["head"])
-            if chat.position < chat.head:
+            self._skip(found["chat"], chat, min(found["first"] - 1, found["head"]))
+            if found["head"] != chat.position:  # below it: a store that came back older, or a Push was quicker
                 chat.pull_at = time.monotonic()
         if ack["has_more"]:
             self._ask_sync(ack["next"], request.fields["until"])
@@ -398,8 +402,12 @@ class Session:
                 self.sync_again = True
                 return
             chat = self.chats[name] = Chat(history, 0)  # no Sync named it, so it had no messages then
+        if chat.history == 0:
+            chat.history = history
         if chat.history != history:
-            self._history_lost(name, chat, history)
+            return self._hint(chat)
+        if chat.older:  # of a history that ends; it comes again under the next one
+            return
         message = Message(name, history, is_own=is_own, **fields)
         chat.head = max(chat.head, message.seq)
         if message.seq > chat.position and len(self.inbox) < INBOX_MAX and len(chat.held) < HELD_MAX:
@@ -412,7 +420,7 @@ class Session:
             chat.position += 1
             self.inbox.append(message)
         if chat.position >= chat.head:
-            chat.pull_at = None
+            chat.pull_at = chat.pull_at if chat.is_hinted or chat.older else None
         elif chat.pull_at is None:
             chat.pull_at = pull_at
 
@@ -420,12 +428,15 @@ class Session:
         name, now = ack["chat"], time.monotonic()
         chat = self.chats[name]
         chat.is_pulling = False
-        if ack["history"] != chat.history:
-            self._history_lost(name, chat, ack["history"])
-        chat.head = max(chat.head, ack["head"])
-        if ack["history"] != request.fields["history"]:  # read at a cursor of another history: ask again
-            chat.pull_at = now
+        if ack["history"] != chat.history and ack["history"] and chat.history:
+            self._history_lost(name, chat, ack["history"])  # what came follows a cursor of another history
+            chat.head = ack["head"]
             return
+        if ack["head"] < request.fields["cursor"]:  # older: the server will draw another history
+            chat.pull_at = now + min(60.0, 0.5 * 2 ** chat.older)
+            chat.older += 1
+            return
+        chat.older, chat.head, chat.history = 0, max(chat.head, ack["head"]), ack["history"] or chat.history
         for fields in ack["messages"]:
             if fields["seq"] > chat.position:
                 self._skip(name, chat, fields["seq"] - 1)
@@ -434,12 +445,20 @@ class Session:
         if not ack["has_more"]:
             self._skip(name, chat, ack["head"])  # `head` is of the same moment as the messages
         self._hand_over(chat, now if ack["messages"] else now + 1.0)
+        if chat.is_hinted:
+            chat.pull_at = now
+
+    def _hint(self, chat: Chat) -> None:
+        chat.is_hinted, chat.pull_at = True, time.monotonic()
 
     def _skip(self, name: str, chat: Chat, seq: int) -> None:
-        if seq > chat.position:
-            say(f"{name}: messages {chat.position + 1} to {seq} are not to be had any more")
-            chat.position = seq
-            chat.held = {key: message for key, message in chat.held.items() if key > seq}
+        """Nothing up to `seq` is to be had any more, beside what is held."""
+        for held in sorted(key for key in chat.held if key <= seq) + [seq + 1]:
+            if held > chat.position + 1:
+                say(f"{name}: messages {chat.position + 1} to {held - 1} are not to be had any more")
+                chat.position = held - 1
+            if held in chat.held:
+                self._hand_over(chat, time.monotonic())
 
     def _history_lost(self, name: str, chat: Chat, history: int) -> None:
         say(f"{name}: its history was lost after message {chat.position}; it starts anew from 1")

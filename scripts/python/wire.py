@@ -54,11 +54,11 @@ MESSAGES = {name: table(text) for name, text in {
     "PushAck": "1 chat string, 2 history fixed64, 3 seq uint64",
     "Cursor": "1 chat string, 2 history fixed64, 3 seq uint64",
     "Sync": "1 request uint32, 2 after string, 3 until string, 4 cursors repeated Cursor",
-    "ChatHead": "1 chat string, 2 history fixed64, 3 head uint64, 4 delivered uint64",
+    "ChatHead": "1 chat string, 2 history fixed64, 3 head uint64, 4 delivered uint64, 5 first uint64",
     "SyncAck": "1 request uint32, 2 chats repeated ChatHead, 3 has_more bool, 4 next string",
     "Pull": "1 request uint32, 2 chat string, 3 history fixed64, 4 cursor uint64, 5 limit uint32, 6 reverse bool",
     "PullAck": "1 request uint32, 2 chat string, 3 history fixed64, 4 messages repeated Message, 5 has_more bool,"
-               "6 head uint64",
+               "6 head uint64, 7 first uint64",
     "Resync": "",
     "Kick": "1 code Code, 2 text string",
     "GoAway": "1 within_ms uint32, 2 text string",

@@ -20,9 +20,18 @@ pub(super) struct Chat {
     pub cursor: u64,
     /// Everything up to here was confirmed by the application.
     pub confirmed: u64,
+    /// Messages that were handed out and are not confirmed, ascending.
+    unconfirmed: VecDeque<u64>,
+    /// The application was told of this history and has not confirmed that: what is stored is of the one before.
+    loss_unconfirmed: bool,
     /// Highest seq that the server has named.
     pub told: u64,
     pub pull: PullState,
+    /// Somebody named another history since the last Pull left; only the answer to a later one decides.
+    pub hinted: bool,
+    /// Answers in a row that put the head below the cursor that was asked with. The store came back older, so that the
+    /// server will draw another history, and nothing of this one is handed out any more.
+    pub behind_us: u32,
     /// A hole is open, and is pulled at this time unless a push fills it.
     pub hole_until: Option<Instant>,
     /// Pulls in a row that brought nothing although `told` is above `cursor`.
@@ -76,21 +85,36 @@ impl Chat {
         *self = Chat { early, told, ..Chat::known(history, cursor) };
     }
 
+    /// Messages that the application has and did not confirm.
     pub fn lag(&self) -> u64 {
-        self.cursor - self.confirmed
+        self.unconfirmed.len() as u64
     }
 
-    /// Everything from the first message on again, under another number.
+    /// Everything from the first message on again, under another number. What is stored stays until the application
+    /// confirms that it heard of it, so that it hears of it again if it crashes before.
     pub fn reset(&mut self, name: &Arc<str>, history: u64, actions: &mut VecDeque<Action>) {
-        *self = Chat::known(history, 0);
+        *self = Chat { loss_unconfirmed: true, ..Chat::known(history, 0) };
         actions.push_back(Action::HistoryLost { chat: name.clone(), history, from_seq: 1 });
-        actions.push_back(Action::Store { chat: name.clone(), history, seq: 0 });
+    }
+
+    /// The application has everything up to `seq`. True: that is news, to be stored.
+    pub fn confirm(&mut self, history: u64, seq: u64) -> bool {
+        let seq = seq.min(self.cursor);
+        if history != self.history || (seq <= self.confirmed && !self.loss_unconfirmed) {
+            return false;
+        }
+        self.loss_unconfirmed = false;
+        self.confirmed = self.confirmed.max(seq);
+        while self.unconfirmed.front().is_some_and(|at| *at <= seq) {
+            self.unconfirmed.pop_front();
+        }
+        true
     }
 
     pub fn forget_connection(&mut self) {
         self.pull = PullState::Idle;
         self.hole_until = None;
-        self.empty_answers = 0;
+        (self.empty_answers, self.hinted, self.behind_us) = (0, false, 0);
         self.early = BTreeMap::new();
         // The Sync of the next connection tells anew.
         self.told = self.cursor;
@@ -118,11 +142,25 @@ impl Chat {
 
     /// A pulled message: what lies between it and the cursor does not exist for us.
     pub fn take_pulled(&mut self, name: &Arc<str>, message: wire::Message, actions: &mut VecDeque<Action>) {
-        while let Some(entry) = self.early.first_entry().filter(|entry| *entry.key() < message.seq) {
+        self.take_early_below(name, message.seq, actions);
+        self.deliver_over_gap(name, message, actions);
+    }
+
+    /// The server has nothing up to `seq` that we do not hold.
+    pub fn skip_to(&mut self, name: &Arc<str>, seq: u64, actions: &mut VecDeque<Action>) {
+        self.take_early_below(name, seq.saturating_add(1), actions);
+        if seq > self.cursor {
+            self.gap(name, seq, actions);
+            self.cursor = seq;
+            self.told = self.told.max(seq);
+        }
+    }
+
+    fn take_early_below(&mut self, name: &Arc<str>, seq: u64, actions: &mut VecDeque<Action>) {
+        while let Some(entry) = self.early.first_entry().filter(|entry| *entry.key() < seq) {
             let early = entry.remove();
             self.deliver_over_gap(name, early, actions);
         }
-        self.deliver_over_gap(name, message, actions);
     }
 
     /// Hands out the held messages that follow the cursor.
@@ -177,7 +215,19 @@ impl Chat {
         self.early = BTreeMap::new();
         self.hole_until = None;
         self.pull = PullState::Idle;
-        self.empty_answers = 0;
+        (self.empty_answers, self.hinted) = (0, false);
+    }
+
+    /// A Pull was answered with a head below the cursor that it named: the server is about to find out what that means.
+    /// When to ask again.
+    pub fn after_older_answer(&mut self, now: Instant) -> Instant {
+        let at =
+            now + Duration::from_millis((OLDER_RETRY_MS << self.behind_us.min(16)).min(OLDER_RETRY_MS_MAX));
+        self.behind_us = self.behind_us.saturating_add(1);
+        self.early = BTreeMap::new();
+        self.hole_until = None;
+        self.pull = PullState::Later(at);
+        at
     }
 
     /// Acknowledges what is confirmed, now or at the time returned.
@@ -240,16 +290,21 @@ impl Chat {
             return;
         }
         if message.seq > self.cursor + 1 {
-            let (from, to) = (self.cursor + 1, message.seq - 1);
-            actions.push_back(Action::Gap { chat: name.clone(), history: self.history, from, to });
+            self.gap(name, message.seq - 1, actions);
         }
         self.deliver(name, message, actions);
+    }
+
+    fn gap(&self, name: &Arc<str>, to: u64, actions: &mut VecDeque<Action>) {
+        let from = self.cursor + 1;
+        actions.push_back(Action::Gap { chat: name.clone(), history: self.history, from, to });
     }
 
     fn deliver(&mut self, name: &Arc<str>, message: wire::Message, actions: &mut VecDeque<Action>) {
         debug_assert!(message.seq > self.cursor);
         self.cursor = message.seq;
         self.told = self.told.max(message.seq);
+        self.unconfirmed.push_back(message.seq);
         actions.push_back(Action::Deliver(Message {
             chat: name.clone(),
             history: self.history,
@@ -264,3 +319,6 @@ impl Chat {
 /// Empty answers to a Pull before a chat is left alone: 0.2 + 0.4 + 0.8 s.
 const EMPTY_ANSWERS_MAX: u32 = 3;
 const EMPTY_RETRY_MS: u64 = 100;
+/// Between two Pulls of a chat whose store came back older: 0.5 s, doubling up to a minute.
+const OLDER_RETRY_MS: u64 = 500;
+const OLDER_RETRY_MS_MAX: u64 = 60_000;

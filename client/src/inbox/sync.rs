@@ -1,5 +1,7 @@
 //! The inbox's Sync: which chats have news since our cursors, page by page. Pure, owned by the inbox.
 //!
+//! A reconnect after which nothing is new costs the cursors up and an empty SyncAck down, and no Pull.
+//!
 //! Trap: a page of cursors that was cut short names its last chat in `until`, or the server would take the chats behind
 //! it for ones that we do not hold.
 
@@ -7,6 +9,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prost::Message;
 use proto::wire;
 
 use super::{Action, Inbox, RETRY_MS_MIN, chat::Chat, wake};
@@ -64,6 +67,10 @@ impl Inbox {
         for head in &ack.chats {
             self.take_head(head);
         }
+        if ack.has_more && ack.next > after {
+            let page = (Bound::Excluded(&*after), Bound::Included(&*ack.next));
+            self.page_chats = self.chats.range::<str, _>(page).count().max(1);
+        }
         let next = if ack.has_more { ack.next } else { until };
         if next > after {
             self.ask_sync(next, again, now);
@@ -81,18 +88,20 @@ impl Inbox {
     }
 
     fn ask_sync(&mut self, after: String, again: bool, now: Instant) {
-        let (mut cursors, mut until, mut bytes) = (Vec::new(), String::new(), after.len());
+        let (mut cursors, mut until, mut bytes) = (Vec::<wire::Cursor>::new(), String::new(), 0);
         for (name, chat) in self.chats.range::<str, _>((Bound::Excluded(&*after), Bound::Unbounded)) {
             if !chat.known {
                 continue;
             }
-            // Tags, lengths, a fixed64 and a varint come to at most 25 bytes beside the name.
-            bytes += name.len() + 25;
-            if bytes > self.limits.sync_bytes_max && !cursors.is_empty() {
-                until = cursors.last().map(|cursor: &wire::Cursor| cursor.chat.clone()).unwrap_or_default();
+            let cursor = wire::Cursor { chat: name.to_string(), history: chat.history, seq: chat.cursor };
+            // Its own tag and length in front.
+            bytes += cursor.encoded_len() + 3;
+            let is_full = bytes > self.sync_bytes_max || cursors.len() >= self.page_chats;
+            if let Some(last) = cursors.last().filter(|_| is_full) {
+                until = last.chat.clone();
                 break;
             }
-            cursors.push(wire::Cursor { chat: name.to_string(), history: chat.history, seq: chat.cursor });
+            cursors.push(cursor);
         }
         self.request = self.request.wrapping_add(1).max(1);
         let by = now + Duration::from_millis(self.limits.answer_ms_max);
@@ -116,13 +125,21 @@ impl Inbox {
             self.actions.push_back(Action::Store { chat: name.clone(), history: head.history, seq: cursor });
             chat.take_early(&name, &mut self.actions);
             self.lag += chat.lag();
-        } else if chat.history != head.history && chat.history != 0 {
-            self.lag -= chat.lag();
-            self.asked.retain(|(_, asked)| *asked != name);
-            chat.reset(&name, head.history, &mut self.actions);
         }
-        chat.history = head.history;
-        chat.told = chat.told.max(head.head);
+        if chat.history != head.history && chat.history != 0 && head.history != 0 {
+            chat.hinted = true;
+        } else {
+            if head.history != 0 {
+                chat.history = head.history;
+            }
+            chat.told = chat.told.max(head.head);
+            // A store that came back older, or a push that overtook this answer.
+            chat.hinted |= head.head < chat.cursor;
+            let before = chat.lag();
+            chat.skip_to(&name, head.first.saturating_sub(1).min(head.head), &mut self.actions);
+            chat.take_early(&name, &mut self.actions);
+            self.lag += chat.lag() - before;
+        }
         self.want_if_behind(&name);
     }
 

@@ -29,6 +29,7 @@ impl Session {
         self.app.tell(Event::Connected { address, durability: ack.durability() });
         self.status.send_replace(Status::Online);
         if self.options.receive {
+            self.inbox.frames_up_to(ack.frame_bytes_max as usize);
             self.inbox.connected(now);
         }
         self.outbox.connected(ack.unanswered_max, now);

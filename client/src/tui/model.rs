@@ -212,7 +212,7 @@ impl Model {
                     }
                 }
                 Err(error) => {
-                    let in_doubt = matches!(error, SendError::Unknown);
+                    let in_doubt = matches!(error, SendError::Unknown | SendError::Unanswered);
                     chat.fail(outgoing, in_doubt, harmless_line(&error.to_string()));
                 }
             }

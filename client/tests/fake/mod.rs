@@ -25,6 +25,8 @@ pub enum Fault {
     BreakAfter,
     /// The frame is swallowed.
     Swallow,
+    /// The frame is carried out, and nobody hears of it.
+    LoseAnswer,
     Unavailable,
 }
 
@@ -42,12 +44,16 @@ pub enum PushFault {
 #[derive(Default)]
 pub struct World {
     pub history: u64,
+    /// What is below was cut by retention.
+    pub first: u64,
     pub chats: BTreeMap<String, Vec<wire::Message>>,
     /// Of (chat, stream).
     rows: HashMap<(String, u64), Row>,
     pub delivered: HashMap<(String, String), u64>,
     pub logins: Vec<wire::Login>,
     pub push_acks: Vec<wire::PushAck>,
+    /// Every frame that arrived, with its length.
+    pub received: Vec<(Command, usize)>,
     /// Answers to logins, before the ordinary one.
     pub refuse: VecDeque<wire::Error>,
     pub heartbeat_ms: u32,
@@ -77,7 +83,8 @@ pub struct Fake {
 
 impl Fake {
     pub async fn start() -> Fake {
-        let world = World { history: 77, heartbeat_ms: 30_000, answer_pings: true, ..World::default() };
+        let world =
+            World { history: 77, first: 1, heartbeat_ms: 30_000, answer_pings: true, ..World::default() };
         Fake::with(Arc::new(Mutex::new(world)), Arc::default()).await
     }
 
@@ -230,6 +237,7 @@ impl World {
     ) -> bool {
         let fault = self.fault.as_mut().map_or(Fault::None, |fault| fault(command));
         let mut answers = Vec::new();
+        self.received.push((command, frame::HEADER_BYTES + body.len()));
         match fault {
             Fault::BreakBefore => return false,
             Fault::Swallow => return true,
@@ -245,6 +253,9 @@ impl World {
         }
         if fault == Fault::BreakAfter {
             return false;
+        }
+        if fault == Fault::LoseAnswer {
+            return true;
         }
         answers.into_iter().for_each(|answer| drop(frames.send(answer)));
         true
@@ -354,6 +365,7 @@ impl World {
                 history: self.history,
                 head: messages.len() as u64,
                 delivered: self.delivered.get(&(user.to_owned(), name.clone())).copied().unwrap_or(0),
+                first: self.first,
             })
             .filter(|head| news(&head.chat, head.head))
             .collect();
@@ -362,7 +374,8 @@ impl World {
 
     fn pull(&self, pull: &wire::Pull) -> Bytes {
         let messages = &self.chats[&pull.chat];
-        let found: Vec<_> = messages.iter().skip(pull.cursor as usize).take(10).cloned().collect();
+        let kept = messages.iter().filter(|message| message.seq > pull.cursor && message.seq >= self.first);
+        let found: Vec<_> = kept.take(10).cloned().collect();
         let head = messages.len() as u64;
         let has_more = found.last().is_some_and(|last| last.seq < head);
         let ack = wire::PullAck {
@@ -372,6 +385,7 @@ impl World {
             messages: found,
             has_more,
             head,
+            first: self.first,
         };
         frame::encode(Command::PullAck, &ack)
     }

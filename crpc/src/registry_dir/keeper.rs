@@ -87,6 +87,7 @@ impl Keeper {
 
     /// Makes the files right, whatever happened to them.
     async fn refresh(&mut self, news: bool) -> Result<Kept, RegistryError> {
+        crate::failpoint::here("lease_renewal");
         if self.claim.is_some() {
             match self.write(news).await? {
                 Kept::Lost => tracing::warn!(lock = %self.paths.lock.display(), "the lock file was removed"),

@@ -79,7 +79,7 @@ impl Keeper {
         let mut written = true;
         loop {
             tokio::select! {
-                _ = renew.tick() => match self.line.keep_alive(lease).await {
+                _ = renew.tick() => match self.renew(lease).await {
                     Ok(true) => {}
                     Ok(false) => return,
                     Err(error) => tracing::warn!(key = self.key, %error, "lease not renewed; trying again"),
@@ -109,6 +109,11 @@ impl Keeper {
                 Err(error) => tracing::warn!(key = self.key, %error, "not written; trying again"),
             }
         }
+    }
+
+    async fn renew(&self, lease: i64) -> Result<bool, RegistryError> {
+        crate::failpoint::here("lease_renewal");
+        self.line.keep_alive(lease).await
     }
 
     async fn enter_again(&mut self) -> i64 {
