@@ -67,6 +67,18 @@ pub fn kick(connection: u64, user: u64, code: Code) -> DownFrame {
     }
 }
 
+/// The end of a connection to which no route leads any more: its client is to log in again.
+pub fn end(connection: u64, user: u64) -> DownFrame {
+    let error = closing(Code::Unavailable, "this login is not known any more; log in again");
+    DownFrame {
+        connection,
+        user,
+        frames: frame::encode(Command::Error, &error),
+        close: true,
+        ..Default::default()
+    }
+}
+
 /// One push, as every receiver gets it.
 pub fn push(chat: &str, history: u64, message: wire::Message) -> Bytes {
     let body = wire::Push { chat: chat.to_owned(), history, message: Some(message) };

@@ -13,8 +13,9 @@ use proto::state::{PullReply, PullRequest, SendReply, SendRequest, StoredMessage
 use proto::wire::{self, Code};
 use tonic::{Request, Response, Status};
 
-use crate::fan_out::Accepted;
+use crate::fan_out::{Accepted, From};
 use crate::server::Core;
+use crate::settle;
 use crate::store::{Append, Appended, Op, StoreError, read};
 
 /// Implements the state service over the core.
@@ -92,10 +93,8 @@ impl State for StateService {
         let (cursor, reverse) = (request.cursor, request.reverse);
         let op = Op::Pull { chat: chat.clone(), cursor, limit, reverse };
         let page = read::page(self.core.apply(&[op]).await.swap_remove(0)).map_err(status)?;
-        let has_more = page
-            .messages
-            .last()
-            .is_some_and(|last| if reverse { last.seq > 1 } else { last.seq < page.head });
+        let has_more =
+            settle::has_more(page.messages.last().map(|last| last.seq), reverse, page.first, page.head);
         let messages = page.messages.into_iter().map(|stored| StoredMessage {
             seq: stored.seq,
             sender: stored.sender,
@@ -108,11 +107,13 @@ impl State for StateService {
 }
 
 async fn store_and_push(core: Arc<Core>, append: Append) -> Result<Appended, StoreError> {
+    let held = Some(core.ledger.hold());
     let (chat, sender, body) = (append.chat.clone(), append.sender.clone(), append.body.clone());
     let appended = read::appended(core.apply(&[Op::Append(append)]).await.swap_remove(0))?;
     if let Appended::Stored { seq, time_us, history, again } = appended {
         let message = wire::Message { seq, sender, time_us, body };
-        let accepted = Accepted { chat, history, message, again, from: 0, at: Instant::now() };
+        let accepted =
+            Accepted { chat, history, message, again, from: From::default(), at: Instant::now(), held };
         // Only a server that has stopped drops the receiver; the message is stored all the same.
         let _ = core.accepted.send(accepted).await;
     }

@@ -74,7 +74,12 @@ pub struct StoreConfig {
     pub route_buckets: u32,
     /// Days that the ids of a client's stream are remembered after their last use.
     pub dedupe_days: u32,
-    /// A store that answers later than this is answered `unavailable` to clients. What it did is unknown then.
+    /// Days that messages are kept. 0: for ever.
+    pub retention_days: u32,
+    /// Messages that a chat keeps, the newest ones; a few more (less than a 64th, at most 63) for a while. 0: all.
+    pub retention_messages_max: u64,
+    /// A store that answers later than this is answered `unavailable` to clients; all calls for one batch together. What
+    /// it did is unknown then.
     pub response_ms_max: u64,
     /// Longest that connecting may take.
     pub connect_ms_max: u64,
@@ -95,7 +100,9 @@ impl Default for StoreConfig {
             url: "redis://127.0.0.1:6379".to_owned(),
             route_buckets: 8_192,
             dedupe_days: 7,
-            // A turn makes up to four calls; a login must be answered within the client's 10 s.
+            retention_days: 30,
+            retention_messages_max: 100_000,
+            // Well within the 10 s of a client that logs in.
             response_ms_max: 2_000,
             connect_ms_max: 1_000,
             cache_bytes_max: 64 * 1024 * 1024,

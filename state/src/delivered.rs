@@ -3,20 +3,31 @@
 //! Trap: losing some only delays a status and lets a new device see a little more; so they wait in memory, bounded, and
 //! nothing waits for them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::losses;
 use crate::server::Core;
-use crate::store::Op;
+use crate::store::{CHAT_BUCKETS, Head, Op, StoreError, chat_bucket, read};
 
 /// What waits.
 #[derive(Debug)]
 pub struct Delivered {
-    waiting: Mutex<HashMap<(String, String), u64>>,
+    waiting: Mutex<BTreeMap<Key, Cursor>>,
     waiting_max: usize,
+}
+
+/// Chat and user.
+type Key = (String, String);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cursor {
+    /// 0: the client did not say.
+    history: u64,
+    seq: u64,
 }
 
 /// Written in one store call. Each is a script of some 6 µs in Redis: at 512 a call, five times a second, every fiftieth
@@ -30,32 +41,70 @@ impl Delivered {
     }
 
     /// A user has everything of the chat up to `seq`.
-    pub fn note(&self, chat: String, user: &str, seq: u64) {
+    pub fn note(&self, chat: String, user: &str, history: u64, seq: u64) {
         let mut waiting = self.waiting.lock();
         let full = waiting.len() >= self.waiting_max;
         let key = (chat, user.to_owned());
         match waiting.get_mut(&key) {
-            Some(noted) => *noted = seq.max(*noted),
+            Some(noted) if noted.history == history => noted.seq = seq.max(noted.seq),
+            // What came last is the more likely to be in force; the write decides.
+            Some(noted) => *noted = Cursor { history, seq },
             None if full => {}
-            None => drop(waiting.insert(key, seq)),
+            None => drop(waiting.insert(key, Cursor { history, seq })),
         }
     }
 
-    /// What is noted here and may not be written yet.
-    pub fn noted(&self, chat: &str, user: &str) -> Option<u64> {
-        self.waiting.lock().get(&(chat.to_owned(), user.to_owned())).copied()
+    /// What is noted here of this history and may not be written yet.
+    pub fn noted(&self, chat: &str, user: &str, history: u64) -> Option<u64> {
+        let waiting = self.waiting.lock();
+        if waiting.is_empty() {
+            return None;
+        }
+        let cursor = waiting.get(&(chat.to_owned(), user.to_owned()))?;
+        (cursor.history == history || cursor.history == 0).then_some(cursor.seq)
     }
 
-    fn pending(&self) -> Vec<((String, String), u64)> {
-        self.waiting.lock().iter().map(|(key, seq)| (key.clone(), *seq)).collect()
+    fn pending(&self) -> Vec<(Key, Cursor)> {
+        self.waiting.lock().iter().map(|(key, cursor)| (key.clone(), *cursor)).collect()
     }
 
-    /// Written: forgotten, unless there is newer news.
-    fn written(&self, key: &(String, String), seq: u64) {
+    /// Written, or not worth it: forgotten, unless there is newer news.
+    fn settled(&self, key: &Key, cursor: Cursor) {
         let mut waiting = self.waiting.lock();
-        if waiting.get(key) == Some(&seq) {
+        if waiting.get(key) == Some(&cursor) {
             waiting.remove(key);
         }
+    }
+}
+
+/// The histories of the buckets as far as this server has seen them lately. One that has changed since is noticed at the
+/// next message or question.
+#[derive(Debug)]
+pub struct Histories {
+    of_bucket: Mutex<Vec<u64>>,
+}
+
+impl Default for Histories {
+    fn default() -> Self {
+        Histories { of_bucket: Mutex::new(vec![0; CHAT_BUCKETS as usize]) }
+    }
+}
+
+impl Histories {
+    /// The store said this of the chat's bucket just now.
+    pub fn note(&self, chat: &str, history: u64) {
+        if let Some(known) = self.of_bucket.lock().get_mut(chat_bucket(chat) as usize) {
+            *known = history;
+        }
+    }
+
+    /// Nothing is known any more.
+    pub fn forget(&self) {
+        self.of_bucket.lock().fill(0);
+    }
+
+    fn is(&self, chat: &str, history: u64) -> bool {
+        self.of_bucket.lock().get(chat_bucket(chat) as usize) == Some(&history)
     }
 }
 
@@ -72,23 +121,110 @@ pub async fn run(core: Arc<Core>) {
 /// Writes what waits now. What the store did not take waits for the next time.
 pub async fn flush(core: &Core) {
     for part in core.delivered.pending().chunks(WRITES_PER_CALL) {
-        let ops: Vec<Op> = part
-            .iter()
-            .map(|((chat, user), seq)| Op::Delivered { chat: chat.clone(), user: user.clone(), seq: *seq })
-            .collect();
-        let mut failed = false;
-        for ((key, seq), outcome) in part.iter().zip(core.apply(&ops).await) {
-            match outcome {
-                Ok(_) => core.delivered.written(key, *seq),
-                Err(error) => {
-                    failed = true;
-                    core.store_failed(&error);
-                }
-            }
-        }
-        if failed {
+        if let Err(error) = flush_part(core, part).await {
             // A store that stands still would be waited for once per part, also at the end of the process.
+            core.store_failed(&error);
             return;
         }
+    }
+}
+
+async fn flush_part(core: &Core, part: &[(Key, Cursor)]) -> Result<(), StoreError> {
+    let mut writes = Vec::with_capacity(part.len());
+    let mut doubtful = Vec::new();
+    for (key, cursor) in part {
+        let known = cursor.history == 0 || core.histories.is(&key.0, cursor.history);
+        if known { writes.push((key, *cursor)) } else { doubtful.push((key, *cursor)) }
+    }
+    let ops: Vec<Op> = doubtful
+        .iter()
+        .map(|((chat, user), _)| Op::Head { chat: chat.clone(), user: user.clone() })
+        .collect();
+    let mut lost = Vec::new();
+    for ((key, cursor), outcome) in doubtful.into_iter().zip(core.apply(&ops).await) {
+        let Head { history, seq, .. } = read::head(outcome)?;
+        core.histories.note(&key.0, history);
+        if losses::is_proof((cursor.history, cursor.seq), (history, seq)) {
+            tracing::warn!(
+                chat = key.0,
+                "a client holds messages that the store has lost; a new history begins"
+            );
+            lost.push((Op::LoseHistory { bucket: chat_bucket(&key.0), history }, key, cursor));
+        } else if cursor.history == history {
+            writes.push((key, cursor));
+        } else {
+            // Of messages that are not there any more.
+            core.delivered.settled(key, cursor);
+        }
+    }
+    let ops: Vec<Op> = lost.iter().map(|(op, ..)| op.clone()).collect();
+    for ((_, key, cursor), outcome) in lost.into_iter().zip(core.apply(&ops).await) {
+        outcome?;
+        core.delivered.settled(key, cursor);
+    }
+    let write = |((chat, user), cursor): &(&Key, Cursor)| Op::Delivered {
+        chat: chat.clone(),
+        user: user.clone(),
+        seq: cursor.seq,
+    };
+    let ops: Vec<Op> = writes.iter().map(write).collect();
+    let mut failed = Ok(());
+    for ((key, cursor), outcome) in writes.into_iter().zip(core.apply(&ops).await) {
+        match outcome {
+            Ok(_) => core.delivered.settled(key, cursor),
+            Err(error) => failed = Err(error),
+        }
+    }
+    failed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::tests::{Scripted, core_over};
+    use crate::store::Answer;
+
+    fn head(history: u64, seq: u64) -> Answer {
+        Answer::Head(Head { history, seq, delivered: 0, first: 1 })
+    }
+
+    #[tokio::test]
+    async fn a_flush_leaves_at_the_first_part_that_fails_and_keeps_the_rest() {
+        let store = Scripted::new(|op| match op {
+            Op::Delivered { chat, .. } if chat.as_str() >= "a:c020" => {
+                Err(StoreError::Unknown("away".into()))
+            }
+            _ => Ok(Answer::Done),
+        });
+        let core = core_over(store.clone());
+        for n in 0..100 {
+            core.delivered.note(format!("a:c{n:03}"), "a", 0, 1);
+        }
+        flush(&core).await;
+        assert_eq!(store.calls(), 1, "one part was tried, not all of them");
+        assert_eq!(core.delivered.pending().len(), 80, "what was written is forgotten, the rest is kept");
+    }
+
+    #[tokio::test]
+    async fn a_cursor_of_another_history_is_ignored_and_one_above_the_head_is_proof() {
+        let store = Scripted::new(|op| match op {
+            Op::Head { .. } => Ok(head(7, 10)),
+            _ => Ok(Answer::Done),
+        });
+        let core = core_over(store.clone());
+        let bucket = chat_bucket("a:b");
+        for (history, seq, wanted) in [
+            (7, 10, Op::Delivered { chat: "a:b".into(), user: "a".into(), seq: 10 }),
+            (6, 10, Op::Head { chat: "a:b".into(), user: "a".into() }),
+        ] {
+            core.delivered.note("a:b".into(), "a", history, seq);
+            flush(&core).await;
+            assert_eq!(store.last(), Some(wanted));
+        }
+        core.histories.forget();
+        core.delivered.note("a:b".into(), "a", 7, 11);
+        flush(&core).await;
+        assert_eq!(store.last(), Some(Op::LoseHistory { bucket, history: 7 }));
+        assert!(core.delivered.pending().is_empty());
     }
 }

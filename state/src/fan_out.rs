@@ -4,19 +4,21 @@
 //! Trap: routes are read after the append, every time, and never cached: a device that logs in later than that sees the
 //! message in its first Sync.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proto::link::Push;
+use proto::link::{DownFrame, Push};
 use proto::name::Chat;
-use proto::wire;
+use proto::wire::{self, Code};
 use tokio::sync::mpsc;
 
 use crate::answer;
 use crate::gateways::{Outgoing, push_to};
+use crate::ledger::Token;
 use crate::server::Core;
-use crate::store::{Op, Outcome, Route, read};
+use crate::store::{Op, Outcome, Route, StoreError, read};
+use crate::unplaced::Pushes;
 
 /// A message that has been stored, on its way to its readers.
 #[derive(Debug)]
@@ -29,10 +31,31 @@ pub struct Accepted {
     pub message: wire::Message,
     /// The id was answered before: what was stored then counts, not the body that came now.
     pub again: bool,
-    /// The sender's connection, which is not pushed to: its SendAck stands for the message.
-    pub from: u64,
+    /// The connection that sent it.
+    pub from: From,
     /// When it was accepted.
     pub at: Instant,
+    /// Holds this server's mark until it is pushed.
+    pub held: Option<Token>,
+}
+
+/// The connection that sent a message. It is not pushed to: its SendAck stands for the message.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct From {
+    /// Its id; 0: the message did not come over a connection.
+    pub connection: u64,
+    /// Its device, within the sender.
+    pub device: u32,
+    /// The attempt that bound it.
+    pub binding: u64,
+}
+
+impl Accepted {
+    /// One that is pushed again.
+    pub fn pushed_again(chat: String, history: u64, message: wire::Message) -> Self {
+        let from = From::default();
+        Accepted { chat, history, message, again: false, from, at: Instant::now(), held: None }
+    }
 }
 
 /// Messages taken at a time.
@@ -40,26 +63,30 @@ const MESSAGES_PER_ROUND: usize = 1024;
 
 /// Pushes for ever.
 pub async fn run(core: Arc<Core>, mut accepted: mpsc::Receiver<Accepted>) {
-    let mut round = Vec::with_capacity(MESSAGES_PER_ROUND);
-    let mut owed = Owed::default();
-    loop {
-        tokio::select! {
-            taken = accepted.recv_many(&mut round, MESSAGES_PER_ROUND) => if taken == 0 { return },
-            () = tokio::time::sleep(OWED_PAUSE), if !owed.is_empty() => {}
+    let mut taken = Vec::with_capacity(MESSAGES_PER_ROUND);
+    while accepted.recv_many(&mut taken, MESSAGES_PER_ROUND).await > 0 {
+        if crpc::failpoint::due("state_after_ack") {
+            // Until the acknowledgements have left.
+            core.clock.pause(Duration::from_millis(50)).await;
+            crpc::failpoint::die();
         }
-        owed.try_again(&core);
-        restore(&core, &mut round).await;
-        push_all(&core, &round, &mut owed).await;
-        for message in round.drain(..) {
-            core.metrics.deliver.observe(message.at.elapsed().as_secs_f64());
-        }
+        round(&core, &mut taken).await;
+    }
+}
+
+/// Pushes these messages.
+pub async fn round(core: &Core, taken: &mut Vec<Accepted>) {
+    restore(core, taken).await;
+    push_all(core, taken, &BTreeMap::new()).await;
+    for message in taken.drain(..) {
+        core.metrics.deliver.observe(message.at.elapsed().as_secs_f64());
     }
 }
 
 /// A resent message is pushed again, because the first pushes may have died with their server; but with the body that was
 /// stored, which is the only one of that id.
-async fn restore(core: &Core, round: &mut Vec<Accepted>) {
-    let ops: Vec<Op> = round
+async fn restore(core: &Core, taken: &mut Vec<Accepted>) {
+    let ops: Vec<Op> = taken
         .iter()
         .filter(|accepted| accepted.again)
         .map(|accepted| {
@@ -67,8 +94,8 @@ async fn restore(core: &Core, round: &mut Vec<Accepted>) {
             Op::Pull { chat: accepted.chat.clone(), cursor, limit: 1, reverse: false }
         })
         .collect();
-    let mut stored = core.apply(&ops).await.into_iter();
-    round.retain_mut(|accepted| {
+    let mut stored = insist(core, &ops).await.into_iter();
+    taken.retain_mut(|accepted| {
         if !accepted.again {
             return true;
         }
@@ -84,86 +111,118 @@ async fn restore(core: &Core, round: &mut Vec<Accepted>) {
     });
 }
 
-async fn push_all(core: &Core, round: &[Accepted], owed: &mut Owed) {
-    let chats: Vec<Option<Chat>> = round.iter().map(|accepted| Chat::parse(&accepted.chat).ok()).collect();
-    let names: BTreeSet<&str> =
-        chats.iter().flatten().filter_map(Chat::pair_members).flat_map(|(low, high)| [low, high]).collect();
+/// Sends everything to whoever reads it; with `only`, to connections of these gateways, and what is newer than that.
+pub async fn push_all(core: &Core, taken: &[Accepted], only: &BTreeMap<u32, u64>) {
+    let chats: Vec<Option<Chat>> = taken.iter().map(|accepted| Chat::parse(&accepted.chat).ok()).collect();
+    let names = members(chats.iter().flatten());
     let numbers = numbers_of(core, &names).await;
     let routes = routes_of(core, numbers.values().copied().collect()).await;
-    let mut per_gateway: BTreeMap<u32, Vec<Push>> = BTreeMap::new();
-    for (accepted, chat) in round.iter().zip(&chats) {
+    let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
+    for (accepted, chat) in taken.iter().zip(&chats) {
         let Some((low, high)) = chat.as_ref().and_then(Chat::pair_members) else { continue };
-        let members = if low == high { vec![low] } else { vec![low, high] };
+        let time_us = accepted.message.time_us;
+        let both = [low, high];
+        let members = if low == high { &both[..1] } else { &both[..] };
         let targets = members
             .iter()
             .filter_map(|name| numbers.get(name))
             .flat_map(|number| {
                 routes.get(number).into_iter().flatten().map(move |route| (route.connection, *number))
             })
-            .filter(|(connection, _)| *connection != accepted.from);
+            .filter(|(connection, _)| *connection != accepted.from.connection);
         let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
         for (connection, number) in targets {
-            by_gateway.entry(proto::incarnation_of(connection)).or_default().push((connection, number));
+            let incarnation = proto::incarnation_of(connection);
+            if only.is_empty() || only.get(&incarnation).is_some_and(|since_us| time_us > *since_us) {
+                by_gateway.entry(incarnation).or_default().push((connection, number));
+            }
+        }
+        if let Some(number) = numbers.get(accepted.message.sender.as_str())
+            && let Some(routes) = routes.get(number)
+            && let Some(end) = end_of_ghost(&accepted.from, *number, routes)
+        {
+            tell(core, end);
         }
         if by_gateway.is_empty() {
             continue;
         }
         let frame = answer::push(&accepted.chat, accepted.history, accepted.message.clone());
         for (incarnation, targets) in by_gateway {
-            per_gateway.entry(incarnation).or_default().push(push_to(frame.clone(), &targets));
+            let (pushes, since_us) = per_gateway.entry(incarnation).or_insert((Vec::new(), u64::MAX));
+            pushes.push(push_to(frame.clone(), &targets));
+            *since_us = time_us.min(*since_us);
         }
     }
-    for (incarnation, pushes) in per_gateway {
-        let count = targets(&pushes);
-        match core.gateways.try_send(incarnation, Outgoing::Pushes(pushes)) {
-            Ok(()) => drop(core.metrics.pushes.inc_by(count)),
-            Err(Outgoing::Pushes(pushes)) => owed.keep(core, incarnation, pushes),
-            Err(_) => {}
-        }
+    let held = tokens(taken);
+    for (incarnation, (pushes, since_us)) in per_gateway {
+        hand_over(core, incarnation, Pushes { pushes, since_us, held: held.clone(), second: false });
     }
 }
 
-fn targets(pushes: &[Push]) -> u64 {
-    pushes.iter().map(|push| push.connections.len() as u64).sum()
-}
-
-/// Pushes whose gateway has no stream here just now: it may be opening one to this server, which has just started.
-#[derive(Default)]
-struct Owed {
-    waiting: VecDeque<(Instant, u32, Vec<Push>)>,
-}
-
-/// How long a push may be owed, how often it is tried, and how many batches of them are kept.
-const OWED_MAX: Duration = Duration::from_secs(3);
-const OWED_PAUSE: Duration = Duration::from_millis(50);
-const OWED_BATCHES_MAX: usize = 1024;
-
-impl Owed {
-    fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
-    fn keep(&mut self, core: &Core, incarnation: u32, pushes: Vec<Push>) {
-        if self.waiting.len() >= OWED_BATCHES_MAX {
-            core.metrics.pushes_dropped.inc_by(targets(&pushes));
-        } else {
-            self.waiting.push_back((Instant::now(), incarnation, pushes));
+/// What holds the mark for these: few, because those of one turn share theirs.
+fn tokens(taken: &[Accepted]) -> Arc<[Token]> {
+    let mut tokens: Vec<Token> = Vec::new();
+    for token in taken.iter().filter_map(|accepted| accepted.held.as_ref()) {
+        if tokens.last().is_none_or(|last| !Arc::ptr_eq(last, token)) {
+            tokens.push(token.clone());
         }
     }
+    tokens.into()
+}
 
-    fn try_again(&mut self, core: &Core) {
-        for _ in 0..self.waiting.len() {
-            let Some((since, incarnation, pushes)) = self.waiting.pop_front() else { return };
-            let count = targets(&pushes);
-            match core.gateways.try_send(incarnation, Outgoing::Pushes(pushes)) {
-                Ok(()) => drop(core.metrics.pushes.inc_by(count)),
-                Err(Outgoing::Pushes(pushes)) if since.elapsed() < OWED_MAX => {
-                    self.waiting.push_back((since, incarnation, pushes));
-                }
-                Err(_) => drop(core.metrics.pushes_dropped.inc_by(count)),
+/// Hands pushes to their gateway's stream, or notes that it misses them.
+pub fn hand_over(core: &Core, incarnation: u32, pushes: Pushes) {
+    let count = pushes.pushes.iter().map(|push| push.connections.len() as u64).sum();
+    match core.gateways.try_send(incarnation, Outgoing::Pushes(pushes)) {
+        Ok(()) => drop(core.metrics.pushes.inc_by(count)),
+        Err(Outgoing::Pushes(pushes)) => {
+            core.metrics.pushes_dropped.inc_by(count);
+            if !crpc::failpoint::switch("recency_off") {
+                core.gateways.missed().note(incarnation, pushes.since_us, &pushes.held);
             }
         }
+        Err(_) => {}
     }
+}
+
+/// Tells a connection wherever it is, now or when its gateway has a stream here.
+pub fn tell(core: &Core, frame: DownFrame) {
+    let incarnation = proto::incarnation_of(frame.connection);
+    let outgoing = Outgoing::Answers { frames: vec![frame], acked: 0 };
+    if let Err(Outgoing::Answers { frames, .. }) = core.gateways.try_send(incarnation, outgoing) {
+        tracing::debug!(incarnation, "a connection that is to end cannot be told yet");
+        frames.into_iter().for_each(|frame| core.gateways.missed().owe_kick(incarnation, frame));
+    }
+}
+
+/// A connection that sends though no route leads to it is never pushed anything: another one of its device has taken its
+/// place and its Kick was lost, or the route was. The routes were read after its message was stored, and a binding
+/// stands before its login is answered; so what is not there is gone.
+fn end_of_ghost(from: &From, user: u64, routes: &[Route]) -> Option<DownFrame> {
+    if from.connection == 0 || routes.iter().any(|route| route.connection == from.connection) {
+        return None;
+    }
+    let newer = routes.iter().any(|route| route.device == from.device && route.attempt > from.binding);
+    Some(if newer {
+        answer::kick(from.connection, user, Code::Replaced)
+    } else {
+        answer::end(from.connection, user)
+    })
+}
+
+fn members<'a>(chats: impl Iterator<Item = &'a Chat>) -> BTreeSet<&'a str> {
+    chats.filter_map(Chat::pair_members).flat_map(|(low, high)| [low, high]).collect()
+}
+
+/// Where the members of these chats are connected, by name.
+pub async fn routes_of_members<'a>(
+    core: &Core,
+    chats: impl Iterator<Item = &'a Chat>,
+) -> HashMap<&'a str, Vec<Route>> {
+    let numbers = numbers_of(core, &members(chats)).await;
+    let mut routes = routes_of(core, numbers.values().copied().collect()).await;
+    // A number has one name.
+    numbers.into_iter().filter_map(|(name, number)| Some((name, routes.remove(&number)?))).collect()
 }
 
 async fn numbers_of<'a>(core: &Core, names: &BTreeSet<&'a str>) -> HashMap<&'a str, u64> {
@@ -189,7 +248,8 @@ async fn numbers_of<'a>(core: &Core, names: &BTreeSet<&'a str>) -> HashMap<&'a s
     numbers
 }
 
-async fn routes_of(core: &Core, numbers: BTreeSet<u64>) -> HashMap<u64, Vec<Route>> {
+/// Where these users are connected.
+pub async fn routes_of(core: &Core, numbers: BTreeSet<u64>) -> HashMap<u64, Vec<Route>> {
     let ops: Vec<Op> = numbers.iter().map(|user| Op::Routes { user: *user }).collect();
     let outcomes = insist(core, &ops).await;
     numbers
@@ -199,19 +259,43 @@ async fn routes_of(core: &Core, numbers: BTreeSet<u64>) -> HashMap<u64, Vec<Rout
         .collect()
 }
 
-/// Reads, again and again while the store fails: the messages are stored, and nobody else will push them.
+/// Reads, again and again while the store does not answer: the messages are stored, and nobody else knows that they are to be
+/// pushed. What the store cannot read is left at that.
 async fn insist(core: &Core, ops: &[Op]) -> Vec<Outcome> {
+    let mut outcomes = core.apply(ops).await;
     for _ in 0..READS_MAX {
-        let outcomes = core.apply(ops).await;
-        match outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
+        let is_away = |outcome: &&StoreError| !matches!(outcome, StoreError::Corrupt(_));
+        match outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).find(is_away) {
             None => return outcomes,
             Some(error) => core.store_failed(error),
         }
-        tokio::time::sleep(READ_PAUSE).await;
+        core.clock.pause(READ_PAUSE).await;
+        outcomes = core.apply(ops).await;
     }
-    core.apply(ops).await
+    outcomes
 }
 
-/// Some seconds, in which a store comes back or is gone for long.
-const READS_MAX: u32 = 50;
+/// A minute at least, in which a store comes back or is gone for long. Meanwhile acknowledgements wait.
+const READS_MAX: u32 = 600;
 const READ_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_sends_without_a_route_is_ended_in_the_right_way() {
+        let from = From { connection: 10, device: 1, binding: 5 };
+        let route = |device, attempt, connection| Route { device, attempt, connection };
+        let ends =
+            |routes: &[Route]| end_of_ghost(&from, 7, routes).map(|frame| (frame.connection, frame.user));
+        assert_eq!(ends(&[route(2, 9, 20), route(1, 5, 10)]), None);
+        assert_eq!(end_of_ghost(&From::default(), 7, &[]), None, "it came by a call");
+        let replaced = end_of_ghost(&from, 7, &[route(1, 6, 11)]).unwrap();
+        assert_eq!(replaced, answer::kick(10, 7, Code::Replaced));
+        for lost in [&[][..], &[route(2, 9, 20)], &[route(1, 4, 11)]] {
+            assert_eq!(ends(lost), Some((10, 7)));
+            assert_ne!(end_of_ghost(&from, 7, lost), Some(answer::kick(10, 7, Code::Replaced)));
+        }
+    }
+}

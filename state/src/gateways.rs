@@ -2,7 +2,7 @@
 //! tasks of the state server's thread.
 //!
 //! Trap: a gateway that does not read must not hold up the others. What a turn answers waits for room, because only its
-//! own gateway waits with it; what goes to other gateways (pushes, kicks) never waits.
+//! own gateway waits with it; what goes to other gateways (pushes, kicks) never waits, and is noted as missed instead.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use parking_lot::RwLock;
 use proto::link::{DownFrame, Push};
 use tokio::sync::mpsc;
+
+use crate::missed::Missed;
+use crate::unplaced::{Pushes, Unplaced};
 
 /// Something on its way down one stream.
 #[derive(Debug)]
@@ -23,7 +26,7 @@ pub enum Outgoing {
         acked: u64,
     },
     /// Pushes.
-    Pushes(Vec<Push>),
+    Pushes(Pushes),
     /// The answer to a ping.
     Pong(u64),
 }
@@ -34,6 +37,7 @@ pub struct GatewayStream {
     key: u64,
     down: mpsc::Sender<Outgoing>,
     waiting_bytes: Arc<AtomicUsize>,
+    unplaced: Arc<Unplaced>,
 }
 
 /// The other end of that way.
@@ -41,6 +45,7 @@ pub struct GatewayStream {
 pub struct Waiting {
     down: mpsc::Receiver<Outgoing>,
     waiting_bytes: Arc<AtomicUsize>,
+    unplaced: Arc<Unplaced>,
 }
 
 impl Outgoing {
@@ -49,7 +54,7 @@ impl Outgoing {
         match self {
             Outgoing::Answers { frames, .. } => frames.iter().map(|frame| frame.frames.len() + 48).sum(),
             Outgoing::Pushes(pushes) => {
-                pushes.iter().map(|push| push.frame.len() + 16 * push.connections.len() + 16).sum()
+                pushes.pushes.iter().map(|push| push.frame.len() + 16 * push.connections.len() + 16).sum()
             }
             Outgoing::Pong(_) => 16,
         }
@@ -61,6 +66,7 @@ impl Outgoing {
 pub struct Gateways {
     streams: RwLock<HashMap<u32, GatewayStream>>,
     next_key: AtomicU64,
+    missed: Arc<Missed>,
 }
 
 /// Messages that may wait on one stream.
@@ -74,9 +80,11 @@ impl Gateways {
     pub fn open(&self, incarnation: u32) -> (GatewayStream, Waiting) {
         let (down, waiting) = mpsc::channel(DOWN_WAITING_MAX);
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
-        let waiting = Waiting { down: waiting, waiting_bytes: waiting_bytes.clone() };
+        let unplaced = Arc::new(Unplaced::new(incarnation, self.missed.clone()));
+        let waiting =
+            Waiting { down: waiting, waiting_bytes: waiting_bytes.clone(), unplaced: unplaced.clone() };
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
-        let stream = GatewayStream { key, down, waiting_bytes };
+        let stream = GatewayStream { key, down, waiting_bytes, unplaced };
         self.streams.write().insert(incarnation, stream.clone());
         (stream, waiting)
     }
@@ -87,6 +95,24 @@ impl Gateways {
         if streams.get(&incarnation).is_some_and(|known| known.key == stream.key) {
             streams.remove(&incarnation);
         }
+    }
+
+    /// What could not be handed to gateways.
+    pub fn missed(&self) -> &Missed {
+        &self.missed
+    }
+
+    /// Whether this gateway has a stream here that takes more.
+    pub fn has_room(&self, incarnation: u32) -> bool {
+        self.streams.read().get(&incarnation).is_some_and(|stream| {
+            stream.waiting_bytes.load(Ordering::Relaxed) < DOWN_WAITING_BYTES_MAX / 2
+                && stream.down.capacity() > DOWN_WAITING_MAX / 2
+        })
+    }
+
+    /// Whether this gateway has a stream here.
+    pub fn is_open(&self, incarnation: u32) -> bool {
+        self.streams.read().contains_key(&incarnation)
     }
 
     /// Streams that are open.
@@ -118,6 +144,17 @@ impl GatewayStream {
         self.waiting_bytes.fetch_add(outgoing.bytes(), Ordering::Relaxed);
         self.down.send(outgoing).await.is_ok()
     }
+
+    /// What its gateway has not placed yet.
+    pub fn unplaced(&self) -> &Unplaced {
+        &self.unplaced
+    }
+
+    /// Whether another stream of the same gateway has taken the place of this one, or nobody is at its other end.
+    pub fn is_over(&self, incarnation: u32, gateways: &Gateways) -> bool {
+        let streams = gateways.streams.read();
+        self.down.is_closed() || streams.get(&incarnation).is_none_or(|known| known.key != self.key)
+    }
 }
 
 impl Waiting {
@@ -133,6 +170,32 @@ impl Waiting {
         }
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
         some
+    }
+
+    /// Everything that waits now.
+    pub fn take_now(&mut self) -> Vec<Outgoing> {
+        let mut some = Vec::new();
+        while let Ok(outgoing) = self.down.try_recv() {
+            self.waiting_bytes.fetch_sub(outgoing.bytes(), Ordering::Relaxed);
+            some.push(outgoing);
+        }
+        some
+    }
+
+    /// Where the batches that leave are noted.
+    pub fn unplaced(&self) -> &Unplaced {
+        &self.unplaced
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.down.close();
+        while let Ok(outgoing) = self.down.try_recv() {
+            if let Outgoing::Pushes(pushes) = outgoing {
+                self.unplaced.never_left(&pushes);
+            }
+        }
     }
 }
 

@@ -4,13 +4,16 @@
 //! Trap: nothing in the core is the truth. Users and listed chats are caches of facts that do not change, delivered
 //! cursors may be lost, and everything else is in the store.
 
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crpc::registry::{Endpoint, Registration};
 use crpc::{Fatal, Readiness, Shutdown};
+use futures_util::future::{self, Either};
 use lru::LruCache;
 use parking_lot::Mutex;
 use proto::link::link_server::LinkServer;
@@ -19,15 +22,20 @@ use proto::wire::Durability;
 use tokio::sync::mpsc;
 
 use crate::calls::StateService;
+use crate::clock::{Clock, TokioClock};
 use crate::config::Config;
-use crate::delivered::{self, Delivered};
+use crate::delivered::{self, Delivered, Histories};
 use crate::fan_out::{self, Accepted};
 use crate::gateways::Gateways;
+use crate::ledger::Ledger;
+use crate::marks;
 use crate::metrics::Metrics;
+use crate::repush::{self, Repush};
 use crate::service::LinkService;
 use crate::store::{Op, Outcome, Store, StoreError};
 use crate::store_redb::{OpenError, RedbStore};
 use crate::store_redis::RedisStore;
+use crate::takeover::Judge;
 use crate::users::Users;
 
 /// What the tasks share.
@@ -44,13 +52,39 @@ pub struct Core {
     pub gateways: Gateways,
     /// To the fan-out.
     pub accepted: mpsc::Sender<Accepted>,
+    /// The clock that decides.
+    pub clock: Box<dyn Clock>,
+    /// What is accepted and not pushed yet.
+    pub ledger: Ledger,
+    /// What the other servers' marks say.
+    pub judge: Mutex<Judge>,
+    /// What is to be pushed again.
+    pub repush: Repush,
+    /// Histories seen lately.
+    pub histories: Histories,
+    /// Users and connections that are gone and whose routes are to be removed.
+    pub unbinds: Mutex<VecDeque<(u64, u64)>>,
     /// Metrics.
     pub metrics: Metrics,
     /// The wish to stop.
     pub shutdown: Shutdown,
     readiness: Readiness,
     durability: AtomicI32,
+    /// Of the store, when the caches were last known to be right.
+    generation: AtomicU64,
     listed: Mutex<LruCache<String, ()>>,
+}
+
+/// What a core is made of.
+struct Parts {
+    config: Config,
+    store: Box<dyn Store>,
+    clock: Box<dyn Clock>,
+    /// Number of this life of the server.
+    life: u64,
+    metrics: Metrics,
+    readiness: Readiness,
+    shutdown: Shutdown,
 }
 
 /// Longest message on the link, bytes.
@@ -62,10 +96,66 @@ const STORE_CHECK: Duration = Duration::from_secs(1);
 /// How often a warning about development logins from elsewhere is repeated.
 const INSECURE_WARNING: Duration = Duration::from_secs(60);
 
-/// Recency entries older than this are forgotten.
-const RECENCY_KEPT: Duration = Duration::from_secs(600);
-
 impl Core {
+    fn new(parts: Parts) -> (Arc<Core>, mpsc::Receiver<Accepted>) {
+        let Parts { config, store, clock, life, metrics, readiness, shutdown } = parts;
+        let (sender, accepted) = mpsc::channel(config.limits.fan_out_max);
+        let room = NonZeroUsize::new(config.limits.chat_cache_max).unwrap_or(NonZeroUsize::MIN);
+        let core = Core {
+            users: Users::new(config.limits.user_cache_max),
+            delivered: Delivered::new(config.limits.delivered_waiting_max),
+            gateways: Gateways::default(),
+            accepted: sender,
+            clock,
+            ledger: Ledger::default(),
+            judge: Mutex::new(Judge::new((config.id(), life))),
+            repush: Repush::default(),
+            histories: Histories::default(),
+            unbinds: Mutex::default(),
+            metrics,
+            shutdown,
+            readiness,
+            durability: AtomicI32::new(Durability::Unknown as i32),
+            generation: AtomicU64::new(store.generation()),
+            listed: Mutex::new(LruCache::new(room)),
+            store,
+            config,
+        };
+        (Arc::new(core), accepted)
+    }
+
+    /// For a simulation: without a runtime, a network, or a clock of its own. The life's number comes from the seed.
+    pub fn for_simulation(
+        config: Config,
+        store: Box<dyn Store>,
+        clock: Box<dyn Clock>,
+        life: u64,
+    ) -> (Arc<Core>, mpsc::Receiver<Accepted>) {
+        let metrics = Metrics::new(&mut crpc::metrics::Metrics::new("state"));
+        let (readiness, shutdown) = (Readiness::new(), Shutdown::new());
+        Core::new(Parts { config, store, clock, life, metrics, readiness, shutdown })
+    }
+
+    /// One store call, which is given up at that time: what is not asked by then surely did not happen, and of what is
+    /// asked nothing is known.
+    pub async fn apply_until(&self, until: Instant, ops: &[Op]) -> Vec<Outcome> {
+        let left = until.saturating_duration_since(self.clock.now());
+        if ops.is_empty() {
+            return Vec::new();
+        }
+        if left.is_zero() {
+            let late = || Err(StoreError::Refused("there was no time left to ask".to_owned()));
+            return ops.iter().map(|_| late()).collect();
+        }
+        match future::select(pin!(self.apply(ops)), self.clock.pause(left)).await {
+            Either::Left((outcomes, _)) => outcomes,
+            Either::Right(_) => {
+                let late = || Err(StoreError::Unknown("it took too long".to_owned()));
+                ops.iter().map(|_| late()).collect()
+            }
+        }
+    }
+
     /// One store call, measured.
     pub async fn apply(&self, ops: &[Op]) -> Vec<Outcome> {
         if ops.is_empty() {
@@ -73,11 +163,23 @@ impl Core {
         }
         let began = Instant::now();
         let outcomes = self.store.apply(ops).await;
+        self.follow_generation();
         self.metrics.store.observe(began.elapsed().as_secs_f64());
         self.metrics.store_ops.inc_by(ops.len() as u64);
         self.metrics.store_errors.inc_by(outcomes.iter().filter(|outcome| outcome.is_err()).count() as u64);
         debug_assert_eq!(outcomes.len(), ops.len());
         outcomes
+    }
+
+    /// Facts that never change are others when the store is another.
+    fn follow_generation(&self) {
+        let generation = self.store.generation();
+        if self.generation.swap(generation, Ordering::Relaxed) != generation {
+            tracing::warn!("the store is not what it was; what was remembered of it is forgotten");
+            self.users.forget();
+            self.listed.lock().clear();
+            self.histories.forget();
+        }
     }
 
     /// Tells readiness and the log that the store failed; the check of every second tells when it is back.
@@ -169,24 +271,22 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     let listener = crpc::listen::bind(config.rpc.listen, "rpc.listen").await?;
     let store = open_store(&config).await?;
     let servers = crpc::registry::open(&config.registry).await?;
-    let (sender, accepted) = mpsc::channel(config.limits.fan_out_max);
-    let room = NonZeroUsize::new(config.limits.chat_cache_max).unwrap_or(NonZeroUsize::MIN);
-    let core = Arc::new(Core {
-        users: Users::new(config.limits.user_cache_max),
-        delivered: Delivered::new(config.limits.delivered_waiting_max),
-        gateways: Gateways::default(),
-        accepted: sender,
-        metrics,
-        shutdown: shutdown.clone(),
-        readiness: readiness.clone(),
-        durability: AtomicI32::new(Durability::Unknown as i32),
-        listed: Mutex::new(LruCache::new(room)),
-        store,
+    let (core, accepted) = Core::new(Parts {
         config,
+        store,
+        clock: Box::new(TokioClock),
+        life: rand::random(),
+        metrics,
+        readiness: readiness.clone(),
+        shutdown: shutdown.clone(),
     });
     check_store(&core).await;
+    // The mark stands before anything can be accepted.
+    marks::mark(&core).await.map_err(|error| Fatal::unavailable(error.to_string()))?;
     tokio::spawn(watch_store(core.clone()));
     tokio::spawn(fan_out::run(core.clone(), accepted));
+    tokio::spawn(marks::run(core.clone()));
+    tokio::spawn(repush::run(core.clone()));
     tokio::spawn(delivered::run(core.clone()));
     tokio::spawn(trim_recency(core.clone()));
     warn_of_open_doors(&core);
@@ -209,6 +309,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     let served = crpc::server::serve(listener, routes, readiness, shutdown, &core.config.shutdown);
     let (served, ()) = tokio::join!(served, leaving);
     delivered::flush(&core).await;
+    marks::leave(&core).await;
     tracing::info!("state has stopped");
     served
 }
@@ -264,14 +365,121 @@ fn warn_of_open_doors(core: &Arc<Core>) {
     }
 }
 
-/// Keeps the recency index small: one bucket at a time, all within a minute.
+/// Retention by age: one bucket at a time, all within a minute.
 async fn trim_recency(core: Arc<Core>) {
+    let days = core.config.store.retention_days;
+    if days == 0 {
+        return;
+    }
+    let kept = Duration::from_secs(u64::from(days) * 86_400);
     let pause = Duration::from_secs(60) / crate::store::CHAT_BUCKETS;
     let mut ticks = tokio::time::interval(pause);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for bucket in (0..crate::store::CHAT_BUCKETS).cycle() {
         ticks.tick().await;
-        let before_us = core.unix_us().saturating_sub(RECENCY_KEPT.as_micros() as u64);
-        core.apply(&[Op::TrimRecency { bucket, before_us }]).await;
+        let Some(now_us) = core.ledger.store_now_us(core.clock.now()) else { continue };
+        let before_us = now_us.saturating_sub(kept.as_micros() as u64);
+        core.apply(&[Op::Expire { bucket, before_us, limit: 100 }]).await;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::clock::TokioClock;
+
+    type Answers = dyn Fn(&Op) -> Outcome + Send + Sync;
+
+    /// A store that answers as a test says, and notes what it was asked.
+    #[derive(Clone)]
+    pub(crate) struct Scripted {
+        answers: Arc<Answers>,
+        asked: Arc<Mutex<Vec<Vec<Op>>>>,
+        generation: Arc<AtomicU64>,
+        held: Arc<tokio::sync::watch::Sender<bool>>,
+    }
+
+    impl Scripted {
+        pub(crate) fn new(answers: impl Fn(&Op) -> Outcome + Send + Sync + 'static) -> Self {
+            Scripted {
+                answers: Arc::new(answers),
+                asked: Arc::default(),
+                generation: Arc::default(),
+                held: Arc::new(tokio::sync::watch::Sender::new(false)),
+            }
+        }
+
+        /// Answers wait while it is held.
+        pub(crate) fn hold(&self, held: bool) {
+            self.held.send_replace(held);
+        }
+
+        pub(crate) fn calls(&self) -> usize {
+            self.asked.lock().len()
+        }
+
+        pub(crate) fn last(&self) -> Option<Op> {
+            self.asked.lock().last().and_then(|ops| ops.last().cloned())
+        }
+
+        pub(crate) fn asked(&self) -> Vec<Op> {
+            self.asked.lock().iter().flatten().cloned().collect()
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Store for Scripted {
+        async fn apply(&self, ops: &[Op]) -> Vec<Outcome> {
+            self.asked.lock().push(ops.to_vec());
+            let mut held = self.held.subscribe();
+            let _ = held.wait_for(|held| !held).await;
+            ops.iter().map(|op| (self.answers)(op)).collect()
+        }
+
+        async fn durability(&self) -> Result<(Durability, String), StoreError> {
+            Ok((Durability::Strict, "says the test".to_owned()))
+        }
+
+        fn generation(&self) -> u64 {
+            self.generation.load(Ordering::Relaxed)
+        }
+    }
+
+    pub(crate) fn core_over(store: Scripted) -> Arc<Core> {
+        core_and_accepted(store).0
+    }
+
+    pub(crate) fn core_and_accepted(store: Scripted) -> (Arc<Core>, mpsc::Receiver<Accepted>) {
+        Core::for_simulation(Config::default(), Box::new(store), Box::new(TokioClock), 1)
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_silent_is_given_up_and_one_asked_too_late_is_not_asked() {
+        let store = Scripted::new(|_| Ok(crate::store::Answer::Done));
+        let core = core_over(store.clone());
+        let op = [Op::DropMark { server: "s".into(), life: 1 }];
+        let until = core.clock.now() + Duration::from_millis(100);
+        assert!(core.apply_until(until, &op).await[0].is_ok());
+        store.hold(true);
+        let late = core.apply_until(until, &op).await;
+        assert!(matches!(late[0], Err(StoreError::Unknown(_))), "{late:?}");
+        let calls = store.calls();
+        let late = core.apply_until(core.clock.now(), &op).await;
+        assert!(matches!(late[0], Err(StoreError::Refused(_))), "{late:?}");
+        assert_eq!(store.calls(), calls);
+    }
+
+    #[tokio::test]
+    async fn another_generation_of_the_store_empties_the_caches() {
+        let store = Scripted::new(|_| Ok(crate::store::Answer::Done));
+        let core = core_over(store.clone());
+        let known = || (core.users.number("alice"), core.chat_is_listed("alice:bob"));
+        core.users.learn("alice", 7);
+        core.chats_are_listed(&["alice:bob"]);
+        core.apply(&[Op::Incarnate]).await;
+        assert_eq!(known(), (Some(7), true));
+        store.generation.store(1, Ordering::Relaxed);
+        core.apply(&[Op::Incarnate]).await;
+        assert_eq!(known(), (None, false));
     }
 }

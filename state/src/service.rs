@@ -4,9 +4,10 @@
 //! run beside it, and their answers are passed on in the order of their batches. Batches of logins are an order of their
 //! own, so that live frames never wait for the answers of a storm.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{self, FuturesOrdered, Stream, StreamExt};
 use proto::Command;
@@ -17,10 +18,14 @@ use proto::link::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::gateways::{GatewayStream, Outgoing, Waiting};
+use crate::fan_out;
+use crate::gateways::{GatewayStream, Outgoing, Waiting, push_to};
+use crate::lane::{Lane, Place};
+use crate::marks;
 use crate::server::Core;
 use crate::store::{Op, read};
 use crate::turn::{self, Gateway, Outcomes};
+use crate::unplaced::{Pushes, Returned, Unplaced};
 
 /// Implements the link over the core.
 pub struct LinkService {
@@ -32,6 +37,13 @@ const TURNS_MAX: usize = 16;
 
 /// Bytes after which nothing more is merged into one message on the way down; far below the message limit.
 const MERGED_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// A gateway pings four times a second. One that is silent for so long is paused or cut off: what is unplaced there must not
+/// hold this server's mark any longer, and is pushed again when it is back.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// How long a stopping server waits for its last pushes to be placed.
+const LAST_PUSHES_MAX: Duration = Duration::from_secs(1);
 
 type Downs = Pin<Box<dyn Stream<Item = Result<Down, Status>> + Send>>;
 
@@ -65,6 +77,8 @@ impl Link for LinkService {
         let (sender, waiting) = core.gateways.open(hello.incarnation);
         core.metrics.gateways.set(core.gateways.count() as i64);
         tracing::info!(gateway = hello.gateway_id, incarnation = hello.incarnation, "stream open");
+        let replay = Some(hello.replay_ms).filter(|ms| *ms > 0).map(Duration::from_millis);
+        marks::catch_up(&core, hello.incarnation, replay);
         let downs = down_stream(first_down(&core), waiting);
         tokio::spawn(serve(core, gateway(hello), sender, ups));
         Ok(Response::new(downs))
@@ -82,7 +96,7 @@ impl Link for LinkService {
     }
 }
 
-fn gateway(hello: UpHello) -> Gateway {
+pub(crate) fn gateway(hello: UpHello) -> Gateway {
     Gateway {
         id: hello.gateway_id,
         incarnation: hello.incarnation,
@@ -92,7 +106,7 @@ fn gateway(hello: UpHello) -> Gateway {
     }
 }
 
-fn first_down(core: &Core) -> Down {
+pub(crate) fn first_down(core: &Core) -> Down {
     let hello = DownHello {
         version: proto::LINK_VERSION,
         state_id: core.config.id(),
@@ -106,20 +120,31 @@ fn first_down(core: &Core) -> Down {
 async fn serve(core: Arc<Core>, gateway: Gateway, down: GatewayStream, mut ups: Streaming<Up>) {
     let mut turns = FuturesOrdered::new();
     let mut logins = FuturesOrdered::new();
+    let (mut lane, mut looks) = (Lane::default(), tokio::time::interval(marks::TICK));
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut quiet_looks = 0;
     let mut closing = std::pin::pin!(core.time_to_close());
     let reason = loop {
         tokio::select! {
             () = &mut closing => break "this server stops".to_owned(),
             up = ups.message(), if turns.len() + logins.len() < TURNS_MAX => match up {
-                Ok(Some(up)) => match up.kind {
+                Ok(Some(up)) => match up.kind.inspect(|_| quiet_looks = 0) {
                     Some(up::Kind::Batch(batch)) => {
-                        let lane = if has_logins(&batch) { &mut logins } else { &mut turns };
-                        lane.push_back(turn(core.clone(), gateway.clone(), batch));
+                        if has_logins(&batch) {
+                            logins.push_back(turn(core.clone(), gateway.clone(), batch, Place::default()));
+                        } else {
+                            turns.push_back(turn(core.clone(), gateway.clone(), batch, lane.next()));
+                        }
                     }
                     Some(up::Kind::Ping(ping)) => {
                         if !down.send(Outgoing::Pong(ping.nonce)).await { break "its answers end".to_owned() }
                     }
-                    Some(up::Kind::Done(done)) => drop(tokio::spawn(forget_gone(core.clone(), done))),
+                    Some(up::Kind::Done(done)) => {
+                        let gone = placed(&down, done);
+                        if !gone.is_empty() {
+                            tokio::spawn(after_gone(core.clone(), gone));
+                        }
+                    }
                     Some(up::Kind::Hello(_)) | None => {}
                 },
                 Ok(None) => break "closed by the gateway".to_owned(),
@@ -131,6 +156,12 @@ async fn serve(core: Arc<Core>, gateway: Gateway, down: GatewayStream, mut ups: 
             Some((number, outcomes)) = logins.next(), if !logins.is_empty() => {
                 if !pass_on(&core, &down, number, outcomes).await { break "its answers end".to_owned() }
             }
+            _ = looks.tick() => {
+                if down.is_over(gateway.incarnation, &core.gateways) { break "another one has its place".to_owned() }
+                // Counted in looks, so that a pause of this server does not count.
+                quiet_looks += u32::from(turns.len() + logins.len() < TURNS_MAX);
+                if marks::TICK * quiet_looks > SILENCE_MAX { break "the gateway is silent".to_owned() }
+            }
         }
     };
     // What was begun is finished: the messages are stored, and others are waiting for their pushes.
@@ -138,24 +169,45 @@ async fn serve(core: Arc<Core>, gateway: Gateway, down: GatewayStream, mut ups: 
     while let Some((number, outcomes)) = rest.next().await {
         pass_on(&core, &down, number, outcomes).await;
     }
+    if core.shutdown.is_begun() {
+        crpc::failpoint::here("state_drain");
+        let _ = tokio::time::timeout(LAST_PUSHES_MAX, last_pushes(&core, &down, &mut ups)).await;
+    }
     core.gateways.close(gateway.incarnation, &down);
     core.metrics.gateways.set(core.gateways.count() as i64);
     tracing::info!(gateway = gateway.id, incarnation = gateway.incarnation, reason, "stream ended");
 }
 
 /// Gateways put logins into batches of their own, with at most what one of these connections sent right behind.
-fn has_logins(batch: &UpBatch) -> bool {
+pub(crate) fn has_logins(batch: &UpBatch) -> bool {
     batch.frames.iter().any(|frame| frame.command == Command::Login as u32)
 }
 
-async fn turn(core: Arc<Core>, gateway: Gateway, batch: UpBatch) -> (u64, Outcomes) {
+/// Does a batch, at its place among those of its lane.
+pub(crate) async fn turn(core: Arc<Core>, gateway: Gateway, batch: UpBatch, place: Place) -> (u64, Outcomes) {
     core.metrics.batches.inc();
     core.metrics.frames.inc_by(batch.frames.len() as u64);
-    (batch.number, turn::run(&core, &gateway, batch.frames).await)
+    (batch.number, turn::run(&core, &gateway, batch.frames, place).await)
+}
+
+/// Listens until everything that this server accepted is pushed and placed, or the gateway has gone. Nothing new is taken.
+async fn last_pushes(core: &Core, down: &GatewayStream, ups: &mut Streaming<Up>) {
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
+    while !core.ledger.is_clear() {
+        tokio::select! {
+            _ = looks.tick() => {}
+            up = ups.message() => match up {
+                Ok(Some(Up { kind: Some(up::Kind::Done(done)) })) => drop(placed(down, done)),
+                Ok(Some(Up { kind: Some(up::Kind::Ping(ping)) })) => drop(down.send(Outgoing::Pong(ping.nonce)).await),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return,
+            },
+        }
+    }
 }
 
 /// What others wait for first: handing it over needs nothing of this gateway, which may not be reading.
-async fn pass_on(core: &Core, down: &GatewayStream, number: u64, mut outcomes: Outcomes) -> bool {
+pub(crate) async fn pass_on(core: &Core, down: &GatewayStream, number: u64, mut outcomes: Outcomes) -> bool {
     let frames = std::mem::take(&mut outcomes.answers);
     fan_out(core, outcomes).await;
     down.send(Outgoing::Answers { frames, acked: number }).await
@@ -163,10 +215,7 @@ async fn pass_on(core: &Core, down: &GatewayStream, number: u64, mut outcomes: O
 
 async fn fan_out(core: &Core, outcomes: Outcomes) {
     for frame in outcomes.elsewhere {
-        let incarnation = proto::incarnation_of(frame.connection);
-        if core.gateways.try_send(incarnation, Outgoing::Answers { frames: vec![frame], acked: 0 }).is_err() {
-            tracing::debug!(incarnation, "a replaced connection could not be told");
-        }
+        fan_out::tell(core, frame);
     }
     for accepted in outcomes.accepted {
         if core.accepted.send(accepted).await.is_err() {
@@ -175,13 +224,58 @@ async fn fan_out(core: &Core, outcomes: Outcomes) {
     }
 }
 
-/// Removes the routes that led nowhere, if they are still those.
-async fn forget_gone(core: Arc<Core>, done: DownDone) {
+/// Connections that were not there, and what was pushed to them and is to be tried once more.
+#[derive(Debug, Default)]
+pub(crate) struct Gone {
+    /// User and connection.
+    connections: Vec<(u64, u64)>,
+    returned: Vec<Returned>,
+}
+
+impl Gone {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+}
+
+/// Notes what a gateway has placed. What it gives back must be passed to [`after_gone`].
+pub(crate) fn placed(down: &GatewayStream, done: DownDone) -> Gone {
+    let returned = down.unplaced().gone(&done.gone);
+    down.unplaced().placed(done.number);
     let stale = done.gone.iter().filter(|gone| gone.user != 0);
-    let ops: Vec<Op> =
-        stale.map(|gone| Op::Unbind { user: gone.user, connection: gone.connection }).collect();
-    if !ops.is_empty() {
-        core.apply(&ops).await;
+    Gone { connections: stale.map(|gone| (gone.user, gone.connection)).collect(), returned }
+}
+
+/// Removes the routes that led nowhere, if they are still those, reads where these users are now, and pushes there what came
+/// back. Once: what comes back again waits for the next login.
+pub(crate) async fn after_gone(core: Arc<Core>, gone: Gone) {
+    let Gone { connections, returned } = gone;
+    let left: BTreeSet<u64> = connections.iter().map(|(_, connection)| *connection).collect();
+    marks::unbind(&core, connections).await;
+    if returned.is_empty() || crpc::failpoint::switch("recency_off") {
+        return;
+    }
+    let routes = fan_out::routes_of(&core, returned.iter().map(|back| back.user).collect()).await;
+    let mut per_gateway: BTreeMap<u32, Pushes> = BTreeMap::new();
+    for back in returned {
+        let targets =
+            routes.get(&back.user).into_iter().flatten().filter(|route| !left.contains(&route.connection));
+        let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
+        for route in targets {
+            let incarnation = proto::incarnation_of(route.connection);
+            by_gateway.entry(incarnation).or_default().push((route.connection, back.user));
+        }
+        for (incarnation, targets) in by_gateway {
+            core.metrics.second_pushes.inc_by(targets.len() as u64);
+            let first =
+                || Pushes { since_us: u64::MAX, held: back.held.clone(), second: true, ..Pushes::default() };
+            let pushes = per_gateway.entry(incarnation).or_insert_with(first);
+            pushes.pushes.push(push_to(back.frame.clone(), &targets));
+            pushes.since_us = back.since_us.min(pushes.since_us);
+        }
+    }
+    for (incarnation, pushes) in per_gateway {
+        fan_out::hand_over(&core, incarnation, pushes);
     }
 }
 
@@ -193,7 +287,7 @@ fn down_stream(first: Down, waiting: Waiting) -> Downs {
         if some.is_empty() {
             return None;
         }
-        let (downs, number) = merge(some, number, &mut answered);
+        let (downs, number) = merge(some, number, &mut answered, waiting.unplaced());
         Some((stream::iter(downs), (waiting, number, answered)))
     });
     Box::pin(stream::iter([first]).chain(rest.flatten()).map(Ok))
@@ -201,7 +295,7 @@ fn down_stream(first: Down, waiting: Waiting) -> Downs {
 
 /// Which up batches are answered: all up to one, and some beyond it.
 #[derive(Default)]
-struct Answered {
+pub(crate) struct Answered {
     upto: u64,
     beyond: BTreeSet<u64>,
 }
@@ -215,8 +309,13 @@ impl Answered {
     }
 }
 
-/// Everything that waited in one batch, behind the pongs.
-fn merge(some: Vec<Outgoing>, mut number: u64, all: &mut Answered) -> (Vec<Down>, u64) {
+/// Everything that waited in one batch, behind the pongs. Its pushes are noted as unplaced.
+pub(crate) fn merge(
+    some: Vec<Outgoing>,
+    mut number: u64,
+    all: &mut Answered,
+    unplaced: &Unplaced,
+) -> (Vec<Down>, u64) {
     let mut downs = Vec::with_capacity(2);
     let mut batch = DownBatch::default();
     let (upto, mut acked_also) = (all.upto, Vec::new());
@@ -232,7 +331,10 @@ fn merge(some: Vec<Outgoing>, mut number: u64, all: &mut Answered) -> (Vec<Down>
                     acked_also.push(acked);
                 }
             }
-            Outgoing::Pushes(pushes) => batch.pushes.extend(pushes),
+            Outgoing::Pushes(pushes) => {
+                unplaced.leaves(number, &pushes);
+                batch.pushes.extend(pushes.pushes);
+            }
         }
     }
     let kind = if batch.frames.is_empty() && batch.pushes.is_empty() {
@@ -253,13 +355,19 @@ fn merge(some: Vec<Outgoing>, mut number: u64, all: &mut Answered) -> (Vec<Down>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::missed::Missed;
     use proto::link::{DownFrame, Push};
+
+    fn unplaced() -> Unplaced {
+        Unplaced::new(1, Arc::new(Missed::default()))
+    }
 
     #[test]
     fn waiting_messages_become_one_batch_with_the_highest_acknowledgement() {
         let answers = |acked| Outgoing::Answers { frames: vec![DownFrame::default()], acked };
-        let some = vec![answers(1), Outgoing::Pong(9), Outgoing::Pushes(vec![Push::default()]), answers(2)];
-        let (downs, next) = merge(some, 7, &mut Answered::default());
+        let pushes = Pushes { pushes: vec![Push::default()], ..Pushes::default() };
+        let some = vec![answers(1), Outgoing::Pong(9), Outgoing::Pushes(pushes), answers(2)];
+        let (downs, next) = merge(some, 7, &mut Answered::default(), &unplaced());
         assert_eq!((downs.len(), next), (2, 8));
         assert!(matches!(downs[0].kind, Some(down::Kind::Pong(LinkPing { nonce: 9 }))));
         let Some(down::Kind::Batch(batch)) = &downs[1].kind else { panic!("{downs:?}") };
@@ -269,7 +377,7 @@ mod tests {
     #[test]
     fn an_acknowledgement_alone_takes_no_batch_number() {
         let alone = vec![Outgoing::Answers { frames: Vec::new(), acked: 1 }];
-        let (downs, next) = merge(alone, 7, &mut Answered::default());
+        let (downs, next) = merge(alone, 7, &mut Answered::default(), &unplaced());
         assert_eq!((downs.len(), downs[0].acked, next), (1, 1, 7));
         assert!(downs[0].kind.is_none());
     }
@@ -279,7 +387,7 @@ mod tests {
         let mut all = Answered::default();
         let mut told = |numbers: &[u64]| {
             let some = numbers.iter().map(|n| Outgoing::Answers { frames: Vec::new(), acked: *n }).collect();
-            let mut downs = merge(some, 1, &mut all).0;
+            let mut downs = merge(some, 1, &mut all, &unplaced()).0;
             let down = downs.pop().unwrap();
             (down.acked, down.acked_also)
         };

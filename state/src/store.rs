@@ -113,12 +113,47 @@ pub enum Op {
         /// Up to here.
         seq: u64,
     },
-    /// Forgets entries of the recency index that are older. → [`Answer::Done`]
-    TrimRecency {
+    /// Writes how far a life of a state server has pushed, and reads the marks of all. → [`Answer::Marks`]
+    Mark {
+        /// Name of the server.
+        server: String,
+        /// Which life of it.
+        life: u64,
+        /// Everything accepted up to this store time (µs) is pushed. 0: not known yet, the store writes its own now.
+        pushed_us: u64,
+    },
+    /// Forgets a mark. → [`Answer::Done`]
+    DropMark {
+        /// Name of the server.
+        server: String,
+        /// Which life of it.
+        life: u64,
+    },
+    /// The chats of a bucket whose newest message is newer than this, oldest first. → [`Answer::Recent`]
+    Recent {
         /// Bucket of chats.
         bucket: u32,
-        /// Store time, µs.
+        /// Store time, µs, exclusive.
+        after_us: u64,
+        /// At most so many.
+        limit: usize,
+    },
+    /// Draws a new history for a bucket if it still has this one. → [`Answer::Done`]
+    LoseHistory {
+        /// Bucket of chats.
+        bucket: u32,
+        /// The history that was lost.
+        history: u64,
+    },
+    /// Retention by age: removes what is older from chats of a bucket; heads stay. Looks at so many chats at most, at others
+    /// in the next call, and at all of them in as many calls as that takes. → [`Answer::Done`]
+    Expire {
+        /// Bucket of chats.
+        bucket: u32,
+        /// Store time, µs, exclusive.
         before_us: u64,
+        /// Chats looked at in this call.
+        limit: usize,
     },
 }
 
@@ -153,6 +188,8 @@ pub enum Answer {
     Appended(Appended),
     Head(Head),
     Messages(Page),
+    Marks(Marks),
+    Recent(Vec<Recent>),
     Done,
 }
 
@@ -204,13 +241,15 @@ pub enum Appended {
     TooOld,
 }
 
-/// Where a chat stands. All zero: nothing was ever stored.
+/// Where a chat stands. `seq` 0: nothing was ever stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
 pub struct Head {
     pub history: u64,
     pub seq: u64,
     pub delivered: u64,
+    /// The lowest seq that is kept: 1 in an empty chat, behind the head when nothing is kept.
+    pub first: u64,
 }
 
 /// A stored message.
@@ -229,7 +268,36 @@ pub struct Stored {
 pub struct Page {
     pub history: u64,
     pub head: u64,
+    /// As in [`Head`]: what is below was removed by retention.
+    pub first: u64,
     pub messages: Vec<Stored>,
+}
+
+/// How far all lives of state servers have pushed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Marks {
+    /// Store time, µs.
+    pub now_us: u64,
+    /// One a life.
+    pub marks: Vec<Mark>,
+}
+
+/// How far a life of a state server has pushed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Mark {
+    pub server: String,
+    pub life: u64,
+    pub pushed_us: u64,
+}
+
+/// A chat in the recency index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recent {
+    /// The chat.
+    pub chat: String,
+    /// Store time of its newest message, µs.
+    pub time_us: u64,
 }
 
 /// Why there is no answer.
@@ -257,6 +325,12 @@ pub trait Store: Send + Sync {
 
     /// What its answers are worth now, as far as it can tell.
     async fn durability(&self) -> Result<(Durability, String), StoreError>;
+
+    /// Changes when the store turned out to hold other things than before: emptied, or an older copy. Whoever caches facts
+    /// that never change otherwise (users' numbers, listed chats) drops them then.
+    fn generation(&self) -> u64 {
+        0
+    }
 }
 
 macro_rules! expect {
@@ -273,7 +347,7 @@ macro_rules! expect {
 
 /// Reads an outcome as the kind that its operation gives.
 pub mod read {
-    use super::{Answer, Appended, Bound, Head, Outcome, Page, Route, StoreError};
+    use super::{Answer, Appended, Bound, Head, Marks, Outcome, Page, Recent, Route, StoreError};
 
     expect! {
         /// Of `Incarnate`.
@@ -296,6 +370,10 @@ pub mod read {
         head: Head -> Head;
         /// Of `Pull`.
         page: Messages -> Page;
+        /// Of `Mark`.
+        marks: Marks -> Marks;
+        /// Of `Recent`.
+        recent: Recent -> Vec<Recent>;
     }
 }
 
@@ -309,6 +387,12 @@ pub const CHAT_BUCKETS: u32 = 1024;
 
 /// A Pull stops behind the message whose body brings it to so many bytes, whatever its limit: no answer holds more.
 pub const PULL_BYTES_MAX: usize = proto::FRAME_BYTES_MAX;
+
+/// A chat that keeps so many messages may keep fewer than so many more: what is due is looked for at seqs that this divides.
+/// So most messages pay nothing for retention.
+pub fn retention_step(messages_max: u64) -> u64 {
+    if messages_max == 0 { 64 } else { (messages_max / 64).clamp(1, 64) }
+}
 
 /// Checksum of a stored message: what a reader compares before it shows it.
 pub fn message_crc(chat: &str, sender: &str, body: &[u8]) -> u32 {

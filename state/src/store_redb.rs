@@ -5,7 +5,8 @@
 //! one goes to the writer as a whole, which keeps its order.
 //!
 //! Layout (`store_redb_row` writes it): table `chat` holds a chat's head with the streams used last in one row, older
-//! streams, messages and delivered cursors; `recent`, `route`, `user`, `name`, `listed`, `forget` and `meta` hold the rest.
+//! streams, messages and delivered cursors; `recent`, `oldest`, `mark`, `route`, `user`, `name`, `listed`, `forget` and
+//! `meta` hold the rest.
 //! Chats stand in keys as text: a table from text to number would be one more look-up per chat and transaction, and keys
 //! of 8 bytes instead were no faster (1,024 messages a call, 20,000 chats, 2 cores: 24 against 23 µs of CPU and 9.5
 //! against 9.4 kB written per message). Nor is a call sorted by chat before it is done: same figures.
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::StoreConfig;
 use crate::store::{Op, Outcome, Store, StoreError};
 use crate::store_redb_file::StoreFile;
+use crate::store_redb_marks::LifeMarks;
 use crate::store_redb_read as ask;
 use crate::store_redb_step::Terms;
 use crate::store_redb_writer::{Call, Writer};
@@ -33,7 +35,6 @@ pub use crate::store_redb_file::OpenError;
 /// redb.
 pub struct RedbStore {
     file: Arc<StoreFile>,
-    terms: Terms,
     response_max: Duration,
     /// `None` only while it is being dropped.
     calls: Option<mpsc::Sender<Call>>,
@@ -52,16 +53,22 @@ impl RedbStore {
             .await
             .map_err(|error| failed(error.to_string()))??;
         let file = Arc::new(file);
-        let terms = Terms { history: file.history(), dedupe_s: u64::from(config.dedupe_days) * 86_400 };
+        let terms = Terms {
+            dedupe_s: u64::from(config.dedupe_days) * 86_400,
+            messages_max: config.retention_messages_max,
+            kept_us: u64::from(config.retention_days) * 86_400 * 1_000_000,
+        };
+        let snapshot = file.begin_read().map_err(|error| failed(error.to_string()))?;
+        let marks = LifeMarks::read(&snapshot).map_err(|error| failed(error.to_string()))?;
+        drop(snapshot);
         let (sender, calls) = mpsc::channel(CALLS_WAITING_MAX);
-        let writer = Writer::new(file.clone(), terms, calls);
+        let writer = Writer::new(file.clone(), terms, marks, calls);
         let writer = std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| failed(error.to_string()))?;
         Ok(RedbStore {
             file,
-            terms,
             response_max: Duration::from_millis(config.response_ms_max),
             calls: Some(sender),
             writer: Some(writer),
@@ -75,10 +82,13 @@ impl RedbStore {
 
     async fn read(&self, ops: Vec<Op>) -> Vec<Outcome> {
         let count = ops.len();
-        let (file, history) = (self.file.clone(), self.terms.history);
+        let file = self.file.clone();
         // A cold page is a disk read, which the server's one thread must not wait for.
         let read = tokio::task::spawn_blocking(move || match file.begin_read() {
-            Ok(transaction) => ops.iter().map(|op| ask::answer(&transaction, history, op)).collect(),
+            Ok(transaction) => {
+                let histories = file.histories();
+                ops.iter().map(|op| ask::answer(&transaction, &histories, op)).collect()
+            }
             Err(error) => vec![Err(error); ops.len()],
         });
         read.await.unwrap_or_else(|error| vec![Err(StoreError::Refused(error.to_string())); count])

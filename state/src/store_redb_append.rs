@@ -9,7 +9,7 @@
 use redb::ReadableTable;
 
 use crate::store::{Append, Appended};
-use crate::store_redb_read::{CHAT, FORGET, Fault, RECENT, Read, wrong};
+use crate::store_redb_read::{CHAT, FORGET, Fault, OLDEST, RECENT, Read, wrong};
 use crate::store_redb_row::{self as row, ChatRow, Given, Kind, Stream, USED_STEP_S};
 use crate::store_redb_step::{Step, open};
 
@@ -27,6 +27,8 @@ pub struct Row {
     pub chat: ChatRow,
     /// As the recency index has it; 0: not there.
     indexed_us: u64,
+    /// As the index by oldest message has it; `None`: not there.
+    oldest_us: Option<u64>,
     /// Of these streams there are rows of their own.
     apart: Vec<(String, u64)>,
     /// To be written.
@@ -37,7 +39,7 @@ impl Step<'_> {
     /// The atomic step of a message: dedupe, next seq, time, append; the recency index follows in [`Step::write`].
     pub fn append(&mut self, append: &Append) -> Read<Appended> {
         let Append { chat, sender, stream, n, body, refusal } = append;
-        let (now_us, now_s, history) = (self.now_us, self.now_s(), self.terms.history);
+        let (now_us, now_s, history) = (self.now_us, self.now_s(), self.history(chat));
         let dedupe_s = self.terms.dedupe_s;
         self.load_stream(chat, sender, *stream)?;
         let row = self.row(chat)?;
@@ -69,6 +71,9 @@ impl Step<'_> {
             None => {
                 row.chat.seq += 1;
                 row.chat.time_us = now_us.max(row.chat.time_us + 1);
+                if row.chat.first == row.chat.seq {
+                    row.chat.first_us = row.chat.time_us;
+                }
                 Given::Stored { seq: row.chat.seq, time_us: row.chat.time_us }
             }
         };
@@ -88,6 +93,7 @@ impl Step<'_> {
                     let wrong = format!("message {seq} of {chat} is behind its head");
                     return Err(Fault::File(redb::Error::Corrupted(wrong)));
                 }
+                self.retain(chat)?;
                 Ok(Appended::Stored { seq, time_us, history, again: false })
             }
         }
@@ -101,7 +107,8 @@ impl Step<'_> {
                 Some(found) => ChatRow::read(found.value()).ok_or_else(|| wrong("the row of", chat))?,
                 None => ChatRow::default(),
             };
-            let row = Row { indexed_us: found.time_us, chat: found, apart: Vec::new(), changed: false };
+            let (indexed_us, oldest_us) = (found.time_us, oldest(&found));
+            let row = Row { indexed_us, oldest_us, chat: found, apart: Vec::new(), changed: false };
             self.rows.insert(chat.to_owned(), row);
         }
         self.rows.get_mut(chat).ok_or_else(|| wrong("the row of", chat))
@@ -149,6 +156,16 @@ impl Step<'_> {
             }
             recent.insert(&row::recent_key(row.chat.time_us, chat)[..], &[][..])?;
         }
+        let oldest_us = oldest(&row.chat);
+        if oldest_us != row.oldest_us {
+            let table = open(&mut self.oldest, self.transaction, OLDEST)?;
+            if let Some(before) = row.oldest_us {
+                table.remove(&row::recent_key(before, chat)[..])?;
+            }
+            if let Some(now) = oldest_us {
+                table.insert(&row::recent_key(now, chat)[..], &[][..])?;
+            }
+        }
         Ok(())
     }
 
@@ -181,16 +198,25 @@ impl Step<'_> {
     }
 }
 
+/// Where a chat belongs in the index by oldest message.
+fn oldest(chat: &ChatRow) -> Option<u64> {
+    (chat.first <= chat.seq).then_some(chat.first_us)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use redb::{Database, ReadableDatabase, ReadableTableMetadata};
 
     use super::*;
     use crate::store::{Answer, Op};
+    use crate::store_redb_history::Histories;
+    use crate::store_redb_marks::LifeMarks;
     use crate::store_redb_read::{Definition, TABLES};
     use crate::store_redb_step::Terms;
 
-    const TERMS: Terms = Terms { history: 5, dedupe_s: 7 * DAY_S };
+    const TERMS: Terms = Terms { dedupe_s: 7 * DAY_S, messages_max: 0, kept_us: 30 * DAY_S * 1_000_000 };
     const BEGAN_S: u64 = 20_000 * DAY_S;
 
     fn database() -> Database {
@@ -205,10 +231,11 @@ mod tests {
     /// The outcomes, and whether anything was written.
     fn at(database: &Database, s: u64, ops: &[Op]) -> (Vec<Answer>, bool) {
         let change = database.begin_write().unwrap();
-        let mut step = Step::new(&change, TERMS, (BEGAN_S + s) * 1_000_000);
+        let (histories, mut marks) = (Arc::new(Histories::new(5)), LifeMarks::default());
+        let mut step = Step::new(&change, TERMS, histories, &mut marks, (BEGAN_S + s) * 1_000_000);
         let answers = ops.iter().map(|op| step.apply(op).unwrap().unwrap()).collect();
         step.forget().unwrap();
-        let changed = step.finish().unwrap();
+        let changed = step.finish().unwrap().changed;
         change.commit().unwrap();
         (answers, changed)
     }
@@ -256,14 +283,36 @@ mod tests {
         at(&database, 0, &[append("a:s", 1, 1), append("b:s", 1, 1), append("a:s", 1, 2)]);
         at(&database, 5, &[append("a:s", 1, 3)]);
         assert_eq!(rows(&database, RECENT), 2);
-        let trim = |chat, s: u64| Op::TrimRecency {
+        let expire = |chat, s: u64| Op::Expire {
             bucket: crate::store::chat_bucket(chat),
             before_us: (BEGAN_S + s) * 1_000_000,
+            limit: 9,
         };
-        at(&database, 6, &[trim("a:s", 5), trim("b:s", 5)]);
-        assert_eq!(rows(&database, RECENT), 1);
-        at(&database, 6, &[append("b:s", 1, 2), trim("a:s", 6)]);
-        assert_eq!(rows(&database, RECENT), 1);
+        at(&database, 6, &[expire("a:s", 5), expire("b:s", 5)]);
+        assert_eq!(
+            (rows(&database, RECENT), rows(&database, OLDEST)),
+            (2, 1),
+            "whoever keeps nothing is recent"
+        );
+        at(&database, 6, &[append("b:s", 1, 2), expire("a:s", 6)]);
+        assert_eq!((rows(&database, RECENT), rows(&database, OLDEST)), (2, 1));
+    }
+
+    #[test]
+    fn a_chat_that_goes_on_loses_what_is_too_old() {
+        let database = database();
+        let days = |days: u64| days * DAY_S;
+        let head = Op::Head { chat: "a:s".into(), user: "s".into() };
+        let first = |s, stream, n| match at(&database, s, &[append("a:s", stream, n), head.clone()]).0[..] {
+            [_, Answer::Head(head)] => head.first,
+            ref other => panic!("{other:?}"),
+        };
+        for day in 0..=30 {
+            assert_eq!(first(days(day), 1, day + 1), 1, "not yet");
+        }
+        assert_eq!(first(days(31), 1, 32), 2);
+        assert_eq!(first(days(90), 2, 1), 33, "all but the new one");
+        assert_eq!((rows(&database, OLDEST), rows(&database, CHAT)), (1, 2), "a row and a message");
     }
 
     #[test]
@@ -273,7 +322,7 @@ mod tests {
         let list = Op::ListChat { user: "s".into(), chat: "a:s".into() };
         let changes = [append("a:s", 1, 1), bind, list];
         assert!(at(&database, 0, &changes).1);
-        let questions = [append("a:s", 1, 3), Op::TrimRecency { bucket: 7, before_us: u64::MAX }];
+        let questions = [append("a:s", 1, 3), Op::Expire { bucket: 7, before_us: u64::MAX, limit: 9 }];
         assert!(!at(&database, 1, &[&changes[..], &questions[..]].concat()).1);
     }
 

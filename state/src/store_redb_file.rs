@@ -5,17 +5,21 @@
 //!
 //! Trap: the lock's text outlives its owner. Only the lock says whether anybody is there.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
-use redb::{Database, ReadTransaction, ReadableDatabase, RepairSession, WriteTransaction};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, RepairSession, WriteTransaction};
 
 use crate::config::StoreConfig;
 use crate::store::{CHAT_BUCKETS, StoreError};
+use crate::store_redb_history::{self as history, Histories};
+use crate::store_redb_migrate::migrate;
 use crate::store_redb_read::{META, TABLES};
 use crate::store_redb_row::LAYOUT;
 
@@ -36,7 +40,8 @@ pub enum OpenError {
 pub struct StoreFile {
     path: PathBuf,
     cache_bytes_max: usize,
-    history: u64,
+    /// Of the last commit.
+    histories: RwLock<Arc<Histories>>,
     /// `None` between a failure and the next successful opening.
     database: RwLock<Option<Database>>,
     _lock: File,
@@ -59,20 +64,25 @@ impl StoreFile {
         })?;
         // A new file is there after a power cut only when its folder says so.
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| failed(e.to_string()))?;
-        let history = check_layout(&database, config, path)?;
+        let histories = check_layout(&database, config, path)?;
         tracing::info!(path = %path.display(), ms = began.elapsed().as_millis() as u64, "the store is open");
         Ok(StoreFile {
             path: path.to_owned(),
             cache_bytes_max: config.cache_bytes_max,
-            history,
+            histories: RwLock::new(Arc::new(histories)),
             database: RwLock::new(Some(database)),
             _lock: lock,
         })
     }
 
-    /// Of this file, from its first opening on.
-    pub fn history(&self) -> u64 {
-        self.history
+    /// As the last commit left them.
+    pub fn histories(&self) -> Arc<Histories> {
+        self.histories.read().clone()
+    }
+
+    /// These are committed.
+    pub fn set_histories(&self, histories: Arc<Histories>) {
+        *self.histories.write() = histories;
     }
 
     /// A snapshot.
@@ -163,51 +173,69 @@ fn holder(text: &str) -> String {
     }
 }
 
-/// Makes the tables and the meta record, or compares it. The history.
-fn check_layout(database: &Database, config: &StoreConfig, path: &Path) -> Result<u64, OpenError> {
-    let ours = [("layout", LAYOUT), ("chat_buckets", CHAT_BUCKETS.into())];
-    let found = || -> Result<Option<(u64, Option<String>)>, redb::Error> {
-        match database.begin_read()?.open_table(META) {
-            Ok(meta) => {
-                for (field, ours) in ours {
-                    let stored = meta.get(field)?.map_or(0, |found| found.value());
-                    if stored != ours {
-                        let wrong = format!("with {field} = {stored}, this server reads {field} = {ours}");
-                        return Ok(Some((0, Some(wrong))));
-                    }
-                }
-                Ok(Some((meta.get("history")?.map_or(0, |found| found.value()), None)))
-            }
-            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    };
-    let make = || -> Result<u64, redb::Error> {
-        let transaction = database.begin_write()?;
-        for table in TABLES {
-            transaction.open_table(table)?;
-        }
-        // Never 0, which on the wire means "none known".
-        let history = rand::random_range(1..=u64::MAX);
-        {
-            let mut meta = transaction.open_table(META)?;
-            let kept = [("history", history), ("route_buckets", config.route_buckets.into())];
-            for (field, value) in ours.into_iter().chain(kept) {
-                meta.insert(field, value)?;
-            }
-        }
-        transaction.commit()?;
-        Ok(history)
-    };
+/// Makes the tables and the meta record, migrates it, or compares it. The histories.
+fn check_layout(database: &Database, config: &StoreConfig, path: &Path) -> Result<Histories, OpenError> {
     let failed = |error: redb::Error| OpenError::File { path: path.to_owned(), reason: error.to_string() };
-    match found().map_err(failed)? {
-        None => make().map_err(failed),
-        Some((_, Some(wrong))) => Err(OpenError::Layout(format!(
-            "the store {} was made {wrong}: use the version it was made with, or another store",
-            path.display()
-        ))),
-        Some((history, None)) => Ok(history),
+    let Some(mut meta) = read_meta(database).map_err(failed)? else {
+        make(database, config).map_err(failed)?;
+        return check_layout(database, config, path);
+    };
+    if meta.get("layout") == Some(&1) {
+        migrate(database, usize::MAX).map_err(failed)?;
+        meta.insert("layout".to_owned(), LAYOUT);
     }
+    for (field, ours) in [("layout", LAYOUT), ("chat_buckets", CHAT_BUCKETS.into())] {
+        let stored = meta.get(field).copied().unwrap_or(0);
+        if stored != ours {
+            return Err(OpenError::Layout(format!(
+                "the store {} was made with {field} = {stored}, this server reads {field} = {ours}: use the version \
+                 it was made with or a newer one, or another store",
+                path.display()
+            )));
+        }
+    }
+    let mut histories = Histories::new(meta.get(history::FILE).copied().unwrap_or(0));
+    for (key, value) in &meta {
+        if let Some(bucket) = history::bucket(key) {
+            histories.draw(bucket, *value);
+        }
+    }
+    Ok(histories)
+}
+
+/// `None`: the file is new.
+fn read_meta(database: &Database) -> Result<Option<HashMap<String, u64>>, redb::Error> {
+    let table = match database.begin_read()?.open_table(META) {
+        Ok(table) => table,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let mut meta = HashMap::new();
+    for entry in table.iter()? {
+        let (key, value) = entry?;
+        meta.insert(key.value().to_owned(), value.value());
+    }
+    Ok(Some(meta))
+}
+
+fn make(database: &Database, config: &StoreConfig) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    for table in TABLES {
+        transaction.open_table(table)?;
+    }
+    {
+        let mut meta = transaction.open_table(META)?;
+        for (field, value) in [
+            ("layout", LAYOUT),
+            ("chat_buckets", CHAT_BUCKETS.into()),
+            (history::FILE, history::new_history()),
+            ("route_buckets", config.route_buckets.into()),
+        ] {
+            meta.insert(field, value)?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
 }
 
 fn unix_s() -> u64 {

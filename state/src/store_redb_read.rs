@@ -7,7 +7,10 @@ use std::ops::Bound;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition};
 
-use crate::store::{Answer, Head, Op, Outcome, PULL_BYTES_MAX, Page, Route, StoreError, Stored};
+use crate::store::{
+    Answer, Head, Op, Outcome, PULL_BYTES_MAX, Page, Recent, Route, StoreError, Stored, chat_bucket,
+};
+use crate::store_redb_history::Histories;
 use crate::store_redb_row::{self as row, ChatRow, Kind};
 
 /// A table of bytes.
@@ -17,6 +20,10 @@ pub type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 pub const CHAT: Definition = TableDefinition::new("chat");
 /// Bucket, time, chat → nothing: one entry a chat, at its newest message.
 pub const RECENT: Definition = TableDefinition::new("recent");
+/// Bucket, time, chat → nothing: one entry a chat that keeps messages, at its oldest one.
+pub const OLDEST: Definition = TableDefinition::new("oldest");
+/// Server, life → how far it has pushed.
+pub const MARK: Definition = TableDefinition::new("mark");
 /// User, device → attempt, connection.
 pub const ROUTE: Definition = TableDefinition::new("route");
 /// Name → number.
@@ -27,11 +34,11 @@ pub const NAME: Definition = TableDefinition::new("name");
 pub const LISTED: Definition = TableDefinition::new("listed");
 /// Day of last use, key of a stream's row → nothing: what may be forgotten after that day plus `dedupe_days`.
 pub const FORGET: Definition = TableDefinition::new("forget");
-/// Layout, counters, history.
+/// Layout, counters, histories.
 pub const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 /// All tables but [`META`].
-pub const TABLES: [Definition; 7] = [CHAT, RECENT, ROUTE, USER, NAME, LISTED, FORGET];
+pub const TABLES: [Definition; 9] = [CHAT, RECENT, OLDEST, MARK, ROUTE, USER, NAME, LISTED, FORGET];
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -61,11 +68,12 @@ pub fn is_question(op: &Op) -> bool {
             | Op::Chats { .. }
             | Op::Head { .. }
             | Op::Pull { .. }
+            | Op::Recent { .. }
     )
 }
 
 /// Answers a question from a read transaction.
-pub fn answer(transaction: &ReadTransaction, history: u64, op: &Op) -> Outcome {
+pub fn answer(transaction: &ReadTransaction, histories: &Histories, op: &Op) -> Outcome {
     let ask = || match op {
         Op::User { name } => user(&transaction.open_table(USER)?, name).map(Answer::User),
         Op::Name { user } => name(&transaction.open_table(NAME)?, *user).map(Answer::Name),
@@ -75,13 +83,18 @@ pub fn answer(transaction: &ReadTransaction, history: u64, op: &Op) -> Outcome {
         }
         Op::Head { chat, user } => {
             let table = transaction.open_table(CHAT)?;
-            let (seq, delivered) = (seq(&table, chat)?, delivered(&table, chat, user)?);
-            Ok(Answer::Head(Head { history, seq, delivered }))
+            let (seq, first) = head(&table, chat)?;
+            let delivered = delivered(&table, chat, user)?;
+            Ok(Answer::Head(Head { history: histories.of(chat_bucket(chat)), seq, delivered, first }))
         }
         Op::Pull { chat, cursor, limit, reverse } => {
             let table = transaction.open_table(CHAT)?;
             let messages = messages(&table, chat, *cursor, *limit, *reverse)?;
-            Ok(Answer::Messages(Page { history, head: seq(&table, chat)?, messages }))
+            let (head, first) = head(&table, chat)?;
+            Ok(Answer::Messages(Page { history: histories.of(chat_bucket(chat)), head, first, messages }))
+        }
+        Op::Recent { bucket, after_us, limit } => {
+            recent(&transaction.open_table(RECENT)?, *bucket, *after_us, *limit).map(Answer::Recent)
         }
         other => Err(Fault::Row(format!("{other:?} is no question"))),
     };
@@ -92,12 +105,28 @@ pub fn answer(transaction: &ReadTransaction, history: u64, op: &Op) -> Outcome {
     })
 }
 
-/// Of the newest message; 0: none.
-fn seq(table: &impl Bytes, chat: &str) -> Read<u64> {
+/// Seqs of the newest message (0: none) and of the oldest one that is kept.
+fn head(table: &impl Bytes, chat: &str) -> Read<(u64, u64)> {
     match table.get(&row::chat_key(chat, Kind::Head)[..])? {
-        Some(found) => ChatRow::read_seq(found.value()).ok_or_else(|| wrong("the row of", chat)),
-        None => Ok(0),
+        Some(found) => ChatRow::read_head(found.value()).ok_or_else(|| wrong("the row of", chat)),
+        None => Ok((0, 1)),
     }
+}
+
+/// Chats of a bucket from behind this time on.
+pub fn recent(table: &impl Bytes, bucket: u32, after_us: u64, limit: usize) -> Read<Vec<Recent>> {
+    let from = row::recent_from(bucket, after_us.saturating_add(1));
+    let until = row::recent_from(bucket + 1, 0);
+    let range = table.range::<&[u8]>(&from[..]..&until[..])?;
+    range
+        .take(limit)
+        .map(|entry| {
+            let (key, _) = entry?;
+            let (time_us, chat) =
+                row::recent_of(key.value()).ok_or_else(|| wrong("the recency of", &bucket.to_string()))?;
+            Ok(Recent { chat, time_us })
+        })
+        .collect()
 }
 
 /// How far a user has a chat.

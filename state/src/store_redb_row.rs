@@ -13,7 +13,10 @@ use proto::wire::Code;
 use crate::store::{Stored, chat_bucket, message_crc};
 
 /// Version of everything in this file.
-pub const LAYOUT: u64 = 1;
+pub const LAYOUT: u64 = 2;
+
+/// What a chat's row begins with. In layout 1 it began with the seq, whose first byte is 0.
+const CHAT_ROW: u8 = 2;
 
 /// What a row of a chat is; the byte behind the chat in its key.
 #[derive(Debug, Clone, Copy)]
@@ -58,7 +61,43 @@ pub fn delivered_key(chat: &str, user: &str) -> Vec<u8> {
     key
 }
 
-/// Key in the recency index.
+/// What all keys of a chat are in front of.
+pub fn behind_chat(chat: &str) -> Vec<u8> {
+    let mut key = chat_key(chat, Kind::Head);
+    if let Some(kind) = key.last_mut() {
+        *kind = u8::MAX;
+    }
+    key
+}
+
+/// The chat in a key of it.
+pub fn chat_of(key: &[u8]) -> Option<String> {
+    Reader(key).text()
+}
+
+/// The seq in the key of a message.
+pub fn seq_of(key: &[u8]) -> Option<u64> {
+    key.last_chunk().copied().map(u64::from_be_bytes)
+}
+
+/// Time and chat in a key of the recency index, or of the one by oldest message.
+pub fn recent_of(key: &[u8]) -> Option<(u64, String)> {
+    let mut reader = Reader(key.get(4..)?);
+    Some((reader.u64()?, String::from_utf8(reader.0.to_vec()).ok()?))
+}
+
+/// Key of the mark of a server's life.
+pub fn mark_key(server: &str, life: u64) -> Vec<u8> {
+    [server.as_bytes(), &life.to_be_bytes()].concat()
+}
+
+/// Server and life of such a key.
+pub fn mark_of(key: &[u8]) -> Option<(String, u64)> {
+    let (server, life) = key.split_last_chunk()?;
+    Some((String::from_utf8(server.to_vec()).ok()?, u64::from_be_bytes(*life)))
+}
+
+/// Key in the recency index, and in the one by oldest message.
 pub fn recent_key(time_us: u64, chat: &str) -> Vec<u8> {
     let mut key = recent_from(chat_bucket(chat), time_us);
     key.extend(chat.as_bytes());
@@ -113,18 +152,27 @@ pub fn message(chat: &str, seq: u64, row: &[u8]) -> Option<Stored> {
     (message_crc(chat, &sender, &body) == crc).then_some(Stored { seq, sender, time_us, body })
 }
 
+/// Reads the time alone.
+pub fn message_time(row: &[u8]) -> Option<u64> {
+    Reader(row.get(4..)?).u64()
+}
+
 /// Reads a user's row, which is the number.
 pub fn user(row: &[u8]) -> Option<u64> {
     row.try_into().ok().map(u64::from_be_bytes)
 }
 
 /// Where a chat stands, with the streams used last in front.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ChatRow {
     /// Of the newest message; 0: none.
     pub seq: u64,
     /// Of the newest message, µs.
     pub time_us: u64,
+    /// Of the oldest message that is kept; behind `seq`: none is.
+    pub first: u64,
+    /// Of that message, µs.
+    pub first_us: u64,
     /// The latest first.
     pub streams: Vec<Stream>,
 }
@@ -208,29 +256,50 @@ impl Stream {
     }
 }
 
+impl Default for ChatRow {
+    fn default() -> Self {
+        ChatRow { seq: 0, time_us: 0, first: 1, first_us: 0, streams: Vec::new() }
+    }
+}
+
+/// Whether a chat's row need not be migrated.
+pub fn is_of_layout_2(row: &[u8]) -> bool {
+    row.first() == Some(&CHAT_ROW)
+}
+
 impl ChatRow {
     /// The row of a chat.
     pub fn write(&self) -> Vec<u8> {
         let mut row = Vec::with_capacity(256);
-        row.extend(self.seq.to_be_bytes());
-        row.extend(self.time_us.to_be_bytes());
+        row.push(CHAT_ROW);
+        for number in [self.seq, self.time_us, self.first, self.first_us] {
+            row.extend(number.to_be_bytes());
+        }
         self.streams.iter().for_each(|stream| stream.write(&mut row));
         row
     }
 
     /// Reads the row of a chat.
     pub fn read(row: &[u8]) -> Option<ChatRow> {
-        let mut reader = Reader(row);
-        let mut chat = ChatRow { seq: reader.u64()?, time_us: reader.u64()?, streams: Vec::new() };
-        while !reader.0.is_empty() {
-            chat.streams.push(reader.stream()?);
-        }
-        Some(chat)
+        let mut reader = Reader(row.strip_prefix(&[CHAT_ROW])?);
+        let (seq, time_us) = (reader.u64()?, reader.u64()?);
+        let (first, first_us) = (reader.u64()?, reader.u64()?);
+        Some(ChatRow { seq, time_us, first, first_us, streams: reader.streams()? })
     }
 
-    /// Reads the seq alone.
-    pub fn read_seq(row: &[u8]) -> Option<u64> {
-        Reader(row).u64()
+    /// Reads a row of layout 1, which did not say what is kept.
+    pub fn read_layout_1(row: &[u8]) -> Option<ChatRow> {
+        let mut reader = Reader(row);
+        let (seq, time_us) = (reader.u64()?, reader.u64()?);
+        Some(ChatRow { seq, time_us, streams: reader.streams()?, ..ChatRow::default() })
+    }
+
+    /// Reads seq and first alone.
+    pub fn read_head(row: &[u8]) -> Option<(u64, u64)> {
+        let mut reader = Reader(row.strip_prefix(&[CHAT_ROW])?);
+        let seq = reader.u64()?;
+        reader.u64()?;
+        Some((seq, reader.u64()?))
     }
 }
 
@@ -262,6 +331,14 @@ impl<'a> Reader<'a> {
             }
         }
         None
+    }
+
+    fn streams(&mut self) -> Option<Vec<Stream>> {
+        let mut streams = Vec::new();
+        while !self.0.is_empty() {
+            streams.push(self.stream()?);
+        }
+        Some(streams)
     }
 
     fn stream(&mut self) -> Option<Stream> {
@@ -326,6 +403,10 @@ mod tests {
         assert!(!one.starts_with(&other) && !other.starts_with(&one));
         assert!(message_key("a:b", 255) < message_key("a:b", 256));
         assert!(message_key("a:b", u64::MAX) < chat_key("a:b", Kind::Delivered));
+        assert!(delivered_key("a:b", "\u{10ffff}") < behind_chat("a:b"));
+        assert_eq!(chat_of(&delivered_key("a:b", "a")).as_deref(), Some("a:b"));
+        assert_eq!(recent_of(&recent_key(7, "a:b")), Some((7, "a:b".to_owned())));
+        assert_eq!(mark_of(&mark_key("s-1", 9)), Some(("s-1".to_owned(), 9)));
     }
 
     fn given() -> impl Strategy<Value = Given> {
@@ -344,6 +425,8 @@ mod tests {
             ),
             seq: u64,
             time_us: u64,
+            first: u64,
+            first_us: u64,
         ) {
             let streams = streams.into_iter().map(|(sender, stream, watermark, used_s, mut answers)| {
                 // Seqs rise: two answers never share one.
@@ -351,8 +434,13 @@ mod tests {
                 answers.retain(|given| !matches!(given, Given::Stored { seq, .. } if !seqs.insert(*seq)));
                 Stream { sender, stream, watermark, used_s, answers: answers.into() }
             });
-            let row = ChatRow { seq, time_us, streams: streams.collect() };
+            let row = ChatRow { seq, time_us, first, first_us, streams: streams.collect() };
             prop_assert_eq!(ChatRow::read(&row.write()), Some(row.clone()));
+            prop_assert_eq!(ChatRow::read_head(&row.write()), Some((seq, first)));
+            // Layout 1 had no first byte and did not say what is kept.
+            let old = [&row.write()[1..17], &row.write()[33..]].concat();
+            let unsaid = ChatRow { first: 1, first_us: 0, ..row.clone() };
+            prop_assert_eq!(ChatRow::read_layout_1(&old), Some(unsaid));
             for cut in 0..row.write().len() {
                 // Whatever is left is read or refused, never a panic.
                 ChatRow::read(&row.write()[..cut]);

@@ -6,11 +6,14 @@
 //! [`Step::row`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use redb::{ReadableTable, Table, WriteTransaction};
 
-use crate::store::{Answer, Bound, CHAT_BUCKETS, Head, Op, Outcome, Page, StoreError};
+use crate::store::{Answer, Bound, Head, Op, Outcome, Page, StoreError, chat_bucket};
 use crate::store_redb_append::Row;
+use crate::store_redb_history::{self as history, Histories};
+use crate::store_redb_marks::LifeMarks;
 use crate::store_redb_read::{
     self as ask, CHAT, Definition, Fault, LISTED, META, NAME, RECENT, ROUTE, Read, USER, wrong,
 };
@@ -19,10 +22,23 @@ use crate::store_redb_row as row;
 /// What does not change while the store is open.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
-    /// Of this file.
-    pub history: u64,
     /// How long ids are remembered.
     pub dedupe_s: u64,
+    /// Messages that a chat keeps; 0: all.
+    pub messages_max: u64,
+    /// How long they are kept; 0: for ever.
+    pub kept_us: u64,
+}
+
+/// What a transaction leaves behind.
+#[derive(Debug)]
+pub struct Finished {
+    /// There is something to commit.
+    pub changed: bool,
+    /// The marks are among it.
+    pub marked: bool,
+    /// From the commit on.
+    pub histories: Arc<Histories>,
 }
 
 /// The operations of one transaction.
@@ -30,8 +46,11 @@ pub struct Step<'t> {
     pub(crate) transaction: &'t WriteTransaction,
     pub(crate) terms: Terms,
     pub(crate) now_us: u64,
+    pub(crate) histories: Arc<Histories>,
+    marks: &'t mut LifeMarks,
     pub(crate) chat: Slot<'t>,
     pub(crate) recent: Slot<'t>,
+    pub(crate) oldest: Slot<'t>,
     route: Slot<'t>,
     user: Slot<'t>,
     name: Slot<'t>,
@@ -46,13 +65,22 @@ pub type Slot<'t> = Option<Table<'t, &'static [u8], &'static [u8]>>;
 
 impl<'t> Step<'t> {
     /// Nothing done yet. `now_us`: Unix time of all that is done.
-    pub fn new(transaction: &'t WriteTransaction, terms: Terms, now_us: u64) -> Self {
+    pub fn new(
+        transaction: &'t WriteTransaction,
+        terms: Terms,
+        histories: Arc<Histories>,
+        marks: &'t mut LifeMarks,
+        now_us: u64,
+    ) -> Self {
         Step {
             transaction,
             terms,
             now_us,
+            histories,
+            marks,
             chat: None,
             recent: None,
+            oldest: None,
             route: None,
             user: None,
             name: None,
@@ -72,14 +100,24 @@ impl<'t> Step<'t> {
         }
     }
 
-    /// Writes what is still in memory. Whether there is anything to commit.
-    pub fn finish(mut self) -> Result<bool, redb::Error> {
+    /// Writes what is still in memory.
+    pub fn finish(mut self) -> Result<Finished, redb::Error> {
+        self.flush()?;
+        let marked = self.marks.is_due() || (self.changed && self.marks.is_unwritten());
+        if marked {
+            self.marks.write(self.transaction)?;
+        }
+        Ok(Finished { changed: self.changed || marked, marked, histories: self.histories })
+    }
+
+    /// The tables are the truth again, until the next message.
+    pub fn flush(&mut self) -> Result<(), redb::Error> {
         for (chat, row) in std::mem::take(&mut self.rows) {
             if row.changed {
                 self.write(&chat, row)?;
             }
         }
-        Ok(self.changed)
+        Ok(())
     }
 
     fn one(&mut self, op: &Op) -> Read<Answer> {
@@ -128,15 +166,17 @@ impl<'t> Step<'t> {
             }
             Op::Append(append) => self.append(append).map(Answer::Appended),
             Op::Head { chat, user } => {
-                let seq = self.row(chat)?.chat.seq;
+                let row = &self.row(chat)?.chat;
+                let (seq, first) = (row.seq, row.first);
                 let delivered = ask::delivered(open(&mut self.chat, transaction, CHAT)?, chat, user)?;
-                Ok(Answer::Head(Head { history: self.terms.history, seq, delivered }))
+                Ok(Answer::Head(Head { history: self.history(chat), seq, delivered, first }))
             }
             Op::Pull { chat, cursor, limit, reverse } => {
-                let head = self.row(chat)?.chat.seq;
+                let row = &self.row(chat)?.chat;
+                let (head, first) = (row.seq, row.first);
                 let table = open(&mut self.chat, transaction, CHAT)?;
                 let messages = ask::messages(table, chat, *cursor, *limit, *reverse)?;
-                Ok(Answer::Messages(Page { history: self.terms.history, head, messages }))
+                Ok(Answer::Messages(Page { history: self.history(chat), head, first, messages }))
             }
             Op::Delivered { chat, user, seq } => {
                 let seq = self.row(chat)?.chat.seq.min(*seq);
@@ -147,8 +187,37 @@ impl<'t> Step<'t> {
                 }
                 Ok(Answer::Done)
             }
-            Op::TrimRecency { bucket, before_us } => self.trim(*bucket, *before_us),
+            Op::Mark { server, life, pushed_us } => {
+                Ok(Answer::Marks(self.marks.mark(server, *life, *pushed_us, self.now_us)))
+            }
+            Op::DropMark { server, life } => {
+                self.marks.forget(server, *life);
+                Ok(Answer::Done)
+            }
+            Op::Recent { bucket, after_us, limit } => {
+                self.flush()?;
+                let table = open(&mut self.recent, transaction, RECENT)?;
+                ask::recent(table, *bucket, *after_us, *limit).map(Answer::Recent)
+            }
+            Op::LoseHistory { bucket, history } => {
+                if self.histories.of(*bucket) == *history {
+                    let new = history::new_history();
+                    transaction.open_table(META)?.insert(history::key(*bucket).as_str(), new)?;
+                    Arc::make_mut(&mut self.histories).draw(*bucket, new);
+                    self.changed = true;
+                }
+                Ok(Answer::Done)
+            }
+            Op::Expire { bucket, before_us, limit } => {
+                self.expire(*bucket, *before_us, *limit)?;
+                Ok(Answer::Done)
+            }
         }
+    }
+
+    /// Of the bucket that a chat is in.
+    pub fn history(&self, chat: &str) -> u64 {
+        self.histories.of(chat_bucket(chat))
     }
 
     /// Adds to a counter: the new value. It begins at the clock: a new file must not give out numbers that are still in
@@ -210,21 +279,6 @@ impl<'t> Step<'t> {
         table.insert(&key[..], &value[..])?;
         self.changed = true;
         Ok(Bound::Yes { replaced, evicted: oldest.map(|route| route.connection) })
-    }
-
-    fn trim(&mut self, bucket: u32, before_us: u64) -> Read<Answer> {
-        debug_assert!(bucket < CHAT_BUCKETS);
-        let table = open(&mut self.recent, self.transaction, RECENT)?;
-        let (from, until) = (row::recent_from(bucket, 0), row::recent_from(bucket, before_us));
-        let mut old = Vec::new();
-        for entry in table.range::<&[u8]>(&from[..]..&until[..])? {
-            old.push(entry?.0.value().to_vec());
-        }
-        for key in old {
-            table.remove(&key[..])?;
-            self.changed = true;
-        }
-        Ok(Answer::Done)
     }
 }
 

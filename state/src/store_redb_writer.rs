@@ -11,7 +11,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::store::{Op, Outcome, StoreError};
 use crate::store_redb_file::StoreFile;
-use crate::store_redb_step::{Step, Terms};
+use crate::store_redb_marks::LifeMarks;
+use crate::store_redb_step::{Finished, Step, Terms};
 
 /// Operations to be done together, and who waits for their answers. Dropped unanswered: the file is not open.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ pub struct Writer {
     file: Arc<StoreFile>,
     terms: Terms,
     calls: mpsc::Receiver<Call>,
+    marks: LifeMarks,
     forgot: Option<Instant>,
 }
 
@@ -38,8 +40,8 @@ const FORGET_EVERY: Duration = Duration::from_secs(10);
 
 impl Writer {
     /// Of this file.
-    pub fn new(file: Arc<StoreFile>, terms: Terms, calls: mpsc::Receiver<Call>) -> Self {
-        Writer { file, terms, calls, forgot: None }
+    pub fn new(file: Arc<StoreFile>, terms: Terms, marks: LifeMarks, calls: mpsc::Receiver<Call>) -> Self {
+        Writer { file, terms, calls, marks, forgot: None }
     }
 
     /// Until nobody can call any more. How many transactions it took.
@@ -70,14 +72,31 @@ impl Writer {
                 }
             }
         }
+        self.write_marks();
         transactions
+    }
+
+    /// The last ones, that found no company.
+    fn write_marks(&mut self) {
+        if !self.marks.is_unwritten() {
+            return;
+        }
+        let write = || -> Result<(), String> {
+            let transaction = self.file.begin_write().map_err(|error| error.to_string())?;
+            self.marks.write(&transaction).map_err(|error| error.to_string())?;
+            transaction.commit().map_err(|error| error.to_string())
+        };
+        if let Err(error) = write() {
+            tracing::warn!(error, "the last marks are not written");
+        }
     }
 
     /// All of it or, with an error, nothing that anybody may rely on.
     fn commit(&mut self, group: &[Call]) -> Result<Vec<Vec<Outcome>>, StoreError> {
         let transaction = self.file.begin_write().inspect_err(|error| self.file.close(&error.to_string()))?;
-        let mut step = Step::new(&transaction, self.terms, unix_us());
-        let done = || -> Result<(Vec<Vec<Outcome>>, bool), redb::Error> {
+        let histories = self.file.histories();
+        let mut step = Step::new(&transaction, self.terms, histories, &mut self.marks, unix_us());
+        let done = || -> Result<(Vec<Vec<Outcome>>, Finished), redb::Error> {
             let mut outcomes = Vec::with_capacity(group.len());
             for call in group {
                 outcomes.push(call.ops.iter().map(|op| step.apply(op)).collect::<Result<_, _>>()?);
@@ -90,9 +109,15 @@ impl Writer {
         };
         match done() {
             // Nothing changed, so there is nothing to wait for: all that was read is on disk.
-            Ok((outcomes, false)) => Ok(outcomes),
-            Ok((outcomes, true)) => match transaction.commit() {
-                Ok(()) => Ok(outcomes),
+            Ok((outcomes, finished)) if !finished.changed => Ok(outcomes),
+            Ok((outcomes, finished)) => match transaction.commit() {
+                Ok(()) => {
+                    if finished.marked {
+                        self.marks.written();
+                    }
+                    self.file.set_histories(finished.histories);
+                    Ok(outcomes)
+                }
                 Err(error) => {
                     self.file.close(&error.to_string());
                     Err(StoreError::Unknown(error.to_string()))
@@ -150,7 +175,8 @@ mod tests {
             })
             .collect();
         drop(sender);
-        let writer = Writer::new(file, Terms { history: 1, dedupe_s: 1 }, calls);
+        let terms = Terms { dedupe_s: 1, messages_max: 0, kept_us: 0 };
+        let writer = Writer::new(file, terms, LifeMarks::default(), calls);
         let commits = std::thread::spawn(move || writer.run()).join().unwrap();
         assert_eq!(commits, 1);
         let mut numbers = Vec::new();

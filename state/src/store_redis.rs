@@ -4,107 +4,77 @@
 //! Two connections: bulk (calls of nothing but delivered cursors, or many logins and departures) has its own. Redis takes
 //! some 16 kB of each connection in turn, so a message behind a thousand logins waits for a few dozen of them.
 //!
-//! Keys. `{cNNNN}` is the bucket of a chat, so that a chat stands in one slot also in Redis Cluster:
-//! `{cNNNN}:chat:CHAT` hash `seq` `time` `d:USER`; `{cNNNN}:messages:CHAT` stream with id `SEQ-0`;
-//! `{cNNNN}:ids:CHAT:SENDER:STREAM` hash `w` and a ring of answers; `{cNNNN}:recent` zset of chats by time;
-//! `{cNNNN}:history`. `route:NNNNN` hash user → entries of 20 bytes. `user:NNNNN` hash name → number.
-//! `name:NNNNN` hash number → name. `chats:USER` zset, all of score 0. `rookery:meta` hash, `rookery:incarnations`,
-//! `rookery:users` counters.
+//! Keys (`store_redis_key` has the names). `{cNNNN}` is the bucket of a chat, so that a chat stands in one slot also in
+//! Redis Cluster: `{cNNNN}:chat:CHAT` hash `seq` and `time` of the head, `first` kept, time of the `oldest`, `d:USER`;
+//! `{cNNNN}:messages:CHAT` stream with id `SEQ-0`; `{cNNNN}:ids:CHAT:SENDER:STREAM` hash `w` and a ring of answers;
+//! `{cNNNN}:recent` zset of all chats by time; `{cNNNN}:history`. `route:NNNNN` hash user → entries of 20 bytes.
+//! `user:NNNNN` hash name → number. `name:NNNNN` hash number → name. `chats:USER` zset, all of score 0. `rookery:meta`
+//! hash: layout and record. `rookery:marks` hash. `rookery:incarnations`, `rookery:users` counters.
 //!
 //! Trap: scripts vanish when Redis restarts. An operation answered NOSCRIPT was not done, and every later script of that
 //! call was not done either, so they are loaded and those operations alone are sent again, in order. Between calls, and so
 //! between the connections, there is no order.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use proto::wire::Durability;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Cmd, Pipeline, RedisError, RedisResult, RedisWrite, Value};
 
 use crate::config::StoreConfig;
-use crate::store::{Op, Outcome, Store, StoreError, chat_bucket, message_crc};
+use crate::store::{
+    Answer, Appended, Op, Outcome, Store, StoreError, chat_bucket, message_crc, retention_step,
+};
+use crate::store_redis_connection::{Connection, Dialer};
+use crate::store_redis_key as key;
+use crate::store_redis_layout::{ask_promise, load_scripts, new_history, promised};
+use crate::store_redis_read::{expired_to, stamp};
+use crate::store_redis_record::Seen;
 use crate::store_redis_round::{Ask, Hints, Rounds};
-use crate::store_redis_script::{SCRIPTS, Script};
+use crate::store_redis_script::Script;
 
 /// Redis.
 pub struct RedisStore {
-    connection: ConnectionManager,
+    connection: Connection,
     /// For what nobody waits for, and for storms.
-    bulk: ConnectionManager,
+    bulk: Connection,
+    seen: Arc<Seen>,
     hints: Hints,
+    /// Of each bucket that was looked through: the time behind which retention goes on.
+    expired_to: Mutex<HashMap<u32, String>>,
     route_buckets: u32,
     dedupe_seconds: u64,
+    messages_max: u64,
+    kept_us: u64,
 }
 
-/// Buckets of users, both ways. Part of the layout: 1 M users are 31 a bucket, which stay listpacks.
-const USER_BUCKETS: u32 = 32_768;
-
 impl RedisStore {
-    /// Connects, checks or writes the layout, and loads the scripts.
+    /// Connects, checks, writes or migrates the layout.
     pub async fn open(config: &StoreConfig) -> Result<RedisStore, StoreError> {
-        let client = redis::Client::open(config.url.as_str())
-            .map_err(|e| StoreError::Refused(format!("store.url {:?} is not usable: {e}", config.url)))?;
-        let manager = ConnectionManagerConfig::new()
-            .set_response_timeout(Some(Duration::from_millis(config.response_ms_max)))
-            .set_connection_timeout(Some(Duration::from_millis(config.connect_ms_max)))
-            // Callers wait for a reconnect; they had better hear soon that there is nobody.
-            .set_number_of_retries(1)
-            .set_min_delay(Duration::from_millis(20))
-            .set_max_delay(Duration::from_millis(100));
-        let connect = async || ConnectionManager::new_with_config(client.clone(), manager.clone()).await;
-        let store = RedisStore {
-            connection: connect().await.map_err(unknown)?,
-            bulk: connect().await.map_err(unknown)?,
+        let seen = Arc::new(Seen::default());
+        let dialer = Dialer::new(config, seen.clone())?;
+        Ok(RedisStore {
+            connection: Connection::open(&dialer).await?,
+            bulk: Connection::open(&dialer).await?,
+            seen,
             hints: Hints::default(),
+            expired_to: Mutex::default(),
             route_buckets: config.route_buckets,
             dedupe_seconds: u64::from(config.dedupe_days) * 86_400,
-        };
-        store.check_layout().await?;
-        store.load_scripts().await?;
-        Ok(store)
+            messages_max: config.retention_messages_max,
+            kept_us: u64::from(config.retention_days) * 86_400 * 1_000_000,
+        })
     }
 
-    async fn check_layout(&self) -> Result<(), StoreError> {
-        let ours = [
-            ("layout", proto::STORE_LAYOUT),
-            ("chat_buckets", crate::store::CHAT_BUCKETS),
-            ("route_buckets", self.route_buckets),
-            ("user_buckets", USER_BUCKETS),
-        ];
-        let mut pipe = redis::pipe();
-        for (field, value) in ours {
-            pipe.hset_nx(META, field, value).ignore();
-        }
-        for (field, _) in ours {
-            pipe.hget(META, field);
-        }
-        let stored: Vec<u32> = pipe.query_async(&mut self.connection.clone()).await.map_err(unknown)?;
-        for ((field, ours), stored) in ours.into_iter().zip(stored) {
-            if ours != stored {
-                return Err(StoreError::Corrupt(format!(
-                    "this store was made with {field} = {stored}, this server is set to {ours}: \
-                     use the version and store.{field} it was made with, or another store"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    async fn load_scripts(&self) -> Result<(), StoreError> {
-        let mut pipe = redis::pipe();
-        for script in SCRIPTS.iter() {
-            pipe.cmd("SCRIPT").arg("LOAD").arg(script.text).ignore();
-        }
-        pipe.query_async(&mut self.connection.clone()).await.map_err(unknown)
-    }
-
-    async fn send(&self, ops: &[Op], asks: &[Ask]) -> RedisResult<Vec<RedisResult<Value>>> {
+    async fn send(&self, ops: &[Op], asks: &[Ask]) -> Result<Vec<RedisResult<Value>>, StoreError> {
+        let mut connection =
+            if is_bulk(ops) { self.bulk.get().await? } else { self.connection.get().await? };
         let mut pipe = Pipeline::with_capacity(asks.len());
         for ask in asks {
             pipe.add_command(self.ask(ops, ask));
         }
-        let mut connection = if is_bulk(ops) { self.bulk.clone() } else { self.connection.clone() };
-        pipe.ignore_errors().query_async(&mut connection).await
+        pipe.ignore_errors().query_async(&mut connection).await.map_err(unknown)
     }
 
     fn ask(&self, ops: &[Op], ask: &Ask) -> Cmd {
@@ -114,26 +84,26 @@ impl RedisStore {
                 let (name, candidate) = registered(&ops[*op]);
                 if matches!(ask, Ask::Forget(_)) {
                     let mut command = command("HDEL", 3);
-                    put_name_key(&mut command, candidate);
+                    key::put_name(&mut command, candidate);
                     command.arg(candidate);
                     return command;
                 }
                 let mut command = command("HSETNX", 4);
-                put_name_key(&mut command, candidate);
+                key::put_name(&mut command, candidate);
                 command.arg(candidate).arg(name);
                 command
             }
             Ask::Claim(op) => {
                 let (name, candidate) = registered(&ops[*op]);
                 let mut command = command("HSETNX", 4);
-                put_user_key(&mut command, name);
+                key::put_user(&mut command, name);
                 command.arg(name).arg(candidate);
                 command
             }
             Ask::Unclaim(op) => {
                 let name = registered(&ops[*op]).0;
                 let mut command = command("HDEL", 3);
-                put_user_key(&mut command, name);
+                key::put_user(&mut command, name);
                 command.arg(name);
                 command
             }
@@ -193,16 +163,16 @@ impl RedisStore {
     /// Of an operation that is one command.
     fn command(&self, op: &Op) -> Cmd {
         match op {
-            Op::Incarnate => Script::Incarnate.call(&[INCARNATIONS]),
+            Op::Incarnate => Script::Incarnate.call(&[key::INCARNATIONS]),
             Op::UserNumbers { count } => {
-                let mut command = Script::UserNumbers.call(&[USERS]);
+                let mut command = Script::UserNumbers.call(&[key::USERS]);
                 command.arg(count);
                 command
             }
             Op::User { name } => user_number(name),
             Op::Name { user } => {
                 let mut command = command("HGET", 3);
-                put_name_key(&mut command, *user);
+                key::put_name(&mut command, *user);
                 command.arg(user);
                 command
             }
@@ -216,26 +186,25 @@ impl RedisStore {
             Op::Register { .. } | Op::Bind { .. } | Op::Unbind { .. } => command("PING", 1),
             Op::ListChat { user, chat } => {
                 let mut command = redis::cmd("ZADD");
-                command.arg(chats_key(user)).arg(0).arg(chat);
+                command.arg(key::chats(user)).arg(0).arg(chat);
                 command
             }
             Op::Chats { user, after, until, limit } => {
                 let mut command = redis::cmd("ZRANGEBYLEX");
-                command.arg(chats_key(user));
+                command.arg(key::chats(user));
                 command.arg(if after.is_empty() { "-".to_owned() } else { format!("({after}") });
                 command.arg(if until.is_empty() { "+".to_owned() } else { format!("[{until}") });
                 command.arg("LIMIT").arg(0).arg(limit);
                 command
             }
             Op::Append(append) => {
-                let tag = tag(&append.chat);
                 let chat = &append.chat;
                 let mut command = Script::Append.call(&[
-                    &chat_key(chat),
-                    &format!("{tag}:ids:{chat}:{}:{:016x}", append.sender, append.stream),
-                    &messages_key(chat),
-                    &format!("{tag}:recent"),
-                    &history_key(chat),
+                    &key::chat(chat),
+                    &key::ids(chat, &append.sender, append.stream),
+                    &key::messages(chat),
+                    &key::recent(chat_bucket(chat)),
+                    &key::history(chat_bucket(chat)),
                 ]);
                 let refused = append.refusal.is_some();
                 let body: &[u8] = if refused { &[] } else { &append.body };
@@ -243,29 +212,70 @@ impl RedisStore {
                 command.arg(message_crc(chat, &append.sender, body));
                 command.arg(append.refusal.map_or(0, |code| code as i32));
                 command.arg(self.dedupe_seconds).arg(proto::UNANSWERED_MAX).arg(new_history());
+                command.arg(self.messages_max).arg(self.kept_us).arg(retention_step(self.messages_max));
                 command
             }
             Op::Head { chat, user } => {
-                let mut command = Script::Head.call(&[&chat_key(chat), &history_key(chat)]);
+                let mut command = Script::Head.call(&[&key::chat(chat), &key::history(chat_bucket(chat))]);
                 command.arg(user);
                 command
             }
             Op::Pull { chat, cursor, limit, reverse } => {
-                let mut command =
-                    Script::Pull.call(&[&chat_key(chat), &messages_key(chat), &history_key(chat)]);
+                let history = key::history(chat_bucket(chat));
+                let mut command = Script::Pull.call(&[&key::chat(chat), &key::messages(chat), &history]);
                 command.arg(cursor).arg(limit).arg(u8::from(*reverse)).arg(crate::store::PULL_BYTES_MAX);
                 command
             }
             Op::Delivered { chat, user, seq } => {
-                let mut command = Script::Delivered.call(&[&chat_key(chat)]);
+                let mut command = Script::Delivered.call(&[&key::chat(chat)]);
                 command.arg(user).arg(seq);
                 command
             }
-            Op::TrimRecency { bucket, before_us } => {
-                let mut command = redis::cmd("ZREMRANGEBYSCORE");
-                command.arg(format!("{{c{bucket:04}}}:recent")).arg("-inf").arg(format!("({before_us}"));
+            Op::Mark { server, life, pushed_us } => {
+                let mut command = Script::Mark.call(&[key::MARKS]);
+                command.arg(key::mark(server, *life)).arg(pushed_us);
                 command
             }
+            Op::DropMark { server, life } => {
+                let mut command = command("HDEL", 3);
+                command.arg(key::MARKS).arg(key::mark(server, *life));
+                command
+            }
+            Op::Recent { bucket, after_us, limit } => {
+                let mut command = redis::cmd("ZRANGEBYSCORE");
+                command.arg(key::recent(*bucket)).arg(format!("({after_us}")).arg("+inf");
+                command.arg("WITHSCORES").arg("LIMIT").arg(0).arg(limit);
+                command
+            }
+            Op::LoseHistory { bucket, history } => {
+                let mut command = Script::Lose.call(&[&key::history(*bucket)]);
+                command.arg(history).arg(new_history());
+                command
+            }
+            Op::Expire { bucket, before_us, limit } => {
+                let from = self.expired_to.lock().get(bucket).cloned();
+                let mut command = Script::Expire.call(&[&key::recent(*bucket)]);
+                command.arg(key::tag(*bucket)).arg(from.as_deref().unwrap_or("-inf"));
+                command.arg(before_us).arg(limit);
+                command
+            }
+        }
+    }
+
+    /// Remembers what tells a store that lacks something, and where retention goes on.
+    fn saw(&self, op: &Op, value: &Value) {
+        match op {
+            Op::Mark { .. } => {
+                if let Some(stamp) = stamp(value) {
+                    self.seen.stamp(stamp);
+                }
+            }
+            Op::Expire { bucket, .. } => {
+                if let Some(time) = expired_to(value) {
+                    self.expired_to.lock().insert(*bucket, time);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -291,7 +301,6 @@ impl Store for RedisStore {
             let replies = match self.send(ops, &asks).await {
                 Ok(replies) => replies,
                 Err(error) => {
-                    let error = unknown(error);
                     asks.iter().for_each(|ask| rounds.failed(ask, &error));
                     break;
                 }
@@ -304,51 +313,69 @@ impl Store for RedisStore {
                         rounds.again(ask);
                     }
                     Err(error) => rounds.failed(&ask, &refused(error)),
-                    Ok(value) => rounds.answered(ask, value),
+                    Ok(value) => {
+                        if let Ask::Op(op) = &ask {
+                            self.saw(&ops[*op], &value);
+                        }
+                        rounds.answered(ask, value);
+                    }
                 }
             }
             if unscripted {
                 loaded = true;
-                if self.load_scripts().await.is_err() {
+                let Ok(mut connection) = self.connection.get().await else { break };
+                if load_scripts(&mut connection).await.is_err() {
                     break;
                 }
             }
         }
-        rounds.done(&self.hints)
+        let outcomes = rounds.done(&self.hints);
+        let newest = ops.iter().zip(&outcomes).rev().find_map(|both| match both {
+            (Op::Append(append), Ok(Answer::Appended(Appended::Stored { seq, .. }))) => {
+                Some((&append.chat, *seq))
+            }
+            _ => None,
+        });
+        if let Some((chat, seq)) = newest {
+            self.seen.message(chat, seq);
+        }
+        outcomes
     }
 
+    /// Looks also whether the store is still the one that was looked at: what was emptied while Redis ran is found here.
     async fn durability(&self) -> Result<(Durability, String), StoreError> {
-        let wanted = [
-            ("appendonly", "yes"),
-            ("appendfsync", "always"),
-            ("no-appendfsync-on-rewrite", "no"),
-            ("maxmemory-policy", "noeviction"),
-        ];
-        let mut command = redis::cmd("CONFIG");
-        command.arg("GET");
-        for (name, _) in wanted {
-            command.arg(name);
+        let mut connection = self.connection.get().await?;
+        let mut pipe = redis::pipe();
+        ask_promise(&mut pipe);
+        pipe.cmd("HMGET").arg(key::META).arg("id").arg("strict");
+        let replies: Vec<RedisResult<Value>> =
+            pipe.ignore_errors().query_async(&mut connection).await.map_err(unknown)?;
+        let mut replies = replies.into_iter();
+        let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
+        let (promised, record) = (promised(next()), next().map_err(refused)?);
+        let (id, strict): (Option<String>, Option<String>) =
+            redis::from_redis_value(record).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        if id.is_none_or(|id| !self.seen.is(&id)) {
+            self.connection.reset();
+            self.bulk.reset();
+            return Err(StoreError::Refused("the store holds something else than before".to_owned()));
         }
-        let found: std::collections::HashMap<String, String> =
-            command.query_async(&mut self.connection.clone()).await.map_err(unknown)?;
-        let wrong: Vec<String> = wanted
-            .iter()
-            .filter(|(name, value)| found.get(*name).is_none_or(|found| found != value))
-            .map(|(name, value)| {
-                format!("{name} is {}, not {value}", found.get(*name).map_or("not told", String::as_str))
-            })
-            .collect();
-        if wrong.is_empty() {
-            Ok((Durability::Strict, "Redis fsyncs before it answers".to_owned()))
-        } else {
-            Ok((Durability::Weak, wrong.join(", ")))
+        if promised.is_err() && strict.as_deref() == Some("1") {
+            // Recorded at once: what is lost from now on is found by whoever comes after the next start of Redis.
+            let weak: RedisResult<()> =
+                Cmd::hset(key::META, "strict", "0").query_async(&mut connection).await;
+            weak.map_err(unknown)?;
         }
+        Ok(match promised {
+            Ok(()) => (Durability::Strict, "Redis fsyncs before it answers".to_owned()),
+            Err(why) => (Durability::Weak, why),
+        })
+    }
+
+    fn generation(&self) -> u64 {
+        self.seen.generation()
     }
 }
-
-const META: &str = "rookery:meta";
-const INCARNATIONS: &str = "rookery:incarnations";
-const USERS: &str = "rookery:users";
 
 /// A call of at least so many operations may have a connection of its own.
 const LOGINS_MIN: usize = 16;
@@ -376,43 +403,9 @@ fn registered(op: &Op) -> (&str, u64) {
 
 fn user_number(name: &str) -> Cmd {
     let mut command = command("HGET", 3);
-    put_user_key(&mut command, name);
+    key::put_user(&mut command, name);
     command.arg(name);
     command
-}
-
-fn tag(chat: &str) -> String {
-    format!("{{c{:04}}}", chat_bucket(chat))
-}
-
-fn chat_key(chat: &str) -> String {
-    format!("{}:chat:{chat}", tag(chat))
-}
-
-fn messages_key(chat: &str) -> String {
-    format!("{}:messages:{chat}", tag(chat))
-}
-
-fn history_key(chat: &str) -> String {
-    format!("{}:history", tag(chat))
-}
-
-fn put_user_key(command: &mut Cmd, name: &str) {
-    let bucket = crc32c::crc32c(name.as_bytes()) % USER_BUCKETS;
-    command.write_arg_fmt(format_args!("user:{bucket:05}"));
-}
-
-fn put_name_key(command: &mut Cmd, user: u64) {
-    command.write_arg_fmt(format_args!("name:{:05}", user % u64::from(USER_BUCKETS)));
-}
-
-fn chats_key(user: &str) -> String {
-    format!("chats:{user}")
-}
-
-/// Never 0, which on the wire means "none known".
-fn new_history() -> u64 {
-    rand::random_range(1..=u64::MAX)
 }
 
 fn unknown(error: RedisError) -> StoreError {

@@ -7,7 +7,8 @@ use proto::wire::Code;
 use redis::Value;
 
 use crate::store::{
-    Answer, Append, Appended, Bound, Head, Op, Outcome, Page, Route, StoreError, Stored, message_crc,
+    Answer, Append, Appended, Bound, Head, Mark, Marks, Op, Outcome, Page, Recent, Route, StoreError, Stored,
+    message_crc,
 };
 
 /// Reads the reply to `op`.
@@ -26,9 +27,14 @@ pub fn answer(op: &Op, value: Value) -> Outcome {
         Op::Append(append) => appended(append, &value).map(Answer::Appended),
         Op::Head { .. } => head(&value).map(Answer::Head),
         Op::Pull { chat, .. } => return page(chat, &value).map(Answer::Messages),
-        Op::Unbind { .. } | Op::ListChat { .. } | Op::Delivered { .. } | Op::TrimRecency { .. } => {
-            Some(Answer::Done)
-        }
+        Op::Mark { .. } => marks(&value).map(Answer::Marks),
+        Op::Recent { .. } => recent(&value).map(Answer::Recent),
+        Op::Unbind { .. }
+        | Op::ListChat { .. }
+        | Op::Delivered { .. }
+        | Op::DropMark { .. }
+        | Op::LoseHistory { .. }
+        | Op::Expire { .. } => Some(Answer::Done),
     };
     read.ok_or_else(|| StoreError::Corrupt(format!("{op:?} was answered {value:?}")))
 }
@@ -127,17 +133,56 @@ fn appended(append: &Append, value: &Value) -> Option<Appended> {
 }
 
 fn head(value: &Value) -> Option<Head> {
-    let [history, seq, delivered] = items(value)? else { return None };
-    Some(Head { history: number_or_0(history)?, seq: number_or_0(seq)?, delivered: number_or_0(delivered)? })
+    let [history, seq, delivered, first] = items(value)? else { return None };
+    Some(Head {
+        history: number_or_0(history)?,
+        seq: number_or_0(seq)?,
+        delivered: number_or_0(delivered)?,
+        // Not written before anything was removed.
+        first: number_or_0(first)?.max(1),
+    })
+}
+
+fn marks(value: &Value) -> Option<Marks> {
+    let [now, _, fields] = items(value)? else { return None };
+    let (pairs, rest) = items(fields)?.as_chunks::<2>();
+    let mut marks = Vec::with_capacity(pairs.len());
+    for [field, pushed] in pairs {
+        let field = text(field)?;
+        // The stamp is no life.
+        if let Some((server, life)) = field.rsplit_once('/') {
+            let mark =
+                Mark { server: server.to_owned(), life: life.parse().ok()?, pushed_us: number(pushed)? };
+            marks.push(mark);
+        }
+    }
+    rest.is_empty().then_some(Marks { now_us: number(now)?, marks })
+}
+
+/// The stamp in the answer to a mark.
+pub fn stamp(value: &Value) -> Option<u64> {
+    number(items(value)?.get(1)?)
+}
+
+/// Where retention goes on, in the answer to it.
+pub fn expired_to(value: &Value) -> Option<String> {
+    text(value).filter(|time| !time.is_empty())
+}
+
+fn recent(value: &Value) -> Option<Vec<Recent>> {
+    let (pairs, rest) = items(value)?.as_chunks::<2>();
+    let chats = pairs.iter().map(|[chat, time]| Some(Recent { chat: text(chat)?, time_us: number(time)? }));
+    if rest.is_empty() { chats.collect() } else { None }
 }
 
 fn page(chat: &str, value: &Value) -> Result<Page, StoreError> {
     let wrong = || StoreError::Corrupt(format!("messages of {chat} were answered as something else"));
-    let Some([history, head, entries]) = items(value) else { return Err(wrong()) };
+    let Some([history, head, first, entries]) = items(value) else { return Err(wrong()) };
     let entries = items(entries).ok_or_else(wrong)?;
     Ok(Page {
         history: number_or_0(history).ok_or_else(wrong)?,
         head: number_or_0(head).ok_or_else(wrong)?,
+        first: number_or_0(first).ok_or_else(wrong)?.max(1),
         messages: entries.iter().filter_map(|entry| legible(chat, entry)).collect(),
     })
 }

@@ -1,5 +1,5 @@
-//! The Lua scripts of the Redis store. Each is one atomic step in one slot, but for Bind and Unbind: those take many
-//! operations, each a step of its own in a slot of its own.
+//! The Lua scripts of the Redis store. Each is one atomic step in one slot, but for Bind and Unbind, which take many
+//! operations, each a step of its own in a slot of its own, and Draw, which changes all buckets or none.
 //!
 //! Trap: Lua numbers are doubles, and `tostring` of a large one gives `1.7e+15`. Numbers that leave a script go through
 //! `%.0f`; what needs 64 bits (connections, histories) stays a string.
@@ -27,6 +27,10 @@ pub enum Script {
     Pull,
     Incarnate,
     UserNumbers,
+    Mark,
+    Lose,
+    Expire,
+    Draw,
 }
 
 /// Wraps around below 2^24 and leaves out 0. Both counters begin at the clock: a store that came back empty must not give
@@ -40,9 +44,9 @@ redis.call('SET', KEYS[1], string.format('%.0f', redis.call('TIME')[1] * 1048576
 return redis.call('INCRBY', KEYS[1], ARGV[1])";
 
 /// In the order of [`Script`].
-pub static SCRIPTS: LazyLock<[Source; 8]> = LazyLock::new(|| {
+pub static SCRIPTS: LazyLock<[Source; 12]> = LazyLock::new(|| {
     [
-        include_str!("lua/append.lua"),
+        concat!(include_str!("lua/trim.lua"), include_str!("lua/append.lua")),
         include_str!("lua/bind.lua"),
         include_str!("lua/unbind.lua"),
         include_str!("lua/delivered.lua"),
@@ -50,6 +54,10 @@ pub static SCRIPTS: LazyLock<[Source; 8]> = LazyLock::new(|| {
         include_str!("lua/pull.lua"),
         INCARNATE,
         USER_NUMBERS,
+        include_str!("lua/mark.lua"),
+        include_str!("lua/lose.lua"),
+        concat!(include_str!("lua/trim.lua"), include_str!("lua/expire.lua")),
+        include_str!("lua/draw.lua"),
     ]
     .map(|text| Source { text, sha: redis::Script::new(text).get_hash().to_owned() })
 });

@@ -4,11 +4,16 @@
 //! At most three store calls, and one on the common path: what must be known first (names, new devices), what must
 //! stand first (chat lists), and then everything at once.
 //!
+//! All of them together have [`crate::config::StoreConfig::response_ms_max`]; what is not answered by then is unknown, and
+//! the client asks again.
+//!
 //! Trap: between two store calls anything may have changed. What must not (membership, order, binding) is decided by
 //! the store inside one operation, never here from an answer of an earlier call.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use proto::Command;
@@ -18,6 +23,8 @@ use proto::wire::{self, Code};
 
 use crate::answer;
 use crate::fan_out::Accepted;
+use crate::lane::Place;
+use crate::losses;
 use crate::server::Core;
 use crate::settle;
 use crate::store::{Append, Op, Outcome, read};
@@ -83,9 +90,13 @@ pub enum Planned {
 }
 
 /// Does a batch.
-pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>) -> Outcomes {
+pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>, mut place: Place) -> Outcomes {
     let began = Instant::now();
+    let until = core.clock.now() + Duration::from_millis(core.config.store.response_ms_max);
     let mut out = Outcomes::default();
+    // Before anything can be stored.
+    let with_sends = frames.iter().any(|frame| frame.command == Command::Send as u32);
+    let held = with_sends.then(|| core.ledger.hold());
     let asks: Vec<(UpFrame, Ask)> = frames
         .into_iter()
         .filter_map(|frame| match decode(&frame) {
@@ -96,10 +107,30 @@ pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>) -> O
             }
         })
         .collect();
-    let asks = learn(core, gateway, asks, &mut out).await;
-    let (steps, ops) = plan(core, asks, &mut out).await;
-    let outcomes = core.apply(&ops).await;
+    let asks = learn(core, gateway, asks, until, &mut out).await;
+    let (steps, ops) = plan(core, asks, until, &mut out).await;
+    place.come_up().await;
+    if with_sends {
+        crpc::failpoint::here("state_before_store");
+    }
+    let mut outcomes = {
+        let mut call = pin!(core.apply_until(until, &ops));
+        // Asked once polled: the store does calls in the order in which they are asked.
+        let polled = futures_util::poll!(call.as_mut());
+        drop(place);
+        match polled {
+            Poll::Ready(outcomes) => outcomes,
+            Poll::Pending => call.await,
+        }
+    };
+    if with_sends {
+        crpc::failpoint::here("state_after_store");
+    }
+    losses::prove(core, until, &steps, &ops, &mut outcomes).await;
     settle::settle(core, gateway, steps, outcomes, &mut out, began);
+    if held.is_some() {
+        out.accepted.iter_mut().for_each(|accepted| accepted.held.clone_from(&held));
+    }
     core.metrics.acknowledge.observe(began.elapsed().as_secs_f64());
     out
 }
@@ -127,6 +158,7 @@ async fn learn(
     core: &Arc<Core>,
     gateway: &Gateway,
     asks: Vec<(UpFrame, Ask)>,
+    until: Instant,
     out: &mut Outcomes,
 ) -> Vec<(UpFrame, Ask)> {
     let mut ops = Vec::new();
@@ -162,7 +194,7 @@ async fn learn(
             Err(error) => core.store_failed(&error),
         }
     }
-    let mut outcomes = core.apply(&ops).await.into_iter();
+    let mut outcomes = core.apply_until(until, &ops).await.into_iter();
     for (op, outcome) in ops.iter().zip(outcomes.by_ref().take(names)) {
         learn_name(core, op, outcome);
     }
@@ -218,7 +250,12 @@ fn check_login(core: &Core, gateway: &Gateway, login: &wire::Login) -> Result<()
 
 /// Decides what the last store call is to hold, after putting new chats into their members' lists and reading the chat
 /// lists of those who sync.
-async fn plan(core: &Arc<Core>, asks: Vec<(UpFrame, Ask)>, out: &mut Outcomes) -> (Vec<Step>, Vec<Op>) {
+async fn plan(
+    core: &Arc<Core>,
+    asks: Vec<(UpFrame, Ask)>,
+    until: Instant,
+    out: &mut Outcomes,
+) -> (Vec<Step>, Vec<Op>) {
     let mut first = Vec::new();
     let mut pulls = 0;
     let mut steps = Vec::with_capacity(asks.len());
@@ -250,7 +287,7 @@ async fn plan(core: &Arc<Core>, asks: Vec<(UpFrame, Ask)>, out: &mut Outcomes) -
             Err(error) => out.answers.push(answer::error(&frame, error)),
         }
     }
-    prepare(core, &mut steps, first).await;
+    prepare(core, &mut steps, first, until).await;
     let mut ops = Vec::with_capacity(steps.len());
     for step in &mut steps {
         let from = ops.len();
@@ -346,7 +383,8 @@ fn plan_bound(
             });
             match chat {
                 Some(chat) => {
-                    core.delivered.note(chat.to_string(), user_name, ack.seq.min(proto::NUMBER_MAX))
+                    let seq = ack.seq.min(proto::NUMBER_MAX);
+                    core.delivered.note(chat.to_string(), user_name, ack.history, seq)
                 }
                 None => {
                     tracing::debug!(user = frame.user, "a PushAck of a chat that is not theirs is ignored")
@@ -367,11 +405,11 @@ fn not_a_member() -> wire::Error {
 }
 
 /// The store call before the last: chat lists, for new chats and for Syncs.
-async fn prepare(core: &Arc<Core>, steps: &mut [Step], first: Vec<Op>) {
+async fn prepare(core: &Arc<Core>, steps: &mut [Step], first: Vec<Op>, until: Instant) {
     if first.is_empty() {
         return;
     }
-    let outcomes = core.apply(&first).await;
+    let outcomes = core.apply_until(until, &first).await;
     let mut pages = Vec::new();
     let mut failed: Vec<&str> = Vec::new();
     let mut listed: Vec<&str> = Vec::new();
@@ -427,11 +465,13 @@ fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
                 Chat::Pair(..) if !core.chat_is_listed(&chat.to_string()) => return,
                 Chat::Pair(..) => None,
             };
+            // A fault that the tortures must find: every try is a message of its own.
+            let undone = crpc::failpoint::switch("dedupe_off");
             ops.push(Op::Append(Append {
                 chat: chat.to_string(),
                 sender: step.user_name.clone(),
-                stream: send.stream,
-                n: send.n,
+                stream: if undone { rand::random() } else { send.stream },
+                n: if undone { 1 } else { send.n },
                 body: send.body.clone(),
                 refusal,
             }));
@@ -452,3 +492,6 @@ fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

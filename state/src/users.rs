@@ -64,6 +64,13 @@ impl Users {
         self.by_number.lock().put(number, name.to_owned());
     }
 
+    /// The store is another one.
+    pub fn forget(&self) {
+        self.by_name.lock().clear();
+        self.by_number.lock().clear();
+        self.drop_candidates();
+    }
+
     /// The numbers set aside are not used any more: the store did not like one of them.
     pub fn drop_candidates(&self) {
         *self.spare.lock() = 0..0;

@@ -1,7 +1,8 @@
--- One message, one atomic step: dedupe, next seq, time, append, recency index.
+-- One message, one atomic step: dedupe, next seq, time, append, recency index, and what retention takes for it.
 -- KEYS: 1 chat (hash), 2 ids of (chat, sender, stream) (hash), 3 messages (stream), 4 recency (zset), 5 history
 -- ARGV: 1 n, 2 chat, 3 sender, 4 body, 5 crc, 6 refusal code (0: none), 7 seconds to remember the ids,
---       8 ids remembered, 9 history to begin with
+--       8 ids remembered, 9 history to begin with, 10 messages kept (0: all), 11 µs that they are kept (0: for ever),
+--       12 seqs between two looks for what is due
 -- Returns {'ok', answer} {'again', answer} {'expected', n} {'old', n}; answer: "seq time_us history", or "! code".
 local n, window = tonumber(ARGV[1]), tonumber(ARGV[8])
 local place = tostring(n % window)
@@ -23,15 +24,32 @@ else
     redis.call('SET', KEYS[5], history)
   end
   local head = redis.call('HMGET', KEYS[1], 'seq', 'time')
-  local seq = string.format('%.0f', (tonumber(head[1]) or 0) + 1)
+  local at = (tonumber(head[1]) or 0) + 1
+  local seq = string.format('%.0f', at)
   local now = redis.call('TIME')
   local time = now[1] * 1000000 + now[2]
   local last = tonumber(head[2]) or 0
   if time <= last then time = last + 1 end
+  local now_us = time
   time = string.format('%.0f', time)
-  redis.call('HSET', KEYS[1], 'seq', seq, 'time', time)
+  -- First what may be refused: a script that fails is not taken back.
   redis.call('XADD', KEYS[3], seq .. '-0', 'sender', ARGV[3], 'time', time, 'crc', ARGV[5], 'body', ARGV[4])
+  if at == 1 then
+    redis.call('HSET', KEYS[1], 'seq', seq, 'time', time, 'oldest', time)
+  else
+    redis.call('HSET', KEYS[1], 'seq', seq, 'time', time)
+  end
   redis.call('ZADD', KEYS[4], time, ARGV[2])
+  -- Rarely, so that most messages pay nothing for it.
+  if at % tonumber(ARGV[12]) == 0 then
+    local kept = redis.call('HMGET', KEYS[1], 'first', 'oldest')
+    local first, most, age = tonumber(kept[1]) or 1, tonumber(ARGV[10]), tonumber(ARGV[11])
+    local many = most > 0 and at - first >= most
+    local old = age > 0 and (tonumber(kept[2]) or 0) < now_us - age
+    if many or old then
+      trim(KEYS[1], KEYS[3], first, at, many and at - most + 1 or 0, old and now_us - age or 0)
+    end
+  end
   answer = seq .. ' ' .. time .. ' ' .. history
 end
 redis.call('HSET', KEYS[2], 'w', ARGV[1], place, answer)

@@ -1,6 +1,6 @@
 -- Messages behind (or before) a cursor, as many as fit.
 -- KEYS: 1 chat (hash), 2 messages (stream), 3 history   ARGV: 1 cursor, 2 count, 3 '1': backwards, 4 bytes
--- Returns {history or '', seq or '', entries}. Stops behind the message that reaches the bytes: one at least.
+-- Returns {history or '', seq or '', first kept or '', entries}. Stops behind the message that reaches the bytes: one at least.
 local found, bytes, left, backwards = {}, 0, tonumber(ARGV[2]), ARGV[3] == '1'
 local from = '(' .. ARGV[1] .. '-0'
 if backwards and ARGV[1] == '0' then from = '+' end
@@ -22,4 +22,5 @@ while left > 0 do
   left = left - step
   from = '(' .. entries[#entries][1]
 end
-return {redis.call('GET', KEYS[3]) or '', redis.call('HGET', KEYS[1], 'seq') or '', found}
+local at = redis.call('HMGET', KEYS[1], 'seq', 'first')
+return {redis.call('GET', KEYS[3]) or '', at[1] or '', at[2] or '', found}

@@ -2,15 +2,19 @@
 //!
 //! Trap: one store serves the whole suite, so every function uses names of its own.
 
+mod kept;
 mod model;
+mod ops;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::wire::{Code, Durability};
-use state::store::{Answer, Append, Appended, Bound, Head, Op, Outcome, PULL_BYTES_MAX, Store, read};
+use state::store::{Answer, Append, Appended, Bound, Head, Op, PULL_BYTES_MAX, Store, read};
 
+pub use kept::keeps_what_it_must;
 pub use model::{follows_the_model, routes_follow_the_model};
+pub use ops::{append, appended, one, pull, seqs};
 
 /// A store of one's own, and what it takes to hurt it.
 pub trait Fixture: Sized {
@@ -19,6 +23,9 @@ pub trait Fixture: Sized {
 
     /// Opens it.
     async fn open(&self) -> Arc<dyn Store>;
+
+    /// Opens it with `retention_messages_max` set so.
+    async fn open_keeping(&self, messages_max: u64) -> Arc<dyn Store>;
 
     /// Opens it as a server would that keeps another layout: the refusal, and what it must name.
     async fn open_as_another(&self) -> (String, [&'static str; 2]);
@@ -75,38 +82,10 @@ pub async fn tells_of_a_flipped_body<F: Fixture>() {
     assert_eq!((left, page.head), (vec![2, 3], 3), "it is left out, and its neighbours are not");
 }
 
-/// One operation, one outcome.
-pub async fn one(store: &dyn Store, op: Op) -> Outcome {
-    let mut outcomes = store.apply(&[op]).await;
-    assert_eq!(outcomes.len(), 1);
-    outcomes.swap_remove(0)
-}
-
-/// A message that says which one it is.
-pub fn append(chat: &str, sender: &str, stream: u64, n: u64) -> Op {
-    let body = Bytes::from(format!("{sender}/{stream}/{n}"));
-    Op::Append(Append { chat: chat.into(), sender: sender.into(), stream, n, body, refusal: None })
-}
-
 /// A final refusal.
 pub fn refuse(chat: &str, sender: &str, stream: u64, n: u64) -> Op {
     let refusal = Some(Code::MessageTooLarge);
     Op::Append(Append { chat: chat.into(), sender: sender.into(), stream, n, body: Bytes::new(), refusal })
-}
-
-/// The outcome of an append.
-pub async fn appended(store: &dyn Store, op: Op) -> Appended {
-    read::appended(one(store, op).await).unwrap()
-}
-
-/// Messages of a chat.
-pub fn pull(chat: &str, cursor: u64, limit: usize, reverse: bool) -> Op {
-    Op::Pull { chat: chat.into(), cursor, limit, reverse }
-}
-
-/// The seqs of a pull.
-pub async fn seqs(store: &dyn Store, op: Op) -> Vec<u64> {
-    read::page(one(store, op).await).unwrap().messages.iter().map(|message| message.seq).collect()
 }
 
 /// Seqs without gaps, times that rise, in one call and over calls.

@@ -1,0 +1,389 @@
+//! Pushing again what others, or an earlier stream, may not have brought: for servers whose mark stands still, and for gateways
+//! that were away. A task of its own; the queue of what is to be done is pure and bounded.
+//!
+//! From the recency index come the chats that had messages since then, bucket by bucket; of each chat the messages since
+//! then are read and go through the normal fan-out, oldest first.
+//!
+//! Trap: this runs beside live traffic in the same thread and store. It takes a little at a time and rests as long as it
+//! worked, so that what people wait for goes first.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use proto::name::Chat;
+use proto::wire;
+use tokio::sync::Notify;
+
+use crate::fan_out::{self, Accepted};
+use crate::server::Core;
+use crate::store::{CHAT_BUCKETS, Op, Page, Recent, StoreError, Stored, read};
+use crate::takeover::{Buckets, Life, Takeover};
+
+/// What is to be pushed again.
+#[derive(Debug, Default)]
+pub struct Repush {
+    queue: Mutex<Queue>,
+    wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// Gateways that were away: since when they miss pushes, store time.
+    replays: BTreeMap<u32, u64>,
+    takeovers: VecDeque<Takeover>,
+    current: Option<Job>,
+}
+
+/// Buckets that are gone through.
+#[derive(Debug)]
+struct Job {
+    from_us: u64,
+    /// `u64::MAX`: to the end.
+    upto_us: u64,
+    buckets: Buckets,
+    /// The bucket that is next, and how far its index is read.
+    bucket: u32,
+    after_us: u64,
+    /// Gateways whose connections are pushed to, and since when they miss something; empty: all.
+    to: BTreeMap<u32, u64>,
+    of: Option<Life>,
+    /// Chats that are still to be pushed, oldest news first, and where in the one in front.
+    chats: VecDeque<Recent>,
+    at: Option<Walk>,
+    pushed: u64,
+}
+
+/// Going up through a chat that has more than one page.
+#[derive(Debug)]
+struct Walk {
+    cursor: u64,
+    head: u64,
+}
+
+/// Takeovers that may wait; others stay where they are until there is room.
+const TAKEOVERS_MAX: usize = 256;
+
+/// Buckets, and chats of one bucket, that are asked for at a time.
+const BUCKETS_PER_STEP: usize = 64;
+const CHATS_PER_BUCKET: usize = 256;
+
+/// Chats that are read at a time: each may bring [`crate::store::PULL_BYTES_MAX`].
+const CHATS_PER_STEP: usize = 16;
+
+/// Messages of a chat that are read at a time.
+const MESSAGES_PER_PULL: usize = 100;
+
+/// Longest rest between two steps, and while the store does not answer.
+const REST_MAX: Duration = Duration::from_millis(50);
+const STORE_PAUSE: Duration = Duration::from_millis(250);
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stepped {
+    /// There is nothing to do.
+    Idle,
+    /// There may be more.
+    More,
+    /// The store did not answer; the same is to be tried again.
+    Failed,
+}
+
+impl Repush {
+    /// A gateway is back that misses pushes since this store time.
+    pub fn replay(&self, incarnation: u32, from_us: u64) {
+        let mut queue = self.queue.lock();
+        let since = queue.replays.entry(incarnation).or_insert(from_us);
+        *since = from_us.min(*since);
+        drop(queue);
+        self.wake.notify_one();
+    }
+
+    /// Whether another takeover may be put in.
+    pub fn has_room(&self) -> bool {
+        self.queue.lock().takeovers.len() < TAKEOVERS_MAX
+    }
+
+    /// Buckets of a server whose mark stands still.
+    pub fn take_over(&self, takeover: Takeover) {
+        self.queue.lock().takeovers.push_back(takeover);
+        self.wake.notify_one();
+    }
+
+    /// Whether something of this life is still to be pushed again.
+    pub fn is_busy_with(&self, life: &Life) -> bool {
+        let queue = self.queue.lock();
+        queue.takeovers.iter().any(|takeover| takeover.of == *life)
+            || queue.current.as_ref().is_some_and(|job| job.of.as_ref() == Some(life))
+    }
+
+    /// What was begun, or what is most urgent: a gateway that is back has people waiting.
+    fn next(&self) -> Option<Job> {
+        let mut queue = self.queue.lock();
+        if let Some(job) = queue.current.take() {
+            return Some(job);
+        }
+        if !queue.replays.is_empty() {
+            let to = std::mem::take(&mut queue.replays);
+            let from_us = to.values().copied().min().unwrap_or(0);
+            return Some(Job::new(from_us, u64::MAX, Buckets::all(), to, None));
+        }
+        let Takeover { of, from_us, upto_us, buckets } = queue.takeovers.pop_front()?;
+        Some(Job::new(from_us, upto_us, buckets, BTreeMap::new(), Some(of)))
+    }
+
+    fn put_back(&self, job: Job) {
+        self.queue.lock().current = Some(job);
+    }
+}
+
+impl Job {
+    fn new(from_us: u64, upto_us: u64, buckets: Buckets, to: BTreeMap<u32, u64>, of: Option<Life>) -> Job {
+        let chats = VecDeque::new();
+        Job { from_us, upto_us, buckets, bucket: 0, after_us: from_us, to, of, chats, at: None, pushed: 0 }
+    }
+
+    /// The next buckets to ask for, with the time behind which.
+    fn ask(&self) -> Vec<(u32, u64)> {
+        let after = |bucket| if bucket == self.bucket { self.after_us } else { self.from_us };
+        (self.bucket..CHAT_BUCKETS)
+            .filter(|bucket| self.buckets.has(*bucket))
+            .take(BUCKETS_PER_STEP)
+            .map(|bucket| (bucket, after(bucket)))
+            .collect()
+    }
+
+    /// Takes what the index said of these buckets, up to the first that has more than was asked for.
+    fn found(&mut self, asked: &[(u32, u64)], found: Vec<Vec<Recent>>) {
+        for ((bucket, after_us), chats) in asked.iter().zip(found) {
+            let full = chats.len() >= CHATS_PER_BUCKET;
+            let last_us = chats.last().map_or(0, |recent| recent.time_us);
+            self.chats.extend(chats);
+            self.bucket = *bucket;
+            if full {
+                // Others may have the same time as the last one; twice is harmless. But it must go on.
+                self.after_us = if last_us > after_us + 1 { last_us - 1 } else { last_us };
+                return;
+            }
+            self.bucket = bucket + 1;
+            self.after_us = self.from_us;
+        }
+    }
+}
+
+/// Pushes again, for ever.
+pub async fn run(core: Arc<Core>) {
+    loop {
+        let began = core.clock.now();
+        match step(&core).await {
+            Stepped::Idle => core.repush.wake.notified().await,
+            Stepped::More => {
+                let worked = core.clock.now().saturating_duration_since(began);
+                core.clock.pause(worked.min(REST_MAX)).await;
+            }
+            Stepped::Failed => core.clock.pause(STORE_PAUSE).await,
+        }
+    }
+}
+
+/// A little of what is to be done.
+pub async fn step(core: &Core) -> Stepped {
+    let Some(mut job) = core.repush.next() else { return Stepped::Idle };
+    if !job.to.is_empty() {
+        leave_out_the_departed(core, &mut job);
+        if job.to.is_empty() {
+            return Stepped::More;
+        }
+    }
+    let done =
+        if job.chats.is_empty() { look(core, &mut job).await } else { push_some(core, &mut job).await };
+    match done {
+        Ok(true) => {
+            let pushed = job.pushed;
+            match &job.of {
+                Some((server, life)) => {
+                    tracing::info!(server, life, pushed, "pushed again for another server")
+                }
+                None => tracing::info!(gateways = job.to.len(), pushed, "pushed again what gateways missed"),
+            }
+            Stepped::More
+        }
+        Ok(false) => {
+            core.repush.put_back(job);
+            Stepped::More
+        }
+        Err(error) => {
+            core.store_failed(&error);
+            core.repush.put_back(job);
+            Stepped::Failed
+        }
+    }
+}
+
+/// Gateways whose stream has ended meanwhile get theirs when they are back.
+fn leave_out_the_departed(core: &Core, job: &mut Job) {
+    job.to.retain(|incarnation, since_us| {
+        let here = core.gateways.is_open(*incarnation);
+        if !here {
+            core.gateways.missed().note(*incarnation, *since_us, &[]);
+        }
+        here
+    });
+}
+
+/// Asks the recency index. `true`: there is nothing left.
+async fn look(core: &Core, job: &mut Job) -> Result<bool, StoreError> {
+    let asked = job.ask();
+    if asked.is_empty() {
+        return Ok(true);
+    }
+    let ask = |(bucket, after_us): &(u32, u64)| Op::Recent {
+        bucket: *bucket,
+        after_us: *after_us,
+        limit: CHATS_PER_BUCKET,
+    };
+    let ops: Vec<Op> = asked.iter().map(ask).collect();
+    let found = core.apply(&ops).await.into_iter().map(read::recent).collect::<Result<Vec<_>, _>>()?;
+    job.found(&asked, found);
+    Ok(false)
+}
+
+/// Pushes what fits one step: the newest page of several chats, or some more of one that has many.
+async fn push_some(core: &Core, job: &mut Job) -> Result<bool, StoreError> {
+    if job.at.is_some() {
+        go_up(core, job).await?;
+        return Ok(false);
+    }
+    let some: Vec<Recent> = job.chats.iter().take(CHATS_PER_STEP).cloned().collect();
+    let wanted = with_readers(core, job, &some).await?;
+    let newest = |recent: &&Recent| Op::Pull {
+        chat: recent.chat.clone(),
+        cursor: 0,
+        limit: MESSAGES_PER_PULL,
+        reverse: true,
+    };
+    let ops: Vec<Op> = wanted.iter().map(newest).collect();
+    let pages = core.apply(&ops).await;
+    let mut round = Vec::new();
+    let mut long = Vec::new();
+    for (recent, page) in wanted.iter().zip(pages) {
+        let page = match read::page(page) {
+            // Another try will not read it either.
+            Err(StoreError::Corrupt(text)) => {
+                tracing::error!(chat = recent.chat, text, "not pushed again");
+                continue;
+            }
+            page => page?,
+        };
+        if reaches_back(&page, job.from_us) {
+            round.extend(accepted(&recent.chat, page, job));
+        } else {
+            long.push((*recent).clone());
+        }
+    }
+    // Only now that all is read: whatever failed above is tried again as a whole.
+    job.chats.drain(..some.len());
+    push(core, job, round).await;
+    let begun = long.first().map(|recent| recent.chat.clone());
+    for recent in long.into_iter().rev() {
+        job.chats.push_front(recent);
+    }
+    if let Some(chat) = begun {
+        job.at = go_down(core, job.from_us, &chat).await?;
+    }
+    Ok(job.chats.is_empty() && job.ask().is_empty())
+}
+
+/// Those of the chats that somebody reads at the gateways meant.
+async fn with_readers<'a>(
+    core: &Core,
+    job: &Job,
+    chats: &'a [Recent],
+) -> Result<Vec<&'a Recent>, StoreError> {
+    if job.to.is_empty() {
+        return Ok(chats.iter().collect());
+    }
+    let names: Vec<Option<Chat>> = chats.iter().map(|recent| Chat::parse(&recent.chat).ok()).collect();
+    let routes = fan_out::routes_of_members(core, names.iter().flatten()).await;
+    let is_read = |chat: &Chat| {
+        let Some((low, high)) = chat.pair_members() else { return false };
+        [low, high]
+            .iter()
+            .filter_map(|name| routes.get(*name))
+            .flatten()
+            .any(|route| job.to.contains_key(&proto::incarnation_of(route.connection)))
+    };
+    let read = chats.iter().zip(&names).filter(|(_, chat)| chat.as_ref().is_some_and(is_read));
+    Ok(read.map(|(recent, _)| recent).collect())
+}
+
+/// Finds where the messages begin that are newer than that, in a chat where they are more than a page.
+async fn go_down(core: &Core, from_us: u64, chat: &str) -> Result<Option<Walk>, StoreError> {
+    let mut cursor = 0;
+    let mut head = 0;
+    loop {
+        let op = Op::Pull { chat: chat.to_owned(), cursor, limit: MESSAGES_PER_PULL, reverse: true };
+        let page = read::page(core.apply(&[op]).await.swap_remove(0))?;
+        head = page.head.max(head);
+        if reaches_back(&page, from_us) {
+            let oldest = page.messages.iter().rev().find(|message| message.time_us > from_us);
+            let below = oldest.map_or(cursor, |oldest| oldest.seq);
+            return Ok(Some(Walk { cursor: below.saturating_sub(1), head }));
+        }
+        let Some(last) = page.messages.last() else { return Ok(None) };
+        cursor = last.seq;
+    }
+}
+
+/// Pushes the next page of the chat in front.
+async fn go_up(core: &Core, job: &mut Job) -> Result<(), StoreError> {
+    let (Some(walk), Some(recent)) = (&job.at, job.chats.front()) else { return Ok(()) };
+    let chat = recent.chat.clone();
+    let op = Op::Pull { chat: chat.clone(), cursor: walk.cursor, limit: MESSAGES_PER_PULL, reverse: false };
+    let page = read::page(core.apply(&[op]).await.swap_remove(0))?;
+    let (head, last) = (walk.head, page.messages.last().map_or(u64::MAX, |last| last.seq));
+    let mut round =
+        accepted(&chat, Page { messages: page.messages.into_iter().rev().collect(), ..page }, job);
+    round.retain(|accepted| accepted.message.seq <= head);
+    push(core, job, round).await;
+    if last >= head {
+        job.at = None;
+        job.chats.pop_front();
+    } else if let Some(walk) = &mut job.at {
+        walk.cursor = last;
+    }
+    Ok(())
+}
+
+/// Whether nothing newer than that lies below this page.
+fn reaches_back(page: &Page, from_us: u64) -> bool {
+    page.messages.last().is_none_or(|last| last.time_us <= from_us || last.seq <= page.first.max(1))
+}
+
+/// The messages of a page, newest first, that the job means; oldest first.
+fn accepted(chat: &str, page: Page, job: &Job) -> Vec<Accepted> {
+    let meant = |message: &Stored| message.time_us > job.from_us && message.time_us <= job.upto_us;
+    page.messages
+        .into_iter()
+        .rev()
+        .filter(meant)
+        .map(|stored| {
+            let Stored { seq, sender, time_us, body } = stored;
+            let message = wire::Message { seq, sender, time_us, body };
+            Accepted::pushed_again(chat.to_owned(), page.history, message)
+        })
+        .collect()
+}
+
+async fn push(core: &Core, job: &mut Job, round: Vec<Accepted>) {
+    if round.is_empty() {
+        return;
+    }
+    job.pushed += round.len() as u64;
+    core.metrics.pushed_again.inc_by(round.len() as u64);
+    fan_out::push_all(core, &round, &job.to).await;
+}
+
+#[cfg(test)]
+mod tests;

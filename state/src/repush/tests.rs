@@ -1,0 +1,157 @@
+//! Pushing again over a store in memory: what is newer goes out, oldest first within a chat, to whom it is meant for.
+
+use super::*;
+use crate::gateways::Outgoing;
+use crate::server::tests::{Scripted, core_over};
+use crate::store::{Answer, Outcome, Route, chat_bucket};
+use prost::Message as _;
+use proto::frame::{self, HEADER_BYTES};
+
+const GATEWAY: u32 = 5;
+
+fn connection(incarnation: u32) -> u64 {
+    u64::from(incarnation) << 40 | 1
+}
+
+/// Chats of alice with `count` messages each, of times 1,000, 1,001, …; bob is at gateway 5, carol at 6.
+fn store(chats: &[(&'static str, u64)]) -> Scripted {
+    let chats: Vec<(String, u64)> = chats.iter().map(|(chat, count)| ((*chat).to_owned(), *count)).collect();
+    Scripted::new(move |op| answer(op, &chats))
+}
+
+fn answer(op: &Op, chats: &[(String, u64)]) -> Outcome {
+    Ok(match op {
+        Op::Recent { bucket, after_us, limit } => Answer::Recent(
+            chats
+                .iter()
+                .map(|(chat, count)| Recent { chat: chat.clone(), time_us: 999 + count })
+                .filter(|recent| chat_bucket(&recent.chat) == *bucket && recent.time_us > *after_us)
+                .take(*limit)
+                .collect(),
+        ),
+        Op::Pull { chat, cursor, limit, reverse } => {
+            let head = chats.iter().find(|(name, _)| name == chat).map_or(0, |(_, count)| *count);
+            let mut seqs: Vec<u64> = (1..=head).collect();
+            if *reverse {
+                seqs.retain(|seq| *cursor == 0 || seq < cursor);
+                seqs.reverse();
+            } else {
+                seqs.retain(|seq| seq > cursor);
+            }
+            seqs.truncate(*limit);
+            let stored = |seq| Stored { seq, sender: "alice".into(), time_us: 999 + seq, body: "x".into() };
+            let messages = seqs.into_iter().map(stored).collect();
+            Answer::Messages(Page { history: 1, head, first: 1, messages })
+        }
+        Op::User { name } => {
+            Answer::User(["alice", "bob", "carol"].iter().position(|n| n == name).map(|n| n as u64))
+        }
+        Op::Routes { user } => {
+            let route = |incarnation| Route { device: 1, attempt: 1, connection: connection(incarnation) };
+            Answer::Routes(match user {
+                1 => vec![route(GATEWAY)],
+                2 => vec![route(GATEWAY + 1)],
+                _ => Vec::new(),
+            })
+        }
+        _ => Answer::Done,
+    })
+}
+
+async fn step_until_idle(core: &Core) {
+    for _ in 0..1_000 {
+        match step(core).await {
+            Stepped::Idle => return,
+            Stepped::More => {}
+            Stepped::Failed => panic!("the store answers"),
+        }
+    }
+    panic!("it goes on and on");
+}
+
+/// (chat, seq) of what waits on a stream.
+async fn pushed(waiting: &mut crate::gateways::Waiting) -> Vec<(String, u64)> {
+    let mut all = Vec::new();
+    for outgoing in waiting.take(usize::MAX).await {
+        let Outgoing::Pushes(pushes) = outgoing else { continue };
+        for push in pushes.pushes {
+            let body = wire::Push::decode(&push.frame[HEADER_BYTES..]).unwrap();
+            assert!(frame::cut(&push.frame, proto::FRAME_BYTES_MAX).is_ok());
+            all.push((body.chat, body.message.unwrap().seq));
+        }
+    }
+    all
+}
+
+fn takeover(from_us: u64, upto_us: u64) -> Takeover {
+    Takeover { of: ("s".into(), 9), from_us, upto_us, buckets: Buckets::all() }
+}
+
+#[tokio::test]
+async fn everything_newer_goes_out_oldest_first_however_much_it_is() {
+    let core = core_over(store(&[("alice:bob", 350), ("alice:carol", 3)]));
+    let (_bob, mut to_bob) = core.gateways.open(GATEWAY);
+    let (_carol, mut to_carol) = core.gateways.open(GATEWAY + 1);
+    core.repush.take_over(takeover(1_009, 1_340));
+    assert!(core.repush.is_busy_with(&("s".into(), 9)));
+    step_until_idle(&core).await;
+    assert!(!core.repush.is_busy_with(&("s".into(), 9)));
+    let wanted: Vec<(String, u64)> = (11..=341).map(|seq| ("alice:bob".to_owned(), seq)).collect();
+    assert_eq!(pushed(&mut to_bob).await, wanted);
+    // All of hers is older.
+    core.repush.take_over(takeover(1_000, u64::MAX));
+    step_until_idle(&core).await;
+    let wanted = [("alice:carol".to_owned(), 2), ("alice:carol".to_owned(), 3)];
+    assert_eq!(pushed(&mut to_carol).await, wanted);
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_back_gets_its_own_and_others_get_nothing() {
+    let store = store(&[("alice:bob", 5), ("alice:carol", 5)]);
+    let core = core_over(store.clone());
+    let (_bob, mut to_bob) = core.gateways.open(GATEWAY);
+    let (_carol, to_carol) = core.gateways.open(GATEWAY + 1);
+    core.repush.replay(GATEWAY, 1_002);
+    step_until_idle(&core).await;
+    let wanted = [("alice:bob".to_owned(), 4), ("alice:bob".to_owned(), 5)];
+    assert_eq!(pushed(&mut to_bob).await, wanted);
+    let read = |op: &Op| matches!(op, Op::Pull { chat, .. } if chat == "alice:carol");
+    assert!(!store.asked().iter().any(read), "nobody reads that chat there");
+    drop(to_carol);
+}
+
+#[tokio::test]
+async fn a_gateway_that_leaves_meanwhile_gets_it_when_it_is_back() {
+    let core = core_over(store(&[("alice:bob", 5)]));
+    core.repush.replay(GATEWAY, 1_002);
+    step_until_idle(&core).await;
+    assert_eq!(core.gateways.missed().take(GATEWAY).0, Some(1_002));
+}
+
+#[tokio::test]
+async fn a_store_that_fails_is_asked_the_same_again() {
+    let fails = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let failing = fails.clone();
+    let chats = vec![("alice:bob".to_owned(), 350)];
+    let core = core_over(Scripted::new(move |op| {
+        let failing = failing.load(std::sync::atomic::Ordering::Relaxed);
+        if failing && matches!(op, Op::Recent { .. } | Op::Pull { .. }) {
+            return Err(StoreError::Unknown("away".into()));
+        }
+        answer(op, &chats)
+    }));
+    let (_bob, mut to_bob) = core.gateways.open(GATEWAY);
+    core.repush.take_over(takeover(1_009, u64::MAX));
+    let mut tries = 0;
+    loop {
+        fails.store(tries % 2 == 0, std::sync::atomic::Ordering::Relaxed);
+        tries += 1;
+        match step(&core).await {
+            Stepped::Idle => break,
+            Stepped::Failed => assert!(tries % 2 == 1),
+            Stepped::More => {}
+        }
+    }
+    let wanted: Vec<(String, u64)> = (11..=350).map(|seq| ("alice:bob".to_owned(), seq)).collect();
+    assert_eq!(pushed(&mut to_bob).await, wanted);
+}

@@ -1,0 +1,435 @@
+//! A store in memory, for tests and simulation: the [`Store`] trait without disk, network or wait. Any thread; one lock.
+//!
+//! What a server is asked for is decided in [`MemoryStore::apply_one`] at once, so that a simulation can choose itself when a
+//! call arrives, how far it gets and whether its answer does. [`Plants`] are faults to be switched on: a checker that does not
+//! find them checks nothing.
+//!
+//! Trap: nothing here survives the process, so no server may offer it. Every map is ordered: a seed must replay.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use parking_lot::Mutex;
+use proto::wire::Durability;
+
+use crate::store::{
+    Answer, Append, Appended, Bound, CHAT_BUCKETS, Head, Mark, Marks, Op, Outcome, PULL_BYTES_MAX, Page,
+    Recent, Route, Store, StoreError, Stored, chat_bucket, message_crc,
+};
+
+/// Faults on purpose.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Plants {
+    /// An id that comes again is stored again.
+    pub dedupe_off: bool,
+    /// Answers come before the change is durable: [`MemoryStore::crash`] takes back what [`MemoryStore::persist`] has not seen.
+    pub acknowledge_before_persist: bool,
+    /// Whoever logs in last is bound, whatever the attempt.
+    pub binding_unchecked: bool,
+    /// A final refusal leaves its id for another try.
+    pub refusal_keeps_id: bool,
+}
+
+/// See the head of this file.
+pub struct MemoryStore {
+    clock_us: Box<dyn Fn() -> u64 + Send + Sync>,
+    terms: Terms,
+    inner: Mutex<Inner>,
+}
+
+/// What a store is told when it is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// Faults on purpose.
+    pub plants: Plants,
+    /// Messages that a chat keeps; 0: all.
+    pub retention_messages_max: u64,
+    /// Days that a message is kept; 0: for ever.
+    pub retention_days: u64,
+    /// From which history numbers are drawn.
+    pub seed: u64,
+}
+
+#[derive(Default)]
+struct Inner {
+    now: Data,
+    /// What a crash leaves, when that is less.
+    durable: Data,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Data {
+    incarnations: u64,
+    users: u64,
+    draws: u64,
+    numbers: BTreeMap<String, u64>,
+    names: BTreeMap<u64, String>,
+    routes: BTreeMap<u64, Vec<Route>>,
+    listed: BTreeMap<String, BTreeSet<String>>,
+    chats: BTreeMap<String, Chat>,
+    recent: BTreeMap<u32, BTreeSet<(u64, String)>>,
+    histories: BTreeMap<u32, u64>,
+    marks: BTreeMap<(String, u64), u64>,
+    /// Time of the newest message.
+    said_us: u64,
+    /// Of each bucket the chat that `Expire` looked at last.
+    expired: BTreeMap<u32, String>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Chat {
+    seq: u64,
+    time_us: u64,
+    messages: BTreeMap<u64, Kept>,
+    ids: BTreeMap<(String, u64), Ids>,
+    delivered: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    crc: u32,
+    message: Stored,
+}
+
+/// Of one stream: the answers to the last ids.
+#[derive(Debug, Clone, Default)]
+struct Ids {
+    watermark: u64,
+    answers: BTreeMap<u64, Appended>,
+}
+
+impl Default for MemoryStore {
+    /// With the clock of this machine.
+    fn default() -> Self {
+        let clock = || {
+            let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            since.map_or(0, |since| since.as_micros() as u64)
+        };
+        MemoryStore::new(clock, Terms::default())
+    }
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Terms { plants: Plants::default(), retention_messages_max: 100_000, retention_days: 30, seed: 1 }
+    }
+}
+
+impl MemoryStore {
+    /// Empty. `clock_us`: Unix time.
+    pub fn new(clock_us: impl Fn() -> u64 + Send + Sync + 'static, terms: Terms) -> Self {
+        MemoryStore { clock_us: Box::new(clock_us), terms, inner: Mutex::default() }
+    }
+
+    /// Does one operation.
+    pub fn apply_one(&self, op: &Op) -> Outcome {
+        let mut now_us = (self.clock_us)();
+        let mut inner = self.inner.lock();
+        if matches!(op, Op::Append(_)) {
+            // No two messages at one time: what is asked for "since" one is the other.
+            now_us = now_us.max(inner.now.said_us + 1);
+            inner.now.said_us = now_us;
+        }
+        Step { data: &mut inner.now, terms: &self.terms, now_us }.apply(op)
+    }
+
+    /// What was answered until now is durable. Only means something with [`Plants::acknowledge_before_persist`].
+    pub fn persist(&self) {
+        if self.terms.plants.acknowledge_before_persist {
+            let mut inner = self.inner.lock();
+            inner.durable = inner.now.clone();
+        }
+    }
+
+    /// The store's process dies and comes back.
+    pub fn crash(&self) {
+        if self.terms.plants.acknowledge_before_persist {
+            let mut inner = self.inner.lock();
+            inner.now = inner.durable.clone();
+        }
+    }
+
+    /// Every chat, and what it holds.
+    pub fn chats(&self) -> Vec<(String, Vec<Stored>)> {
+        let inner = self.inner.lock();
+        let messages = |chat: &Chat| chat.messages.values().map(|kept| kept.message.clone()).collect();
+        inner.now.chats.iter().map(|(name, chat)| (name.clone(), messages(chat))).collect()
+    }
+
+    /// Puts another body in the place of a message's, behind the back of its checksum.
+    pub fn damage(&self, chat: &str, seq: u64, body: &[u8]) {
+        let mut inner = self.inner.lock();
+        if let Some(kept) = inner.now.chats.get_mut(chat).and_then(|chat| chat.messages.get_mut(&seq)) {
+            kept.message.body = body.to_vec().into();
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for MemoryStore {
+    async fn apply(&self, ops: &[Op]) -> Vec<Outcome> {
+        ops.iter().map(|op| self.apply_one(op)).collect()
+    }
+
+    async fn durability(&self) -> Result<(Durability, String), StoreError> {
+        Ok((Durability::Strict, "in memory, as far as a simulation goes".to_owned()))
+    }
+}
+
+/// One operation on the data.
+struct Step<'a> {
+    data: &'a mut Data,
+    terms: &'a Terms,
+    now_us: u64,
+}
+
+impl Step<'_> {
+    fn apply(&mut self, op: &Op) -> Outcome {
+        let now_us = self.now_us;
+        Ok(match op {
+            Op::Incarnate => {
+                let begin = now_us / 1_000_000;
+                let count = &mut self.data.incarnations;
+                *count = if *count == 0 { begin + 1 } else { *count + 1 };
+                Answer::Incarnation(((*count - 1) % 0xff_ffff + 1) as u32)
+            }
+            Op::UserNumbers { count } => {
+                let users = &mut self.data.users;
+                *users = if *users == 0 { (now_us / 1_000_000) << 20 } else { *users } + count;
+                Answer::UserNumbers(*users + 1 - count)
+            }
+            Op::Register { name, candidate } => {
+                let number = *self.data.numbers.entry(name.clone()).or_insert(*candidate);
+                self.data.names.entry(number).or_insert_with(|| name.clone());
+                Answer::User(Some(number))
+            }
+            Op::User { name } => Answer::User(self.data.numbers.get(name).copied()),
+            Op::Name { user } => Answer::Name(self.data.names.get(user).cloned()),
+            Op::Bind { user, device, attempt, connection, devices_max } => {
+                let new = Route { device: *device, attempt: *attempt, connection: *connection };
+                Answer::Bound(self.bind(*user, new, *devices_max))
+            }
+            Op::Unbind { user, connection } => {
+                if let Some(routes) = self.data.routes.get_mut(user) {
+                    routes.retain(|route| route.connection != *connection);
+                }
+                Answer::Done
+            }
+            Op::Routes { user } => Answer::Routes(self.data.routes.get(user).cloned().unwrap_or_default()),
+            Op::ListChat { user, chat } => {
+                self.data.listed.entry(user.clone()).or_default().insert(chat.clone());
+                Answer::Done
+            }
+            Op::Chats { user, after, until, limit } => {
+                let all = self.data.listed.get(user).into_iter().flatten();
+                let fits = |chat: &&String| *chat > after && (until.is_empty() || *chat <= until);
+                Answer::Chats(all.filter(fits).take(*limit).cloned().collect())
+            }
+            Op::Append(append) => Answer::Appended(self.append(append)),
+            Op::Head { chat, user } => {
+                let history = self.history(chat);
+                let found = self.data.chats.get(chat);
+                Answer::Head(Head {
+                    history,
+                    seq: found.map_or(0, |chat| chat.seq),
+                    delivered: found.and_then(|chat| chat.delivered.get(user).copied()).unwrap_or(0),
+                    first: found.map_or(1, Chat::first),
+                })
+            }
+            Op::Pull { chat, cursor, limit, reverse } => {
+                let history = self.history(chat);
+                let found = self.data.chats.get(chat);
+                Answer::Messages(Page {
+                    history,
+                    head: found.map_or(0, |chat| chat.seq),
+                    messages: found.map_or_else(Vec::new, |c| c.pull(chat, *cursor, *limit, *reverse)),
+                    first: found.map_or(1, Chat::first),
+                })
+            }
+            Op::Delivered { chat, user, seq } => {
+                if let Some(chat) = self.data.chats.get_mut(chat) {
+                    let head = chat.seq;
+                    let delivered = chat.delivered.entry(user.clone()).or_default();
+                    *delivered = (*delivered).max((*seq).min(head));
+                }
+                Answer::Done
+            }
+            Op::Mark { server, life, pushed_us } => {
+                let pushed_us = if *pushed_us == 0 { now_us } else { *pushed_us };
+                self.data.marks.insert((server.clone(), *life), pushed_us);
+                let mark = |((server, life), pushed_us): (&(String, u64), &u64)| Mark {
+                    server: server.clone(),
+                    life: *life,
+                    pushed_us: *pushed_us,
+                };
+                Answer::Marks(Marks { now_us, marks: self.data.marks.iter().map(mark).collect() })
+            }
+            Op::DropMark { server, life } => {
+                self.data.marks.remove(&(server.clone(), *life));
+                Answer::Done
+            }
+            Op::Recent { bucket, after_us, limit } => {
+                let newer = self.data.recent.get(bucket).into_iter().flatten();
+                let newer = newer.filter(|(time_us, _)| time_us > after_us).take(*limit);
+                Answer::Recent(
+                    newer.map(|(time_us, chat)| Recent { chat: chat.clone(), time_us: *time_us }).collect(),
+                )
+            }
+            Op::LoseHistory { bucket, history } => {
+                if self.data.histories.get(bucket) == Some(history) {
+                    self.data.histories.remove(bucket);
+                }
+                Answer::Done
+            }
+            Op::Expire { bucket, before_us, limit } => {
+                self.expire(*bucket, *before_us, *limit);
+                Answer::Done
+            }
+        })
+    }
+
+    fn bind(&mut self, user: u64, new: Route, devices_max: usize) -> Bound {
+        let routes = self.data.routes.entry(user).or_default();
+        let mine = routes.iter().position(|route| route.device == new.device);
+        if let Some(old) = mine.map(|at| routes[at])
+            && (old.attempt > new.attempt || (old.attempt == new.attempt && old.connection != new.connection))
+            && !self.terms.plants.binding_unchecked
+        {
+            return Bound::Stale { stored: old.attempt };
+        }
+        let replaced = mine.map(|at| routes.remove(at).connection).filter(|old| *old != new.connection);
+        let oldest = (0..routes.len()).min_by_key(|at| routes[*at].attempt);
+        let evicted = oldest.filter(|_| routes.len() >= devices_max).map(|at| routes.remove(at).connection);
+        routes.push(new);
+        Bound::Yes { replaced, evicted }
+    }
+
+    fn append(&mut self, append: &Append) -> Appended {
+        let bucket = chat_bucket(&append.chat);
+        let history = self.history(&append.chat);
+        let (now_us, terms) = (self.now_us, *self.terms);
+        let chat = self.data.chats.entry(append.chat.clone()).or_default();
+        let ids = chat.ids.entry((append.sender.clone(), append.stream)).or_default();
+        if append.n <= ids.watermark && !terms.plants.dedupe_off {
+            return match ids.answers.get(&append.n).cloned() {
+                Some(Appended::Stored { seq, time_us, history, .. }) => {
+                    Appended::Stored { seq, time_us, history, again: true }
+                }
+                Some(answer) => answer,
+                None => Appended::TooOld,
+            };
+        }
+        if append.n > ids.watermark + 1 {
+            return Appended::Expected(ids.watermark + 1);
+        }
+        if let Some(code) = append.refusal {
+            let answer = Appended::Refused(code);
+            if !terms.plants.refusal_keeps_id {
+                ids.remember(append.n, answer.clone());
+            }
+            return answer;
+        }
+        let seq = chat.seq + 1;
+        let time_us = now_us.max(chat.time_us + 1);
+        let answer = Appended::Stored { seq, time_us, history, again: false };
+        ids.remember(append.n, answer.clone());
+        let old_time_us = std::mem::replace(&mut chat.time_us, time_us);
+        chat.seq = seq;
+        let (sender, body) = (append.sender.clone(), append.body.clone());
+        let crc = message_crc(&append.chat, &sender, &body);
+        chat.messages.insert(seq, Kept { crc, message: Stored { seq, sender, time_us, body } });
+        chat.retain(&terms, now_us);
+        let recent = self.data.recent.entry(bucket).or_default();
+        recent.remove(&(old_time_us, append.chat.clone()));
+        recent.insert((time_us, append.chat.clone()));
+        answer
+    }
+
+    /// The history of a chat's bucket, drawn when it is asked for first.
+    fn history(&mut self, chat: &str) -> u64 {
+        let draws = &mut self.data.draws;
+        let seed = self.terms.seed;
+        *self.data.histories.entry(chat_bucket(chat)).or_insert_with(|| {
+            *draws += 1;
+            mix(seed.wrapping_add(draws.wrapping_mul(0x9e37_79b9_7f4a_7c15))).max(1)
+        })
+    }
+
+    fn expire(&mut self, bucket: u32, before_us: u64, limit: usize) {
+        debug_assert!(bucket < CHAT_BUCKETS);
+        let here = || self.data.chats.keys().filter(|name| chat_bucket(name) == bucket);
+        let after = self.data.expired.get(&bucket);
+        let next: Vec<String> =
+            here().filter(|name| after.is_none_or(|after| *name > after)).take(limit).cloned().collect();
+        // Behind the last one the next call begins anew.
+        match next.last() {
+            Some(last) if next.len() == limit => drop(self.data.expired.insert(bucket, last.clone())),
+            _ => drop(self.data.expired.remove(&bucket)),
+        }
+        for name in next {
+            if let Some(chat) = self.data.chats.get_mut(&name) {
+                chat.messages.retain(|_, kept| kept.message.time_us >= before_us);
+            }
+        }
+    }
+}
+
+impl Chat {
+    /// The first seq that is kept.
+    fn first(&self) -> u64 {
+        self.messages.first_key_value().map_or(self.seq + 1, |(seq, _)| *seq)
+    }
+
+    /// What is over the bounds goes: of many messages a 64th at a time.
+    fn retain(&mut self, terms: &Terms, now_us: u64) {
+        let most = match terms.retention_messages_max {
+            0 => u64::MAX,
+            most => most,
+        };
+        if self.messages.len() as u64 > most.saturating_add(most / 64) {
+            self.messages.retain(|seq, _| *seq + most > self.seq);
+        }
+        let oldest_us = match terms.retention_days {
+            0 => 0,
+            days => now_us.saturating_sub(days * 24 * 3_600_000_000),
+        };
+        while let Some(first) =
+            self.messages.first_entry().filter(|first| first.get().message.time_us < oldest_us)
+        {
+            first.remove();
+        }
+    }
+
+    fn pull(&self, name: &str, cursor: u64, limit: usize, reverse: bool) -> Vec<Stored> {
+        let mut bytes = 0;
+        let fits = |kept: &&Kept| {
+            let room = bytes < PULL_BYTES_MAX;
+            bytes += kept.message.body.len();
+            room
+        };
+        let found: Vec<&Kept> = if reverse {
+            let until = if cursor == 0 { u64::MAX } else { cursor };
+            self.messages.range(..until).rev().map(|(_, kept)| kept).take(limit).take_while(fits).collect()
+        } else {
+            self.messages.range(cursor + 1..).map(|(_, kept)| kept).take(limit).take_while(fits).collect()
+        };
+        let intact = |kept: &&Kept| message_crc(name, &kept.message.sender, &kept.message.body) == kept.crc;
+        found.into_iter().filter(intact).map(|kept| kept.message.clone()).collect()
+    }
+}
+
+impl Ids {
+    fn remember(&mut self, n: u64, answer: Appended) {
+        self.watermark = self.watermark.max(n);
+        self.answers.insert(n, answer);
+        while self.answers.len() as u64 > proto::UNANSWERED_MAX {
+            self.answers.pop_first();
+        }
+    }
+}
+
+/// SplitMix64's last step: another number for each number, looking like chance.
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

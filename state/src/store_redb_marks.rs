@@ -1,0 +1,82 @@
+//! The marks of a redb store, in the memory of its writer. They are written with whatever else is written, and otherwise
+//! every few seconds: an idle server would fsync twice a second for them.
+//!
+//! Trap: so a mark may come back older than it was. Never one of a life that accepted anything: that was written with it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use redb::{ReadTransaction, ReadableTable, WriteTransaction};
+
+use crate::store::{Mark, Marks};
+use crate::store_redb_read::MARK;
+use crate::store_redb_row as row;
+
+/// How far each life of a server has pushed.
+#[derive(Debug, Default)]
+pub struct LifeMarks {
+    marks: BTreeMap<(String, u64), u64>,
+    unwritten: bool,
+    written: Option<Instant>,
+}
+
+/// Longest that a mark waits for company.
+const WRITE_EVERY: Duration = Duration::from_secs(10);
+
+impl LifeMarks {
+    /// As they were written.
+    pub fn read(transaction: &ReadTransaction) -> Result<LifeMarks, redb::Error> {
+        let mut all = LifeMarks { written: Some(Instant::now()), ..LifeMarks::default() };
+        for entry in transaction.open_table(MARK)?.iter()? {
+            let (key, value) = entry?;
+            let mark = row::mark_of(key.value()).zip(row::user(value.value()));
+            let (life, pushed_us) = mark.ok_or_else(|| redb::Error::Corrupted("a mark".to_owned()))?;
+            all.marks.insert(life, pushed_us);
+        }
+        Ok(all)
+    }
+
+    /// Sets one. What there is then.
+    pub fn mark(&mut self, server: &str, life: u64, pushed_us: u64, now_us: u64) -> Marks {
+        let pushed_us = if pushed_us == 0 { now_us } else { pushed_us };
+        self.marks.insert((server.to_owned(), life), pushed_us);
+        self.unwritten = true;
+        let marks = self.marks.iter();
+        let marks = marks.map(|((server, life), pushed_us)| Mark {
+            server: server.clone(),
+            life: *life,
+            pushed_us: *pushed_us,
+        });
+        Marks { now_us, marks: marks.collect() }
+    }
+
+    /// Forgets one.
+    pub fn forget(&mut self, server: &str, life: u64) {
+        self.unwritten |= self.marks.remove(&(server.to_owned(), life)).is_some();
+    }
+
+    /// Whether they must be written, though nothing else is.
+    pub fn is_due(&self) -> bool {
+        self.unwritten && self.written.is_none_or(|written| written.elapsed() >= WRITE_EVERY)
+    }
+
+    /// Whether the table has others.
+    pub fn is_unwritten(&self) -> bool {
+        self.unwritten
+    }
+
+    /// Writes them, in place of what is there.
+    pub fn write(&self, transaction: &WriteTransaction) -> Result<(), redb::Error> {
+        let mut table = transaction.open_table(MARK)?;
+        table.retain(|_, _| false)?;
+        for ((server, life), pushed_us) in &self.marks {
+            table.insert(&row::mark_key(server, *life)[..], &pushed_us.to_be_bytes()[..])?;
+        }
+        Ok(())
+    }
+
+    /// That is committed.
+    pub fn written(&mut self) {
+        (self.unwritten, self.written) = (false, Some(Instant::now()));
+    }
+}

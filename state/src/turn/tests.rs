@@ -1,0 +1,159 @@
+//! Turns beside each other, in time, and what they prove.
+
+use super::*;
+use crate::lane::Lane;
+use crate::server::tests::{Scripted, core_and_accepted, core_over};
+use crate::store::{Answer, Appended, Head, Page, StoreError, chat_bucket};
+
+fn gateway() -> Gateway {
+    Gateway { id: "g".into(), incarnation: 1, loopback: true, heartbeat_ms: 1, frame_bytes_max: 65_536 }
+}
+
+fn frame(command: Command, body: &impl Message) -> UpFrame {
+    let body = body.encode_to_vec().into();
+    UpFrame { connection: 10, user: 1, device: 1, binding: 1, command: command as u32, body }
+}
+
+fn send(chat: &str, n: u64) -> UpFrame {
+    frame(Command::Send, &wire::Send { stream: 9, n, chat: chat.into(), body: "x".into() })
+}
+
+fn stored(seq: u64) -> Outcome {
+    Ok(Answer::Appended(Appended::Stored { seq, time_us: seq, history: 7, again: false }))
+}
+
+/// The last store call as what the answers say: command byte and body.
+fn answers(out: &Outcomes) -> Vec<(u8, &[u8])> {
+    out.answers
+        .iter()
+        .map(|answer| (answer.frames[3], &answer.frames[proto::frame::HEADER_BYTES..]))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_turn_that_must_ask_first_is_not_overtaken_by_the_next_of_its_lane() {
+    let store = Scripted::new(|op| match op {
+        Op::Append(_) => stored(1),
+        _ => Ok(Answer::Done),
+    });
+    let (core, _accepted) = core_and_accepted(store.clone());
+    core.users.learn("alice", 1);
+    core.chats_are_listed(&["alice:bob"]);
+    store.hold(true);
+    let (gateway, mut lane) = (gateway(), Lane::default());
+    // One more chat, which must be listed first.
+    let first = run(&core, &gateway, vec![send("alice:bob", 1), send("alice:carol", 1)], lane.next());
+    let second = run(&core, &gateway, vec![send("alice:bob", 2)], lane.next());
+    let (mut first, mut second) = (Box::pin(first), Box::pin(second));
+    assert!(futures_util::poll!(first.as_mut()).is_pending());
+    assert!(futures_util::poll!(second.as_mut()).is_pending());
+    assert_eq!(store.calls(), 1, "the second waits behind the first, which lists a chat");
+    store.hold(false);
+    let (first, second) = tokio::join!(first, second);
+    assert_eq!((first.accepted.len(), second.accepted.len()), (2, 1));
+    let appended: Vec<u64> = store
+        .asked()
+        .iter()
+        .filter_map(|op| if let Op::Append(append) = op { Some(append.n) } else { None })
+        .collect();
+    assert_eq!(appended, [1, 1, 2]);
+}
+
+#[tokio::test]
+async fn turns_that_need_not_ask_do_not_wait_for_each_other() {
+    let store = Scripted::new(|_| stored(1));
+    let (core, _accepted) = core_and_accepted(store.clone());
+    core.users.learn("alice", 1);
+    core.chats_are_listed(&["alice:bob"]);
+    store.hold(true);
+    let (gateway, mut lane) = (gateway(), Lane::default());
+    let mut first = Box::pin(run(&core, &gateway, vec![send("alice:bob", 1)], lane.next()));
+    let mut second = Box::pin(run(&core, &gateway, vec![send("alice:bob", 2)], lane.next()));
+    assert!(futures_util::poll!(first.as_mut()).is_pending());
+    assert!(futures_util::poll!(second.as_mut()).is_pending());
+    assert_eq!(store.calls(), 2, "both are under way");
+}
+
+#[tokio::test]
+async fn a_message_holds_the_mark_from_before_its_store_call_until_it_is_dropped() {
+    let store = Scripted::new(|_| stored(1));
+    let (core, _accepted) = core_and_accepted(store.clone());
+    core.users.learn("alice", 1);
+    core.chats_are_listed(&["alice:bob"]);
+    store.hold(true);
+    let gateway = gateway();
+    let mut turn = Box::pin(run(&core, &gateway, vec![send("alice:bob", 1)], Place::default()));
+    assert!(futures_util::poll!(turn.as_mut()).is_pending());
+    assert!(!core.ledger.is_clear(), "it may be stored any moment");
+    store.hold(false);
+    let out = turn.await;
+    assert!(!core.ledger.is_clear());
+    drop(out);
+    assert!(core.ledger.is_clear());
+}
+
+#[tokio::test]
+async fn all_calls_of_a_turn_share_one_limit_and_every_frame_is_answered() {
+    let store = Scripted::new(|_| Ok(Answer::Done));
+    let mut config = crate::config::Config::default();
+    config.store.response_ms_max = 20;
+    let clock = Box::new(crate::clock::TokioClock);
+    let (core, _accepted) = Core::for_simulation(config, Box::new(store.clone()), clock, 1);
+    store.hold(true);
+    // Nothing is known of the user: three calls, each of which is silent.
+    let began = Instant::now();
+    let out =
+        run(&core, &gateway(), vec![send("alice:bob", 1), send("alice:bob", 2)], Place::default()).await;
+    assert_eq!(out.answers.len(), 2);
+    assert!(answers(&out).iter().all(|(command, _)| *command == Command::Error as u8));
+    assert_eq!(store.calls(), 1, "later calls are not made without time");
+    assert!(began.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_cursor_above_the_head_draws_a_new_history_before_the_answer() {
+    let lost = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let drawn = lost.clone();
+    let store = Scripted::new(move |op| {
+        let history = || if lost.load(std::sync::atomic::Ordering::Relaxed) { 8 } else { 7 };
+        Ok(match op {
+            Op::Chats { .. } => Answer::Chats(vec!["alice:bob".into()]),
+            Op::Head { .. } => Answer::Head(Head { history: history(), seq: 10, delivered: 0, first: 1 }),
+            Op::Pull { .. } => {
+                Answer::Messages(Page { history: history(), head: 10, first: 1, messages: Vec::new() })
+            }
+            Op::LoseHistory { bucket, history: 7 } if *bucket == chat_bucket("alice:bob") => {
+                lost.store(true, std::sync::atomic::Ordering::Relaxed);
+                Answer::Done
+            }
+            _ => return Err(StoreError::Corrupt("not asked for here".into())),
+        })
+    });
+    let core = core_over(store);
+    core.users.learn("alice", 1);
+    let sync = |history, seq| {
+        let cursors = vec![wire::Cursor { chat: "alice:bob".into(), history, seq }];
+        frame(Command::Sync, &wire::Sync { request: 1, cursors, ..Default::default() })
+    };
+    let pull = |history, cursor| {
+        let pull =
+            wire::Pull { request: 2, chat: "alice:bob".into(), history, cursor, limit: 1, reverse: false };
+        frame(Command::Pull, &pull)
+    };
+    let gateway = gateway();
+    let told = async |frame: UpFrame| {
+        let out = run(&core, &gateway, vec![frame], Place::default()).await;
+        let (command, body) = answers(&out)[0];
+        if command == Command::SyncAck as u8 {
+            wire::SyncAck::decode(body).unwrap().chats.first().map_or(0, |head| head.history)
+        } else {
+            wire::PullAck::decode(body).unwrap().history
+        }
+    };
+    for harmless in [sync(6, 11), sync(7, 9), pull(7, 10), pull(6, 11), pull(0, 11)] {
+        assert_eq!(told(harmless).await, 7);
+    }
+    assert_eq!(told(sync(7, 11)).await, 8);
+    drawn.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(told(pull(7, 11)).await, 8);
+}
