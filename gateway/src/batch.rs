@@ -14,8 +14,8 @@ pub struct UpBatch {
     pub bodies: BytesMut,
     /// Targets of down batches that were not there.
     pub gone: Vec<proto::link::Gone>,
-    /// Down batches whose part for this worker is placed; `gone` above tells what of them was not.
-    pub placed: Vec<Ticket>,
+    /// Down batches whose part for this worker is placed, but for what `gone` above tells.
+    pub placed: Vec<Placed>,
     /// What it is charged to the burst budget, from its worker to the bridge.
     pub charge: crate::burst::Batch,
 }
@@ -31,7 +31,7 @@ impl UpBatch {
         self.bodies.capacity()
             + self.frames.capacity() * size_of::<UpFrame>()
             + self.gone.capacity() * size_of::<proto::link::Gone>()
-            + self.placed.capacity() * size_of::<Ticket>()
+            + self.placed.capacity() * size_of::<Placed>()
     }
 }
 
@@ -59,6 +59,15 @@ pub struct Ticket {
     pub stream: u64,
     /// The batch's number in it.
     pub number: u64,
+}
+
+/// A down batch whose part for one worker is placed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// Which.
+    pub ticket: Ticket,
+    /// How many of `UpBatch::gone`, behind those of the one before, were in it: whoever sent them wants to know.
+    pub gone: usize,
 }
 
 /// From the bridge to a worker.

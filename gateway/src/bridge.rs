@@ -17,7 +17,7 @@ use proto::wire::{self, Code};
 use proto::{Command, frame};
 use tokio::sync::Notify;
 
-use crate::batch::{Down, DownItem, Ticket, UpBatch};
+use crate::batch::{Down, DownItem, Placed, Ticket, UpBatch};
 use crate::config::Config;
 use crate::connection::reason_text;
 use crate::id;
@@ -169,19 +169,31 @@ impl Bridge {
         self.offer(frames, Some(&mut rate), refused);
     }
 
-    fn report_placed(&self, gone: Vec<Gone>, placed: &[Ticket]) {
+    /// Tells each state server what of its batches is placed, and what found nobody.
+    fn report_placed(&self, gone: Vec<Gone>, placed: &[Placed]) {
         let mut touched = Vec::new();
-        {
-            let mut link = self.link.lock();
-            if !gone.is_empty() {
-                touched.extend(link.gone(placed.last().map(|ticket| ticket.stream), gone));
+        let now_ms = self.now_ms();
+        let mut gone = gone.into_iter();
+        let mut link = self.link.lock();
+        for Placed { ticket, gone: count } in placed {
+            // A login whose answer found nobody has left a route behind. Nothing else will ever mention it, so the news goes as
+            // that of a connection which was there and has closed: kept until it is acknowledged, whatever breaks.
+            let (pushed, answered): (Vec<Gone>, Vec<Gone>) =
+                gone.by_ref().take(*count).partition(|gone| gone.pushed);
+            for Gone { connection, user, .. } in answered {
+                touched.extend(link.depart(UpFrame { connection, user, ..UpFrame::default() }, now_ms));
             }
-            for ticket in placed {
-                if link.placed(ticket.stream, ticket.number) {
-                    touched.push(ticket.stream);
-                }
+            if !pushed.is_empty() {
+                // Before the batch counts as placed.
+                touched.extend(link.gone(ticket.stream, pushed));
+            }
+            if link.placed(ticket.stream, ticket.number) {
+                touched.push(ticket.stream);
             }
         }
+        drop(link);
+        touched.sort_unstable();
+        touched.dedup();
         self.notify_streams(touched);
     }
 
@@ -303,7 +315,7 @@ impl Bridge {
         if let Some(ticket) = ticket {
             let mut link = self.link.lock();
             if !strangers.is_empty() {
-                link.gone(Some(ticket.stream), strangers);
+                link.gone(ticket.stream, strangers);
             }
             let done = link.placing(ticket.stream, ticket.number, count);
             drop(link);
@@ -458,3 +470,6 @@ pub fn deliveries(batch: DownBatch) -> (usize, impl Iterator<Item = DownItem>) {
     });
     (count, answers.chain(pushes))
 }
+
+#[cfg(test)]
+mod tests;

@@ -160,6 +160,10 @@ pub struct Limits {
     pub queue_bytes_hard: usize,
     /// A connection that takes no byte for this long while some wait is closed.
     pub stalled_ms_max: u64,
+    /// Bytes that a client's kernel does not acknowledge for this long end its connection (TCP_USER_TIMEOUT); 0: the
+    /// kernel's own limit, some 15 minutes. Who vanishes without a word, and has nothing on its way, is found by
+    /// `idle_ms_max`.
+    pub unacknowledged_ms_max: u64,
     /// How long a refused connection may go on reading its last frame.
     pub linger_ms_max: u64,
     /// Memory beside the connections themselves, in all, see [`Config::burst`].
@@ -180,6 +184,7 @@ impl Default for Limits {
             queue_bytes_soft: 256 * 1024,
             queue_bytes_hard: 1024 * 1024,
             stalled_ms_max: 30_000,
+            unacknowledged_ms_max: 60_000,
             linger_ms_max: 2_000,
             burst_bytes_max: 64 * 1024 * 1024,
         }
@@ -364,6 +369,11 @@ impl Config {
             (
                 u64::from(limits.heartbeat_ms) * 2 > limits.idle_ms_max,
                 "limits.heartbeat_ms must be at most half of limits.idle_ms_max",
+            ),
+            (
+                !(limits.unacknowledged_ms_max == 0
+                    || (1_000..=3_600_000).contains(&limits.unacknowledged_ms_max)),
+                "limits.unacknowledged_ms_max must be 0, or between 1000 and 3600000",
             ),
             (
                 self.burst().clients_bytes_max < 16 * limits.queue_bytes_hard,

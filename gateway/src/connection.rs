@@ -62,6 +62,8 @@ pub mod flag {
     pub const SHUT: u8 = 16;
     /// It stands among the deadlines of stalled writes.
     pub const STALL: u8 = 32;
+    /// Its last frame may wait for its reader no longer than that of one that is shut.
+    pub const LAST: u8 = 64;
 }
 
 impl Connection {
@@ -126,7 +128,9 @@ pub fn reason_text(code: Code) -> &'static str {
         Code::LoginTimeout => "no Login arrived in time",
         Code::TooManyConnections => "this gateway is full, or holds too many connections of your address",
         Code::Idle => "nothing was heard for too long",
-        Code::SlowReader => "too much waits to be read by this client; log in again and Sync",
+        Code::SlowReader => {
+            "too much waits to be read by this client; what it has not read is dropped: log in again and Sync"
+        }
         Code::ShuttingDown => "this gateway is stopping",
         Code::Unavailable => "no state server answers right now",
         _ => "",

@@ -43,6 +43,10 @@ impl Worker {
             self.table.touch(place, tick);
         }
         self.enqueue(place, item.frames, item.push);
+        if item.push && crpc::failpoint::due("gateway_after_push") {
+            self.flush_one(place);
+            crpc::failpoint::die();
+        }
         if item.close {
             self.stats().closed(Why::State);
             self.begin_closing(place);
@@ -85,7 +89,7 @@ impl Worker {
         }
         let waiting = self.queues.get_mut(connection.queue).bytes();
         if blocked && waiting > hard {
-            return self.close(place, Some(Why::Code(Code::SlowReader)));
+            return self.close_slow(place);
         }
         if blocked && waiting > soft && !connection.has(flag::PARKED) {
             connection.flags |= flag::PARKED;
@@ -104,18 +108,40 @@ impl Worker {
     }
 
     fn owe_resync(&mut self, place: Place) {
+        let Some(connection) = self.table.get_mut(place) else { return };
+        let is_new = !connection.has(flag::RESYNC);
+        connection.flags |= flag::RESYNC;
         self.stats().pushes_skipped.add(1);
-        if let Some(connection) = self.table.get_mut(place) {
-            connection.flags |= flag::RESYNC;
-        }
+        self.stats().slow_readers.add(u64::from(is_new));
     }
 
-    /// The burst budget has no room for what this client does not read. It is told nothing: its socket is full.
+    /// The burst budget has no room for what this client does not read.
     fn no_room_to_wait(&mut self, place: Place) {
-        let Some(connection) = self.table.get_mut(place) else { return };
-        let why = (connection.stage != Stage::Closing).then_some(Why::Code(Code::SlowReader));
         self.stats().burst_closed.add(1);
-        self.close(place, why);
+        self.close_slow(place);
+    }
+
+    /// Too much waits for this client. All that has not begun to leave is given up at once; in its place stands the reason,
+    /// for a client that reads on within the time that refused ones have.
+    fn close_slow(&mut self, place: Place) {
+        let Some(connection) = self.table.get_mut(place) else { return };
+        if connection.stage == Stage::Closing {
+            return self.close(place, None);
+        }
+        let (queue, link) = (connection.queue, &self.shared.config.link);
+        let error =
+            wire::Error { closing: true, retry_after_ms: link.retry_after_ms, ..refusal(Code::SlowReader) };
+        self.stats().closed(Why::Code(Code::SlowReader));
+        let can_wait = self.shared.config.limits.linger_ms_max > 0;
+        if !can_wait || !self.queues.end_with(queue, &frame::encode(Command::Error, &error)) {
+            return self.close(place, None);
+        }
+        self.begin_closing(place);
+        if let Some(connection) = self.table.get_mut(place) {
+            connection.flags |= flag::LAST;
+            self.lingers.start(place, self.now_ms);
+            self.watch(place);
+        }
     }
 
     fn mark_dirty(&mut self, place: Place) {
@@ -208,6 +234,7 @@ impl Worker {
         let owed = connection.flags;
         connection.flags &= !(flag::RESYNC | flag::PARKED);
         if owed & flag::RESYNC != 0 {
+            self.stats().resyncs.add(1);
             self.enqueue(place, frame::encode(Command::Resync, &wire::Resync {}), false);
         }
         if owed & flag::PARKED != 0 {

@@ -13,6 +13,10 @@ pub mod connection;
 mod deliver;
 mod door;
 pub mod expiry;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod heard;
 pub mod id;
 pub mod link;
 pub mod login_rate;
@@ -22,6 +26,7 @@ mod outbox;
 mod receive;
 pub mod send_queue;
 pub mod server;
+mod sync;
 pub mod sys;
 pub mod table;
 pub mod tail;

@@ -21,6 +21,8 @@ use pins::{Pin, Pins};
 pub use lane::LaneKind;
 
 mod lane;
+#[cfg(test)]
+mod model;
 mod pins;
 #[cfg(test)]
 mod tests;
@@ -356,9 +358,10 @@ impl Link {
         stream.count_done()
     }
 
-    /// Deliveries that found nobody, to be told to any state server; the one that sent them, if it is still there.
-    pub fn gone(&mut self, key: Option<StreamKey>, gone: Vec<Gone>) -> Option<StreamKey> {
-        let index = self.streams.iter().position(|stream| Some(stream.key) == key).unwrap_or(0);
+    /// Deliveries that found nobody, to be told to the state server that sent them; if it is not there any more, to any: the
+    /// routes are stale for all.
+    pub fn gone(&mut self, key: StreamKey, gone: Vec<Gone>) -> Option<StreamKey> {
+        let index = self.streams.iter().position(|stream| stream.key == key).unwrap_or(0);
         let stream = self.streams.get_mut(index)?;
         stream.gone.extend(gone);
         Some(stream.key)
@@ -412,12 +415,15 @@ impl Stream {
         let mut frames = None;
         if self.live.batches_out() < bounds.batches_in_flight_max {
             let room = Room { frames: bounds.batch_frames_max, bytes: free_bytes };
-            frames = self.live.leave(number, room, now_ms);
+            frames = self.live.leave(number, self.live.fitting(room), now_ms);
         }
         if frames.is_none() && self.logins.batches_out() < bounds.login_batches_in_flight_max {
             let of_logins = (self.credit_bytes / LOGIN_BYTES_PART).saturating_sub(self.logins.out_bytes());
             let room = Room { frames: bounds.login_batch_frames_max, bytes: free_bytes.min(of_logins) };
-            frames = self.logins.leave(number, room, now_ms);
+            let count = self.logins.fitting(room);
+            if self.logins.may_leave_with_logins(count) {
+                frames = self.logins.leave(number, count, now_ms);
+            }
         }
         let frames = frames?;
         self.next_number += 1;

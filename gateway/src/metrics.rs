@@ -52,6 +52,8 @@ pub struct WorkerStats {
     pub bytes_in: Cell,
     pub bytes_out: Cell,
     pub pushes_skipped: Cell,
+    pub slow_readers: Cell,
+    pub resyncs: Cell,
     pub burst_refused: Cell,
     pub burst_closed: Cell,
     pub gone: Cell,
@@ -115,6 +117,12 @@ impl WorkerStats {
         if let Some(index) = CLOSES.iter().position(|(known, _)| *known == why) {
             self.closes[index].add(1);
         }
+    }
+
+    /// Connections that ended for this reason.
+    pub fn closed_for(&self, why: Why) -> u64 {
+        let index = CLOSES.iter().position(|(known, _)| *known == why);
+        index.map_or(0, |index| self.closes[index].get())
     }
 }
 
@@ -207,7 +215,7 @@ const GAUGES: [(&str, &str, Pick); 3] = [
     ("send_queues", "Connections with bytes waiting to be written", |w| &w.queues),
 ];
 
-const COUNTERS: [(&str, &str, Pick); 12] = [
+const COUNTERS: [(&str, &str, Pick); 14] = [
     ("accepted", "Connections accepted", |w| &w.accepted),
     ("accept_errors", "Failed accepts (fds or memory exhausted)", |w| &w.accept_errors),
     ("frames_in", "Frames received from clients", |w| &w.frames_in),
@@ -215,6 +223,8 @@ const COUNTERS: [(&str, &str, Pick); 12] = [
     ("bytes_in", "Bytes received from clients", |w| &w.bytes_in),
     ("bytes_out", "Bytes queued to clients", |w| &w.bytes_out),
     ("pushes_skipped", "Pushes not queued because the reader is slow", |w| &w.pushes_skipped),
+    ("slow_readers", "Times that pushes to a connection began to be skipped", |w| &w.slow_readers),
+    ("resyncs", "Slow readers that caught up and were told to sync", |w| &w.resyncs),
     ("burst_refused", "Unfinished frames refused because the burst budget was used up", |w| &w.burst_refused),
     ("burst_closed", "Slow readers closed because the burst budget had no room for their answers", |w| {
         &w.burst_closed

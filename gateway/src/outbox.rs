@@ -7,14 +7,12 @@
 //! room made later wakes us.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Sender, TrySendError};
 use parking_lot::Mutex;
 
 use crate::batch::{Down, DownItem};
-use crate::wake::Wake;
+use crate::wake::{Starved, Wake};
 
 /// One worker's inbox, as the bridge sees it.
 pub struct Outbox {
@@ -23,7 +21,7 @@ pub struct Outbox {
     /// Wakes the worker.
     pub wake: Wake,
     /// Set while the bridge waits for room in `down`.
-    pub starved: Arc<AtomicBool>,
+    pub starved: Starved,
 }
 
 /// All of them.
@@ -58,7 +56,7 @@ impl Outboxes {
         let outbox = &self.workers[worker];
         let mut late = self.late.lock();
         let Some(down) = late.pass(worker, outbox, down) else { return Ok(()) };
-        outbox.starved.store(true, Ordering::Release);
+        outbox.starved.say();
         late.flush(worker, outbox);
         let Some(down) = late.pass(worker, outbox, down) else { return Ok(()) };
         outbox.wake.wake();
@@ -81,7 +79,7 @@ impl Outboxes {
         for (worker, outbox) in self.workers.iter().enumerate() {
             late.flush(worker, outbox);
             if !late.queues[worker].is_empty() {
-                outbox.starved.store(true, Ordering::Release);
+                outbox.starved.say();
                 late.flush(worker, outbox);
                 outbox.wake.wake();
             }
@@ -153,7 +151,7 @@ mod tests {
         let workers = (0..2).map(|_| {
             let (down, receiver) = bounded(2);
             receivers.push(receiver);
-            Outbox { down, wake: Wake::new(EventFd::new().unwrap()), starved: Arc::default() }
+            Outbox { down, wake: Wake::new(EventFd::new().unwrap()), starved: Starved::new() }
         });
         let workers = workers.collect();
         (Outboxes::new(workers, late_bytes_max), receivers)
@@ -185,7 +183,7 @@ mod tests {
         for n in 0..5 {
             assert!(outboxes.send(0, batch(n, 1)).is_ok());
         }
-        assert!(outboxes.workers[0].starved.load(Ordering::Acquire));
+        assert!(outboxes.workers[0].starved.take());
         assert!(outboxes.send(1, batch(9, 1)).is_ok());
         assert_eq!((number(receivers[1].recv().unwrap()), outboxes.late.lock().count), (9, 3));
         let mut got = Vec::new();

@@ -105,7 +105,7 @@ impl Worker {
         self.buffer = buffer;
     }
 
-    fn received(&mut self, place: Place, bytes: &[u8]) {
+    pub(crate) fn received(&mut self, place: Place, bytes: &[u8]) {
         self.stats().bytes_in.add(bytes.len() as u64);
         let tick = self.tick();
         let Some(connection) = self.table.get_mut(place) else { return };
@@ -128,7 +128,7 @@ impl Worker {
             return;
         }
         if used < whole.len() {
-            if !self.tails.keep(connection.tail, &whole[used..]) {
+            if !self.tails.keep(connection.tail, whole, used) {
                 self.no_room(place);
             }
         } else {
@@ -213,6 +213,7 @@ impl Worker {
             body_bytes: frame.body.len() as u32,
         };
         self.batch_up(up, frame.body);
+        crpc::failpoint::here("gateway_after_decode");
     }
 
     /// Ping and Pong have the same body, so the answer is the question under another command.

@@ -29,8 +29,8 @@ const QUEUE_BYTES: usize = 2 * size_of::<SendQueue>() + HOLDER_BYTES;
 pub struct SendQueue {
     /// Slices of shared buffers, while nothing has to wait.
     pieces: VecDeque<Piece>,
-    /// A part of the first piece is written.
-    cut: bool,
+    /// Bytes at the front that end a frame which is partly written; 0: a frame begins there.
+    rest: usize,
     /// Bytes of our own, once something had to wait; those before `written` are gone.
     own: Vec<u8>,
     written: usize,
@@ -88,6 +88,13 @@ impl SendQueue {
         Ok(true)
     }
 
+    /// What waits.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn copy_to(&self, out: &mut Vec<u8>) {
+        self.pieces.iter().for_each(|piece| out.extend_from_slice(&piece.frames));
+        out.extend_from_slice(&self.own[self.written..]);
+    }
+
     fn is_detached(&self) -> bool {
         self.charged > 0
     }
@@ -138,7 +145,7 @@ impl SendQueue {
         let mut end = Detached::Whole;
         if !self.reserve(self.bytes, burst) {
             // What is begun must be finished, or the client loses the place in the stream of frames.
-            let mut first = self.cut;
+            let mut first = self.rest > 0;
             self.pieces.retain(|piece| std::mem::take(&mut first) || !piece.push);
             let bytes = self.pieces.iter().map(|piece| piece.frames.len()).sum();
             if !self.reserve(bytes, burst) {
@@ -156,20 +163,53 @@ impl SendQueue {
     fn advance(&mut self, mut count: usize) {
         self.bytes -= count;
         if self.is_detached() {
+            self.rest = rest_behind(&self.own[self.written..], self.rest, count);
             self.written += count;
             return;
         }
         while count > 0 {
             let piece = &mut self.pieces[0].frames;
             if count < piece.len() {
-                self.cut = true;
+                self.rest = rest_behind(piece, self.rest, count);
                 return piece.advance(count);
             }
             count -= piece.len();
-            self.cut = false;
+            // A piece is whole frames.
+            self.rest = 0;
             self.pieces.pop_front();
         }
     }
+
+    /// Throws away what has not begun to leave, and ends with these frames instead. `false`: no room even for that, and
+    /// nothing has changed.
+    fn end_with(&mut self, last: &[u8], burst: &Burst) -> bool {
+        let front = match (self.is_detached(), self.pieces.front()) {
+            (true, _) => &self.own[self.written..],
+            (false, Some(piece)) => &piece.frames,
+            (false, None) => &[],
+        };
+        let own = [&front[..self.rest], last].concat();
+        if !burst.resize(self.charged, QUEUE_BYTES + own.capacity()) {
+            return false;
+        }
+        self.charged = QUEUE_BYTES + own.capacity();
+        self.bytes = own.len();
+        (self.own, self.written) = (own, 0);
+        self.pieces = VecDeque::new();
+        true
+    }
+}
+
+/// `count` bytes of `front` are written, whose first `rest` end a begun frame: how many bytes of the frame that is begun then
+/// are left.
+fn rest_behind(front: &[u8], rest: usize, count: usize) -> usize {
+    let mut end = rest;
+    while end < count {
+        // They are all whole; what is not would count as one frame.
+        let frame = proto::frame::cut(&front[end..], proto::FRAME_BYTES_MAX).ok().flatten();
+        end = frame.map_or(front.len(), |frame| end + frame.wire_bytes());
+    }
+    end - count
 }
 
 /// Queues that are not in use keep a little room for the next one.
@@ -215,6 +255,13 @@ impl QueuePool {
     /// The socket takes no more: what is left waits in memory of its own.
     pub fn detach(&mut self, index: u32) -> Detached {
         self.queues[index as usize].detach(&self.burst)
+    }
+
+    /// Throws away what has not begun to leave, and ends with these frames instead. `false`: the burst budget has no room
+    /// even for that.
+    #[must_use]
+    pub fn end_with(&mut self, index: u32, last: &[u8]) -> bool {
+        self.queues[index as usize].end_with(last, &self.burst)
     }
 
     /// The most that the queue of one connection may hold now, as far as the burst budget goes.
@@ -304,6 +351,49 @@ mod tests {
         assert!(pool.push(other, Bytes::from_static(&[b'e'; 200]), false));
         assert_eq!(pool.detach(other), Detached::NoRoom);
         pool.give_back(other);
+        pool.give_back(index);
+        assert_eq!(burst.clients_bytes(), 0);
+    }
+
+    #[test]
+    fn the_last_words_stand_behind_the_frame_that_is_begun() {
+        let frame = |byte: u8, bytes: usize| {
+            Bytes::from([&(bytes as u32).to_be_bytes()[1..], &[byte], &vec![byte; bytes][..]].concat())
+        };
+        let (a, b, c) = (frame(b'a', 10), frame(b'b', 0), frame(b'c', 300));
+        let stream = [&a[..], &b, &c, &a].concat();
+        let ends = [0, 14, 18, 322, 336];
+        // However it was queued: a piece a frame, several in a piece, and bytes of its own from some point on.
+        for pieces in [vec![a.clone(), b.clone(), c.clone(), a.clone()], vec![Bytes::from(stream.clone())]] {
+            for (written, detached_at) in (0..stream.len()).flat_map(|at| [(at, 0), (at, at / 2), (at, at)]) {
+                let (mut pool, burst) = pool(1 << 20);
+                let index = pool.take();
+                for piece in &pieces {
+                    assert!(pool.push(index, piece.clone(), false));
+                }
+                pool.get_mut(index).advance(detached_at);
+                assert_eq!(pool.detach(index), Detached::Whole);
+                pool.get_mut(index).advance(written - detached_at);
+                assert!(pool.end_with(index, b"last"));
+                let end = *ends.iter().find(|end| **end >= written).unwrap();
+                let left = [&stream[written..end], b"last"].concat();
+                let queue = pool.get_mut(index);
+                assert_eq!((held(queue), queue.bytes()), (&left[..], left.len()), "{written} of {stream:?}");
+                assert_eq!(burst.clients_bytes(), queue.charged);
+                pool.give_back(index);
+                assert_eq!(burst.clients_bytes(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn last_words_find_no_room_when_nothing_does() {
+        let (mut pool, burst) = pool(16 * (QUEUE_BYTES + 50));
+        let index = pool.take();
+        assert!(pool.push(index, Bytes::from_static(&[0; 200]), false));
+        assert_eq!(pool.detach(index), Detached::NoRoom);
+        assert!(!pool.end_with(index, &[1; 51]) && pool.end_with(index, &[1; 50]));
+        assert_eq!(held(pool.get_mut(index)), [1; 50]);
         pool.give_back(index);
         assert_eq!(burst.clients_bytes(), 0);
     }

@@ -28,7 +28,7 @@ use crate::machine::{self, Finding, Found, Verdict, Wanted};
 use crate::metrics::Metrics;
 use crate::sys::{self, EventFd};
 use crate::upstream::Upstreams;
-use crate::wake::Wake;
+use crate::wake::{Starved, Wake};
 use crate::worker::{Inbox, Shared, Worker};
 
 /// What a worker thread is told when everything is there to begin.
@@ -325,6 +325,7 @@ impl Gateway {
             bridge.tell_workers(|| Down::Drain { within_ms: drain_ms as u32 }).await;
             let mut ticks = tokio::time::interval(Duration::from_millis(20));
             while self.admission.connections() > 0 {
+                crpc::failpoint::here("gateway_drain");
                 ticks.tick().await;
             }
         };
@@ -385,7 +386,7 @@ fn start_workers(
     let mut outboxes = Vec::new();
     for (index, wake) in wakes.iter().enumerate() {
         let (down_sender, down) = bounded(shared.config.workers.down_batches_max);
-        let starved = Arc::new(AtomicBool::new(false));
+        let starved = Starved::new();
         let inbox = Inbox { down, wake: wake.clone(), starved: starved.clone() };
         outboxes.push(Outbox { down: down_sender, wake: wake.clone(), starved });
         let (start, started) = mpsc::channel();

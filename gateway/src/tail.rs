@@ -38,10 +38,11 @@ impl Tails {
         entry
     }
 
-    /// Puts back what is left of a taken entry. `false`: no room, and the entry is empty.
+    /// Puts back what is left of a taken entry behind `used` bytes. `false`: no room, and the entry is empty.
     #[must_use]
-    pub fn keep(&mut self, index: u32, rest: &[u8]) -> bool {
-        let entry = rest.to_vec();
+    pub fn keep(&mut self, index: u32, whole: Vec<u8>, used: usize) -> bool {
+        // Who sends a frame byte by byte does not make us copy it as often.
+        let entry = if used == 0 { whole } else { whole[used..].to_vec() };
         if !self.burst.resize(HOLDER_BYTES, charge(&entry)) {
             return false;
         }
@@ -75,7 +76,7 @@ mod tests {
         assert_eq!(burst.clients_bytes(), HOLDER_BYTES + 100);
         let taken = tails.take(index);
         assert_eq!((taken.len(), burst.clients_bytes()), (100, HOLDER_BYTES));
-        assert!(tails.keep(index, &[2; 30]));
+        assert!(tails.keep(index, [taken, vec![2; 30]].concat(), 100));
         assert_eq!(burst.clients_bytes(), HOLDER_BYTES + 30);
         tails.remove(index);
         assert_eq!(burst.clients_bytes(), 0);
@@ -88,7 +89,7 @@ mod tests {
         assert!(tails.insert(&[0; 1024]).is_none());
         let index = tails.insert(&[0; 500]).unwrap();
         let _ = tails.take(index);
-        assert!(!tails.keep(index, &[0; 1024]));
+        assert!(!tails.keep(index, vec![0; 1024], 0));
         // The connection is refused, and gives its entry back.
         tails.remove(index);
         assert_eq!(burst.clients_bytes(), 0);

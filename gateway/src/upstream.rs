@@ -13,13 +13,14 @@ use crpc::client::{ChannelOptions, connect_lazy};
 use crpc::registry::{Endpoint, Table};
 use futures_util::stream;
 use parking_lot::Mutex;
-use proto::link::{Down, DownHello, Up, UpHello, down, link_client::LinkClient, up};
+use proto::link::{Down, Up, UpHello, down, link_client::LinkClient, up};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tonic::Streaming;
 
 use crate::batch::Ticket;
 use crate::bridge::{Bridge, deliveries};
+use crate::heard::{Heard, Hearing};
 use crate::link::StreamKey;
 
 /// Longest message on the link, bytes; far above what one batch or fan-out needs.
@@ -32,6 +33,7 @@ const HELLO_MAX: Duration = Duration::from_secs(2);
 pub struct Upstreams {
     bridge: Arc<Bridge>,
     live: Arc<Mutex<HashMap<StreamKey, Arc<LiveStream>>>>,
+    heard: Arc<Mutex<Heard>>,
     readiness: crpc::Readiness,
 }
 
@@ -53,7 +55,7 @@ struct LiveStream {
 impl Upstreams {
     /// None yet.
     pub fn new(bridge: Arc<Bridge>, readiness: crpc::Readiness) -> Self {
-        Upstreams { bridge, live: Arc::default(), readiness }
+        Upstreams { bridge, live: Arc::default(), heard: Arc::default(), readiness }
     }
 
     /// Follows the table for ever.
@@ -102,7 +104,12 @@ impl Upstreams {
     }
 
     fn clone_parts(&self) -> Upstreams {
-        Upstreams { bridge: self.bridge.clone(), live: self.live.clone(), readiness: self.readiness.clone() }
+        Upstreams {
+            bridge: self.bridge.clone(),
+            live: self.live.clone(),
+            heard: self.heard.clone(),
+            readiness: self.readiness.clone(),
+        }
     }
 
     /// Opens a stream to one server, again and again while it is listed.
@@ -134,7 +141,9 @@ impl Upstreams {
         let mut client = LinkClient::new(channel)
             .max_decoding_message_size(LINK_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(LINK_MESSAGE_BYTES_MAX);
-        let ups = up_stream(self.hello(), self.bridge.clone(), turn.clone(), sender.clone());
+        let asked_ms = self.bridge.now_ms();
+        let first = self.hello(self.heard.lock().replay_ms(&endpoint.id, asked_ms));
+        let ups = up_stream(first, self.bridge.clone(), turn.clone(), sender.clone());
         let opening = async {
             let mut downs = client.open(ups).await.map_err(|e| e.message().to_owned())?.into_inner();
             let first = downs.message().await.map_err(|e| e.message().to_owned())?;
@@ -152,6 +161,7 @@ impl Upstreams {
                 proto::LINK_VERSION
             ));
         }
+        let mut hearing = self.heard.lock().opened(&endpoint.id, asked_ms);
         let stream_key = self.bridge.stream_opened(&endpoint.id, hello.credit_bytes, sender.clone());
         *turn.lock() = Turn::Open(stream_key);
         sender.notify_one();
@@ -159,7 +169,7 @@ impl Upstreams {
         self.live.lock().insert(stream_key, live.clone());
         self.tell_readiness();
         tracing::info!(state = hello.state_id, addr = endpoint.addr, stream = stream_key, "stream open");
-        let reason = self.serve(stream_key, downs, &live, &hello).await;
+        let reason = self.serve(stream_key, downs, &live, endpoint, &mut hearing).await;
         self.live.lock().remove(&stream_key);
         tracing::warn!(state = hello.state_id, stream = stream_key, reason, "stream broken");
         self.bridge.stream_broken(stream_key).await;
@@ -171,7 +181,8 @@ impl Upstreams {
         key: StreamKey,
         mut downs: Streaming<Down>,
         live: &LiveStream,
-        hello: &DownHello,
+        endpoint: &Endpoint,
+        hearing: &mut Hearing,
     ) -> String {
         loop {
             let message = tokio::select! {
@@ -192,9 +203,10 @@ impl Upstreams {
                     self.bridge.deliver(items, count, Some(ticket)).await;
                 }
                 Some(down::Kind::Hello(_)) => {
-                    tracing::warn!(state = hello.state_id, "a second hello is ignored")
+                    tracing::warn!(state = endpoint.id, "a second hello is ignored")
                 }
-                Some(down::Kind::Pong(_)) | None => {}
+                Some(down::Kind::Pong(pong)) => self.heard.lock().pong(&endpoint.id, hearing, pong.nonce),
+                None => {}
             }
             // Whatever came, it lives.
             self.bridge.link().lock().pong(key, self.bridge.now_ms());
@@ -208,7 +220,7 @@ impl Upstreams {
         }
     }
 
-    fn hello(&self) -> UpHello {
+    fn hello(&self, replay_ms: u64) -> UpHello {
         let config = &self.bridge.config;
         UpHello {
             version_min: proto::LINK_VERSION,
@@ -219,6 +231,7 @@ impl Upstreams {
             features: Vec::new(),
             heartbeat_ms: config.limits.heartbeat_ms,
             frame_bytes_max: config.limits.frame_bytes_max as u32,
+            replay_ms,
         }
     }
 

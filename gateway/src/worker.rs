@@ -11,11 +11,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::admission::Admission;
-use crate::batch::{Down, UpBatch, UpFrame};
+use crate::batch::{Down, Placed, UpBatch, UpFrame};
 use crate::burst::Burst;
 use crate::config::Config;
 use crate::connection::{Stage, flag};
@@ -28,7 +27,7 @@ use crate::sys::{self, Epoll, Event, Fd, Interest};
 use crate::table::Table;
 use crate::tail::Tails;
 use crate::up::UP_WAIT;
-use crate::wake::Wake;
+use crate::wake::{Starved, Wake};
 use bytes::BytesMut;
 use crossbeam_channel::{Receiver, Sender};
 use proto::wire::Code;
@@ -57,7 +56,7 @@ pub struct Inbox {
     /// Wakes this worker.
     pub wake: Wake,
     /// The bridge waits for room in `down`.
-    pub starved: Arc<AtomicBool>,
+    pub starved: Starved,
 }
 
 /// How a worker ended its loop.
@@ -124,6 +123,10 @@ impl Worker {
         let epoll = Epoll::new()?;
         let listener =
             sys::listen(listen, shared.config.listen.backlog, shared.config.listen.send_buffer_bytes)?;
+        if limits.unacknowledged_ms_max > 0 {
+            // Every accepted socket inherits it, for nothing.
+            sys::set_user_timeout(&listener, Duration::from_millis(limits.unacknowledged_ms_max))?;
+        }
         epoll.add(&listener, LISTENER, Interest::Read)?;
         epoll.add(&inbox.wake.eventfd(), WAKE, Interest::Wake)?;
         Ok(Worker {
@@ -250,17 +253,19 @@ impl Worker {
             }
             match self.inbox.down.try_recv() {
                 Ok(Down::Batch { items, ticket }) => {
+                    let gone_before = self.batch.gone.len();
                     for item in items {
                         self.deliver(item);
                     }
-                    self.batch.placed.extend(ticket);
+                    let gone = self.batch.gone.len() - gone_before;
+                    self.batch.placed.extend(ticket.map(|ticket| Placed { ticket, gone }));
                 }
                 Ok(Down::Drain { within_ms }) => self.begin_drain(within_ms),
                 Ok(Down::Stop) => return false,
                 Err(_) => break,
             }
         }
-        if self.inbox.starved.swap(false, Ordering::AcqRel) {
+        if self.inbox.starved.take() {
             self.shared.up_wake.wake();
         }
         true
@@ -306,7 +311,8 @@ impl Worker {
         }
         while let Some(place) = {
             let table = &mut self.table;
-            self.lingers.pop_due(now_ms, |place| table.get_mut(place).is_none_or(|c| !c.has(flag::SHUT)))
+            self.lingers
+                .pop_due(now_ms, |at| table.get_mut(at).is_none_or(|c| !c.has(flag::SHUT | flag::LAST)))
         } {
             self.close(place, None);
         }
@@ -322,13 +328,20 @@ impl Worker {
         self.swept_tick = tick;
         self.resume_listener();
         self.shrink();
-        let idle_ticks = (self.shared.config.limits.idle_ms_max / 1000) as u8;
+        // A tick is up to a second old when it is set: whoever is gone is gone within the limit.
+        let idle_ticks = (self.shared.config.limits.idle_ms_max / 1000 - 1) as u8;
         for place in self.table.idle(tick, idle_ticks) {
             match self.table.get_mut(place) {
                 // Its silence is our doing; the stall deadline watches it instead.
                 Some(connection) if connection.has(flag::PARKED) => self.table.touch(place, tick),
                 Some(connection) if connection.stage == Stage::Closing => self.close(place, None),
-                Some(_) => self.refuse(place, Code::Idle),
+                Some(_) => {
+                    // Whoever is silent has sent nothing that the close could overtake, and may be gone without a word: the
+                    // kernel alone tells it why.
+                    self.refuse(place, Code::Idle);
+                    self.flush_one(place);
+                    self.close(place, None);
+                }
                 None => {}
             }
         }

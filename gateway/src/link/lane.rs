@@ -126,18 +126,33 @@ impl Lane {
         self.progress_ms = now_ms;
     }
 
-    /// Takes the frames of the next batch, and keeps them under this number. `None`: none that fit.
-    pub fn leave(&mut self, number: u64, room: Room, now_ms: u64) -> Option<Vec<UpFrame>> {
+    /// How many frames the next batch takes; 0: none that fit.
+    pub fn fitting(&self, room: Room) -> usize {
         let mut bytes = 0;
         let fitting = self.queue.iter().take(room.frames).take_while(|frame| {
             bytes += held_bytes(frame);
             bytes <= room.bytes
         });
-        let mut count = fitting.count();
-        if count == 0 && self.unacked.is_empty() {
+        match fitting.count() {
             // The first of an empty window always fits, or a small credit would stop everything.
-            count = self.queue.len().min(1);
+            0 if self.unacked.is_empty() => self.queue.len().min(1),
+            count => count,
         }
+    }
+
+    /// Whether a batch of so many frames may be out beside those that are, in the lane of logins. A state server knows a batch of
+    /// logins by the Logins in it, and carries out all others beside them: so one with only what followed a Login is out
+    /// alone, or it might overtake.
+    pub fn may_leave_with_logins(&self, count: usize) -> bool {
+        let is_login = |frame: &UpFrame| LaneKind::of(frame) == LaneKind::Logins;
+        let is_of_logins = |sent: &Sent| sent.frames.iter().any(is_login);
+        self.unacked
+            .back()
+            .is_none_or(|last| is_of_logins(last) && self.queue.iter().take(count).any(is_login))
+    }
+
+    /// Takes the frames of the next batch, and keeps them under this number. `None`: that is none.
+    pub fn leave(&mut self, number: u64, count: usize, now_ms: u64) -> Option<Vec<UpFrame>> {
         if count == 0 {
             return None;
         }
@@ -163,6 +178,12 @@ impl Lane {
     #[cfg(test)]
     pub fn numbers_out(&self) -> impl Iterator<Item = u64> {
         self.unacked.iter().map(|sent| sent.number)
+    }
+
+    /// Everything that is not acknowledged.
+    #[cfg(test)]
+    pub fn frames(&self) -> impl Iterator<Item = &UpFrame> {
+        self.unacked.iter().flat_map(|sent| &sent.frames).chain(&self.queue)
     }
 
     /// Everything that is not acknowledged, in the order in which it came.

@@ -9,7 +9,12 @@ use prost::Message;
 use proto::{Command, frame, wire};
 
 use super::*;
+use crate::batch::DownItem;
 use crate::sys::EventFd;
+
+mod attack;
+mod slow_reader;
+mod split;
 
 struct Rig {
     worker: Worker,
@@ -20,26 +25,71 @@ struct Rig {
 
 impl Rig {
     fn new(clients_bytes_max: usize) -> Rig {
-        let config = Arc::new(Config::default());
+        Rig::with(Config::default(), clients_bytes_max)
+    }
+
+    fn with(config: Config, clients_bytes_max: usize) -> Rig {
+        let per_address_max = config.limits.connections_per_address_max;
+        let config = Arc::new(config);
         let (up_sender, up) = bounded(16);
         let (_, down) = bounded(1);
         let burst = Arc::new(Burst::new(clients_bytes_max, 1 << 20));
         let shared = Shared {
             config,
-            admission: Arc::new(Admission::new(1000, 0)),
+            admission: Arc::new(Admission::new(1000, per_address_max)),
             burst: burst.clone(),
             metrics: Metrics::new(1, &mut Registry::default()),
             up: up_sender,
             up_wake: Wake::new(EventFd::new().unwrap()),
         };
         let wake = Wake::new(EventFd::new().unwrap());
-        let inbox = Inbox { down, wake, starved: Arc::default() };
+        let inbox = Inbox { down, wake, starved: Starved::new() };
         let worker = Worker::new(0, 1, "127.0.0.1:0".parse().unwrap(), 1000, shared, inbox).unwrap();
         Rig { worker, events: sys::event_buffer(64), up, burst }
     }
 
     fn connect(&self) -> TcpStream {
-        TcpStream::connect(self.worker.address().unwrap()).unwrap()
+        let client = TcpStream::connect(self.worker.address().unwrap()).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        client
+    }
+
+    /// A client that is logged in as this user, and its connection's id.
+    fn bound(&mut self, user: u64) -> (TcpStream, u64) {
+        let client = self.connect();
+        self.bind(client, user)
+    }
+
+    fn bind(&mut self, mut client: TcpStream, user: u64) -> (TcpStream, u64) {
+        client.write_all(&login()).unwrap();
+        // Others may be leaving meanwhile.
+        let frame = loop {
+            self.turn_until(|rig| !rig.up.is_empty());
+            let mut frames = self.up.try_iter().flat_map(|batch| batch.frames);
+            if let Some(frame) = frames.find(|frame| frame.command == Command::Login as u8) {
+                break frame;
+            }
+        };
+        let bind = Some(proto::link::Bind { user, device: 1, binding: 1 });
+        let frames = frame::encode(Command::LoginAck, &wire::LoginAck::default());
+        let (connection, login) = (frame.connection, frame.binding);
+        self.worker.deliver(DownItem { connection, user, frames, bind, close: false, login, push: false });
+        self.turn_until(|rig| rig.worker.dirty.is_empty());
+        let mut ack = [0; 4];
+        client.read_exact(&mut ack).unwrap();
+        assert_eq!(ack, [0, 0, 0, Command::LoginAck as u8]);
+        (client, connection)
+    }
+
+    /// One turn, which does not wait for anything to happen.
+    fn step(&mut self) {
+        self.worker.inbox.wake.wake();
+        assert!(self.worker.turn(&mut self.events).unwrap());
+    }
+
+    /// The clock goes on by so much.
+    fn pass(&mut self, ms: u64) {
+        self.worker.started -= Duration::from_millis(ms);
     }
 
     /// Turns until `is_so`, at most for ten seconds.
