@@ -18,7 +18,7 @@ use loadtest::misfit::Misfit;
 use loadtest::monitor::{RunError, check_reachable, watch_interrupt};
 use loadtest::storm::{self, StormOptions};
 use loadtest::target::Target;
-use loadtest::{machine, million, report};
+use loadtest::{machine, million, report, simulation, torture};
 use serde_json::Value;
 
 /// Load for Rookery: connection storms, message load with a checker, and the bare floor of this machine.
@@ -41,6 +41,13 @@ enum Load {
     Density(DensityArgs),
     /// A crowd at one gateway, from an empty one to an empty one: every figure of `scripts/bench million`
     Million(million::MillionArgs),
+    /// The delivery core in one thread, on a network and a clock from a seed, with faults; checked as torture is
+    Simulate(simulation::SimulateArgs),
+    /// Faults against real processes under load, and a checker of what was promised
+    Torture(torture::TortureArgs),
+    /// The receiving program that torture kills
+    #[command(hide = true)]
+    TortureClient(torture::ChildArgs),
 }
 
 #[derive(Args)]
@@ -205,6 +212,9 @@ fn main() -> ExitCode {
         Load::Chat(args) => run_chat(&args),
         Load::Density(args) => run_density(&args),
         Load::Million(args) => million::run(&args),
+        Load::Simulate(args) => Ok(simulation::run(&args)),
+        Load::Torture(args) => torture::run(&args),
+        Load::TortureClient(args) => torture::child::run(&args),
     };
     match result {
         Ok(failures) if failures.is_empty() => ExitCode::SUCCESS,

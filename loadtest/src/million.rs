@@ -6,13 +6,13 @@
 
 mod attack;
 mod burst;
-mod crowd;
+pub(crate) mod crowd;
 mod floors;
-mod live;
+pub(crate) mod live;
 mod machine;
 mod phases;
 mod plan;
-mod probe;
+pub(crate) mod probe;
 mod report;
 mod system;
 mod usage;

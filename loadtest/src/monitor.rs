@@ -272,7 +272,8 @@ pub fn watch_interrupt() {
     });
 }
 
-fn interrupted() -> bool {
+/// Whether Ctrl-C was pressed.
+pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Acquire)
 }
 

@@ -4,12 +4,13 @@
 //! moments logging that its store is gone.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
-use super::process::temp_folder;
+use super::process::{binary_in, temp_folder};
 use super::{Etcd, PortLease, Process, Ready, Redis, Spec, SupervisorError, binary};
 
 /// What to start.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterOptions {
     /// How many gateways.
     pub gateways: usize,
@@ -27,6 +28,12 @@ pub struct ClusterOptions {
     pub ipconf_sets: Vec<String>,
     /// Further settings for Redis.
     pub redis_settings: Vec<(String, String)>,
+    /// Where our binaries are, if not in the usual place.
+    pub bin_dir: Option<PathBuf>,
+    /// Further environment variables of every gateway.
+    pub gateway_env: Vec<(String, String)>,
+    /// Further environment variables of every state server.
+    pub state_env: Vec<(String, String)>,
 }
 
 impl Default for ClusterOptions {
@@ -41,6 +48,9 @@ impl Default for ClusterOptions {
             state_sets: Vec::new(),
             ipconf_sets: Vec::new(),
             redis_settings: Vec::new(),
+            bin_dir: None,
+            gateway_env: Vec::new(),
+            state_env: Vec::new(),
         }
     }
 }
@@ -109,7 +119,7 @@ impl Cluster {
     /// Starts everything and waits until each part says that it is ready.
     pub fn start(options: ClusterOptions) -> Result<Cluster, SupervisorError> {
         // Asked first, so that "build the binaries" comes before anything was started.
-        binary("state").and(binary("gateway"))?;
+        program(&options, "state").and(program(&options, "gateway"))?;
         let settings: Vec<(&str, &str)> =
             options.redis_settings.iter().map(|(setting, value)| (&**setting, &**value)).collect();
         let mut cluster = Cluster {
@@ -193,8 +203,18 @@ impl Cluster {
         // The options' own settings come last, because the last one wins.
         let args = common.into_iter().chain(sets).flat_map(|set| ["--set".to_owned(), set]).collect();
         let folder = self.folder.path().to_owned();
-        Process::start(Spec { label, program: binary(name)?, args, ready: Ready::admin(admin), folder })
+        let env = match name {
+            "gateway" => self.options.gateway_env.clone(),
+            "state" => self.options.state_env.clone(),
+            _ => Vec::new(),
+        };
+        let program = program(&self.options, name)?;
+        Process::start_with_env(Spec { label, program, args, ready: Ready::admin(admin), folder }, env)
     }
+}
+
+fn program(options: &ClusterOptions, name: &str) -> Result<PathBuf, SupervisorError> {
+    options.bin_dir.as_deref().map_or_else(|| binary(name), |folder| binary_in(folder, name))
 }
 
 fn push<T>(all: &mut Vec<T>, one: T) -> &mut T {

@@ -83,6 +83,8 @@ pub struct Spec {
 #[derive(Debug)]
 pub struct Process {
     spec: Spec,
+    /// Beside what it inherits.
+    env: Vec<(String, String)>,
     child: Option<Child>,
     /// Of this start: so that a restart which fails shows its own output only.
     log_from: u64,
@@ -91,26 +93,36 @@ pub struct Process {
 impl Process {
     /// Starts it and waits until it is ready.
     pub fn start(spec: Spec) -> Result<Process, SupervisorError> {
-        let mut process = Process { spec, child: None, log_from: 0 };
+        Process::start_with_env(spec, Vec::new())
+    }
+
+    /// As [`Process::start`], with further environment variables.
+    pub fn start_with_env(spec: Spec, env: Vec<(String, String)>) -> Result<Process, SupervisorError> {
+        let mut process = Process { spec, env, child: None, log_from: 0 };
         process.restart()?;
         Ok(process)
     }
 
     /// Starts it without waiting. [`Process::wait_ready`] then waits.
     pub fn spawn(spec: Spec) -> Result<Process, SupervisorError> {
-        let mut process = Process { spec, child: None, log_from: 0 };
+        let mut process = Process { spec, env: Vec::new(), child: None, log_from: 0 };
         process.spawn_again()?;
         Ok(process)
+    }
+
+    /// Of its next start: environment variables beside what it inherits.
+    pub fn set_env(&mut self, env: Vec<(String, String)>) {
+        self.env = env;
+    }
+
+    /// Of its next start: the arguments; what is added last wins in all our servers and in Redis.
+    pub fn args_mut(&mut self) -> &mut Vec<String> {
+        &mut self.spec.args
     }
 
     /// Its name.
     pub fn label(&self) -> &str {
         &self.spec.label
-    }
-
-    /// Its arguments, to change them before a restart.
-    pub fn args_mut(&mut self) -> &mut Vec<String> {
-        &mut self.spec.args
     }
 
     /// Its process id while it runs.
@@ -209,6 +221,7 @@ impl Process {
         }
         command
             .args(&self.spec.args)
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::from(log.try_clone()?))
             .stderr(Stdio::from(log));
@@ -295,9 +308,12 @@ impl Server {
     }
 }
 
-/// The path of one of our binaries, built beside the current executable (`target/debug`, or `target/release`; in a
-/// package `rookery-NAME`).
+/// The path of one of our binaries: in the folder that ROOKERY_BIN_DIR names, else built beside the current executable
+/// (`target/debug`, or `target/release`; in a package `rookery-NAME`).
 pub fn binary(name: &str) -> Result<PathBuf, SupervisorError> {
+    if let Some(folder) = std::env::var_os("ROOKERY_BIN_DIR").filter(|folder| !folder.is_empty()) {
+        return binary_in(Path::new(&folder), name);
+    }
     let here = std::env::current_exe().map_err(SupervisorError::io("cannot find the current executable"))?;
     let folder = here.parent().unwrap_or(Path::new("."));
     // Test executables live in target/PROFILE/deps or examples.
@@ -307,6 +323,14 @@ pub fn binary(name: &str) -> Result<PathBuf, SupervisorError> {
         .flat_map(|folder| [folder.join(name), folder.join(format!("rookery-{name}"))])
         .find(|path| path.is_file())
         .ok_or_else(|| SupervisorError::NotBuilt { name: name.to_owned(), looked_in: folders[1].to_owned() })
+}
+
+/// The path of one of our binaries in a folder.
+pub(super) fn binary_in(folder: &Path, name: &str) -> Result<PathBuf, SupervisorError> {
+    [folder.join(name), folder.join(format!("rookery-{name}"))]
+        .into_iter()
+        .find(|path| path.is_file())
+        .ok_or_else(|| SupervisorError::NotBuilt { name: name.to_owned(), looked_in: folder.to_owned() })
 }
 
 /// A temp dir that goes with its value.

@@ -131,6 +131,7 @@ impl World {
                         history: HISTORY,
                         head: self.chats[chat].messages.len() as u64,
                         delivered: 0,
+                        ..Default::default()
                     })
                     .collect();
                 chats.sort_by(|one, other| one.chat.cmp(&other.chat));
@@ -148,6 +149,7 @@ impl World {
                     messages: log.messages[from..to].to_vec(),
                     has_more: to < log.messages.len(),
                     head: log.messages.len() as u64,
+                    ..Default::default()
                 };
                 put(out, Command::PullAck, &answer);
             }

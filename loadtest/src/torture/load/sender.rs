@@ -1,0 +1,98 @@
+//! The senders: one task that asks the sessions to send, and one for each answer that is awaited.
+//!
+//! Trap: a message is noted as sent before it is handed over, or it could be shown before anybody knows of it. What is too
+//! large must be so for the store and not for the library, which would say no itself and use no number for it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use client::{Client, Pending, SendError};
+use proto::wire::Code;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use super::super::history::{MessageId, Place, What};
+use super::super::world::MESSAGE_BYTES_MAX;
+use super::{Phase, Shared, body};
+
+/// Sends at the plan's rate.
+pub(super) async fn run(shared: Arc<Shared>, clients: Vec<Client>, phases: watch::Receiver<Phase>) {
+    let users = shared.plan.users;
+    let mut random = StdRng::seed_from_u64(shared.seed);
+    let mut counters = vec![0_u32; users as usize];
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let (mut credit, mut looked) = (0.0_f64, Instant::now());
+    loop {
+        tick.tick().await;
+        let passed = std::mem::replace(&mut looked, Instant::now()).elapsed();
+        if *phases.borrow() != Phase::Send {
+            credit = 0.0;
+            continue;
+        }
+        // What a late tick owes is sent, what a long pause owes is not: no burst behind a stopped machine.
+        credit += f64::from(shared.plan.per_s) * passed.min(CATCH_UP_MAX).as_secs_f64();
+        while credit >= 1.0 {
+            credit -= 1.0;
+            let from = random.random_range(0..users);
+            let to = (from + 1 + random.random_range(0..shared.plan.partners.max(1))) % users;
+            if shared.track.lock().unanswered(from) >= shared.plan.unanswered_max {
+                continue;
+            }
+            let counter = &mut counters[from as usize];
+            *counter += 1;
+            send(&shared, &clients[from as usize], MessageId { from, n: *counter }, to);
+        }
+    }
+}
+
+fn send(shared: &Arc<Shared>, client: &Client, id: MessageId, to: u32) {
+    shared.journal.add(Some(id.from), What::Sent { id, to });
+    shared.track.lock().sent(id, to);
+    shared.sent.fetch_add(1, Ordering::Relaxed);
+    shared.unanswered.fetch_add(1, Ordering::Relaxed);
+    let receiver = &shared.devices[to as usize].name;
+    let bytes = if is_too_large(shared, id) { MESSAGE_BYTES_MAX + 1 } else { shared.plan.body_bytes };
+    match client.try_enqueue(receiver, body(&shared.run, id, bytes)) {
+        Ok(pending) => drop(tokio::spawn(answer(shared.clone(), id, pending))),
+        Err(error) => answered(shared, id, Err(error)),
+    }
+}
+
+async fn answer(shared: Arc<Shared>, id: MessageId, pending: Pending) {
+    let result = pending.await;
+    answered(&shared, id, result.map(|sent| Place { chat: sent.chat, history: sent.history, seq: sent.seq }));
+}
+
+fn is_too_large(shared: &Shared, id: MessageId) -> bool {
+    let every = shared.plan.too_large_every;
+    id.from == 0 && every > 0 && id.n.is_multiple_of(every)
+}
+
+fn answered(shared: &Shared, id: MessageId, result: Result<Place, SendError>) {
+    shared.track.lock().answered(id, result.is_ok());
+    let what = match result {
+        Ok(place) => {
+            if is_too_large(shared, id) {
+                *shared.failed.lock() = Some(format!("{id} was accepted, and is too large"));
+            }
+            shared.acked.fetch_add(1, Ordering::Relaxed);
+            What::Acked { id, place }
+        }
+        Err(SendError::Refused { code, .. }) => {
+            let rightly = code == Code::MessageTooLarge && is_too_large(shared, id);
+            let count = if rightly { &shared.refused_rightly } else { &shared.refused };
+            count.fetch_add(1, Ordering::Relaxed);
+            What::Refused { id, code: code.as_str_name().into() }
+        }
+        Err(_) => What::Unknown { id },
+    };
+    shared.journal.add(Some(id.from), what);
+    shared.unanswered.fetch_sub(1, Ordering::Relaxed);
+}
+
+const TICK: Duration = Duration::from_millis(2);
+const CATCH_UP_MAX: Duration = Duration::from_millis(200);

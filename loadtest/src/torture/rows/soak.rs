@@ -1,0 +1,186 @@
+//! Long ones: a hundred kills under thousands of connections, and hours of a crowd that stays. Main thread; the crowd is the
+//! engine's.
+//!
+//! Trap: a history of hours would fill the memory, so loads follow each other, each judged by itself.
+
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+
+use super::common::{PATIENCE, QUIET_MAX};
+use crate::million::crowd::{Crowd, Who};
+use crate::supervisor::ClusterOptions;
+use crate::torture::tool::process;
+use crate::torture::{Plan, Round, Row, TortureError, World};
+
+/// K100: state killed again and again under load, with a crowd that must not notice.
+fn hundred_kills(round: &mut Round) -> Result<(), TortureError> {
+    let (kills, people) = if round.tenth || round.gate { (10, 2_000) } else { (100, 10_000) };
+    let mut world = round.world(one())?;
+    let mut crowd = crowd(&world, people, Duration::from_secs(3_600))?;
+    let mut probe = world.probe(0)?;
+    let mut done = 0;
+    while done < kills {
+        let load = world.load(Plan { per_s: KILLS_PER_S, ..Plan::default() })?;
+        let (acked, began) = (load.acked(), Instant::now());
+        for _ in 0..kills.min(KILLS_PER_LOAD) {
+            load.wait_acked(round.random.random_range(500..2_500), PATIENCE)?;
+            let process = &mut world.cluster.states[0].process;
+            round.fault(&load, "state-0 SIGKILL");
+            let killed = Instant::now();
+            process.kill()?;
+            process.spawn_again()?;
+            let accepted = probe.accepted(PATIENCE).map_err(|error| TortureError::io("the probe", error))?;
+            let accepting = accepted.map_or(PATIENCE, |at| at - killed).as_secs_f64();
+            round.worst("accepting_s", accepting);
+            round.expect(accepting <= ACCEPTING_S_MAX, || format!("accepting again after {accepting:.2} s"));
+            process.wait_ready(PATIENCE)?;
+            load.healed("state-0");
+            load.wait_acked(500, PATIENCE)?;
+            crowd.step();
+            done += 1;
+        }
+        let per_s = (load.acked() - acked) as f64 / began.elapsed().as_secs_f64();
+        eprintln!("K100: {done} of {kills} kills, {per_s:.0} acknowledged per second");
+        let verdict = round.judge(&load.finish(QUIET_MAX)?);
+        round.worst("push_ms", verdict.push_ms.max);
+        round.expect(verdict.push_ms.max <= PUSH_MS_MAX, || {
+            format!("somebody was shown a message {:.0} ms behind its acknowledgement", verdict.push_ms.max)
+        });
+    }
+    crowd.hold(Duration::from_secs(1));
+    let dropped = crowd.sum().dropped;
+    round.facts.connections_dropped += dropped;
+    round.worst("crowd_connections", crowd.sum().ready_now() as f64);
+    round.expect(dropped == 0, || format!("{dropped} of {people} idle connections were dropped"));
+    crowd.leave()?;
+    round.keep(world)
+}
+
+/// S1: fifteen thousand stay for hours while some write.
+fn soak(round: &mut Round) -> Result<(), TortureError> {
+    let minutes = match (round.gate, round.tenth) {
+        (true, _) => 2,
+        (_, true) => 24,
+        _ => 240,
+    };
+    let long = Duration::from_secs(minutes * 60);
+    let mut world = round.world(one())?;
+    let mut crowd = crowd(&world, SOAK_PEOPLE, long + Duration::from_secs(600))?;
+    let pids = [world.cluster.gateways[0].process.pid()?, world.cluster.states[0].process.pid()?];
+    let began = Instant::now();
+    // Seconds, then bytes and open files of gateway and state.
+    let mut samples: Vec<(f64, [f64; 2], [f64; 2])> = Vec::new();
+    while began.elapsed() < long {
+        let load = world.load(Plan { per_s: SOAK_PER_S, ..Plan::default() })?;
+        for _ in 0..6 {
+            crowd.hold(Duration::from_secs(10));
+            let (mut bytes, mut files) = ([0.0; 2], [0.0; 2]);
+            for (place, pid) in pids.iter().enumerate() {
+                bytes[place] = process::memory(*pid)? as f64;
+                files[place] = process::open_files(*pid)? as f64;
+            }
+            samples.push((began.elapsed().as_secs_f64(), bytes, files));
+        }
+        round.judge(&load.finish(QUIET_MAX)?);
+        if crate::monitor::interrupted() {
+            break;
+        }
+    }
+    // The first tenth is for filling what is filled once.
+    let settled: Vec<_> = samples.split_off(samples.len() / 10);
+    for (place, memory, files) in
+        [(0, "gateway_percent_per_h", "gateway_files"), (1, "state_percent_per_h", "state_files")]
+    {
+        let line: Vec<(f64, f64)> = settled.iter().map(|(at, bytes, _)| (*at, bytes[place])).collect();
+        let slope = slope_percent_per_h(&line);
+        round.worst(memory, slope);
+        round.expect(slope < SLOPE_MAX, || format!("{memory} is {slope:.2}"));
+        let open = || settled.iter().map(|(_, _, files)| files[place]);
+        let growth = open().next_back().unwrap_or(0.0) - open().next().unwrap_or(0.0);
+        round.worst(files, open().fold(0.0, f64::max));
+        round.expect(growth.abs() <= FILES_GROWTH_MAX, || format!("{files} grew by {growth:.0}"));
+    }
+    let dropped = crowd.sum().dropped;
+    round.facts.connections_dropped += dropped;
+    round.expect(dropped == 0, || format!("{dropped} of {SOAK_PEOPLE} idle connections were dropped"));
+    round.worst("minutes", began.elapsed().as_secs_f64() / 60.0);
+    crowd.leave()?;
+    round.keep(world)
+}
+
+fn one() -> ClusterOptions {
+    ClusterOptions::default()
+}
+
+/// So many logged in at the first gateway.
+fn crowd(world: &World, people: u32, timeout: Duration) -> Result<Crowd, TortureError> {
+    let who = Who { run: world.user("c"), visit: 0, login: true };
+    let mut crowd = Crowd::new(world.cluster.gateways[0].client, people, who, timeout, true)?;
+    crowd.begin();
+    let until = Instant::now() + CROWD_LOGIN_MAX;
+    while !crowd.is_settled() {
+        if Instant::now() > until {
+            return Err(TortureError::Late { what: "login of the crowd", waited: CROWD_LOGIN_MAX });
+        }
+        crowd.step();
+    }
+    if crowd.sum().failed > 0 {
+        return Err(TortureError::Load(format!("{} of the crowd cannot log in", crowd.sum().failed)));
+    }
+    Ok(crowd)
+}
+
+/// The least squares line through (seconds, value), in percent of the mean per hour.
+fn slope_percent_per_h(points: &[(f64, f64)]) -> f64 {
+    let count = points.len() as f64;
+    let mean = |pick: fn(&(f64, f64)) -> f64| points.iter().map(pick).sum::<f64>() / count;
+    let (mean_x, mean_y) = (mean(|point| point.0), mean(|point| point.1));
+    let over: f64 = points.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
+    let under: f64 = points.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
+    if under == 0.0 || mean_y == 0.0 { 0.0 } else { over / under * 3_600.0 / mean_y * 100.0 }
+}
+
+/// Of the issue: 100 kills under 2,000 messages a second.
+const KILLS_PER_S: u32 = 2_000;
+const KILLS_PER_LOAD: u32 = 10;
+const ACCEPTING_S_MAX: f64 = 2.0;
+const PUSH_MS_MAX: f64 = 5_000.0;
+const SOAK_PEOPLE: u32 = 15_000;
+const SOAK_PER_S: u32 = 200;
+const SLOPE_MAX: f64 = 1.0;
+/// Connections between servers come and go.
+const FILES_GROWTH_MAX: f64 = 8.0;
+/// Of thousands, on a machine that has other things to do.
+const CROWD_LOGIN_MAX: Duration = Duration::from_secs(120);
+
+/// Of this file.
+pub const ROWS: &[Row] = &[
+    Row {
+        name: "K100",
+        fault: "state killed 100 times (SIGKILL) under 2,000 messages a second and 10,000 connections",
+        full_rounds: 1,
+        gate: false,
+        run: hundred_kills,
+    },
+    Row {
+        name: "S1",
+        fault: "soak: 15,000 connections for four hours",
+        full_rounds: 1,
+        gate: false,
+        run: soak,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slope_in_percent_of_the_mean() {
+        let line: Vec<(f64, f64)> =
+            (0..100).map(|at| (f64::from(at) * 36.0, 1_000.0 + f64::from(at))).collect();
+        assert!((slope_percent_per_h(&line) - 100.0 / 1_049.5 * 100.0).abs() < 0.1);
+        assert_eq!(slope_percent_per_h(&[(1.0, 5.0)]), 0.0);
+    }
+}

@@ -1,0 +1,225 @@
+//! The verdict against clean histories, and against the same with one thing planted in them. Pure.
+//!
+//! Trap: one fault may be wrong in several ways at once; each test says which ones it expects.
+
+use super::super::history::{Device, Record};
+use super::*;
+use proptest::prelude::*;
+
+const PHONE: u32 = 1;
+
+/// Alice (0), bob (1) with two devices, carol (2).
+fn devices() -> Vec<Device> {
+    let device = |user: u32, device: &str, away| Device {
+        user,
+        name: format!("u{user}"),
+        device: device.into(),
+        away,
+    };
+    vec![
+        device(0, "phone", false),
+        device(1, "phone", false),
+        device(1, "desk", true),
+        device(2, "phone", false),
+    ]
+}
+
+fn id(n: u32) -> MessageId {
+    MessageId { from: 0, n }
+}
+
+fn place(seq: u64) -> Place {
+    Place { chat: "u0:u1".into(), history: 7, seq }
+}
+
+fn shown(who: u32, n: u32) -> Record {
+    Record {
+        at_us: 0,
+        who: Some(who),
+        what: What::Shown { id: Some(id(n)), place: place(n.into()), liar: None },
+    }
+}
+
+/// Alice sends so many to bob; each is acknowledged and shown to her phone and both of bob's devices.
+fn clean(messages: u32) -> History {
+    let mut records = Vec::new();
+    for n in 1..=messages {
+        let add = |what| Record { at_us: 0, who: Some(0), what };
+        records.push(add(What::Sent { id: id(n), to: 1 }));
+        records.push(add(What::Acked { id: id(n), place: place(n.into()) }));
+        records.extend([shown(0, n), shown(PHONE, n), shown(2, n)]);
+    }
+    for (at, record) in records.iter_mut().enumerate() {
+        record.at_us = at as u64 * 1_000;
+    }
+    History { devices: devices(), records, gateways_live: true }
+}
+
+fn judged(history: &History) -> Verdict {
+    Verdict::of(history, Excuses::default())
+}
+
+fn position(history: &History, who: u32, n: u32) -> usize {
+    let is_it = |record: &Record| {
+        record.who == Some(who)
+            && matches!(record.what, What::Shown { id: Some(shown), .. } if shown == id(n))
+    };
+    history.records.iter().position(is_it).unwrap()
+}
+
+/// The wrong counts, in the order of their names in the contract.
+fn wrong(verdict: &Verdict) -> [u64; 7] {
+    let v = verdict;
+    [v.lost, v.doubled, v.reordered, v.phantom, v.gaps, v.refused_delivered, v.connections_dropped]
+}
+
+#[test]
+fn nothing_is_wrong_with_a_clean_history() {
+    let verdict = judged(&clean(50));
+    assert_eq!((verdict.sent, verdict.acked, verdict.shown, verdict.unknown), (50, 50, 150, 0));
+    assert!(verdict.is_clean(), "{verdict:?}");
+    assert_eq!(verdict.ack_ms.max, 1.0);
+    assert_eq!(verdict.push_ms.max, 2.0, "whoever is away does not count");
+    assert!(judged(&History::default()).is_clean());
+}
+
+#[test]
+fn what_was_never_acknowledged_may_come_or_not() {
+    let mut history = clean(3);
+    history.records.retain(|record| !matches!(record.what, What::Acked { .. }));
+    assert!(judged(&history).is_clean());
+    history.records.retain(|record| record.who == Some(0));
+    let verdict = judged(&history);
+    assert_eq!((verdict.lost, verdict.unknown), (0, 3));
+}
+
+#[test]
+fn a_place_is_given_once() {
+    let mut history = clean(3);
+    let twice = What::Acked { id: id(2), place: place(9) };
+    history.records.push(Record { at_us: 0, who: Some(0), what: twice });
+    assert_eq!(judged(&history).doubled, 1, "one id at two places");
+    let mut history = clean(3);
+    history.records.push(Record { at_us: 0, who: Some(0), what: What::Sent { id: id(4), to: 1 } });
+    let same = What::Acked { id: id(4), place: place(3) };
+    history.records.push(Record { at_us: 0, who: Some(0), what: same });
+    let verdict = judged(&history);
+    assert_eq!((verdict.doubled, verdict.lost), (1, 1), "one place for two ids");
+}
+
+#[test]
+fn dropped_connections_and_gaps_that_were_told() {
+    let mut history = clean(3);
+    let cut = What::Disconnected { reason: "reset".into() };
+    history.records.push(Record { at_us: 0, who: Some(1), what: cut });
+    let gap = What::Gap { place: place(4), to: 6 };
+    history.records.push(Record { at_us: 0, who: Some(1), what: gap });
+    assert_eq!(wrong(&judged(&history)), [0, 0, 0, 0, 3, 0, 1]);
+    history.gateways_live = false;
+    let excused = Verdict::of(&history, Excuses { gaps: true, ..Excuses::default() });
+    assert!(excused.is_clean());
+}
+
+#[test]
+fn a_lost_history_excuses_only_where_it_is_allowed() {
+    let mut history = clean(3);
+    let at = position(&history, 2, 3);
+    history.records.remove(at);
+    let new = Place { history: 8, seq: 1, ..place(1) };
+    history.records.push(Record {
+        at_us: 0,
+        who: Some(2),
+        what: What::HistoryLost { place: new.clone() },
+    });
+    // What the server still has comes again under the new number.
+    let again = What::Shown { id: Some(id(1)), place: new, liar: None };
+    history.records.push(Record { at_us: 0, who: Some(2), what: again });
+    let strict = judged(&history);
+    assert_eq!((strict.lost, strict.histories_lost), (1, 1));
+    assert!(strict.doubled > 0);
+    let excused = Verdict::of(&history, Excuses { history_lost: true, ..Excuses::default() });
+    assert_eq!((excused.cut, excused.histories_lost), (1, 1));
+    assert!(excused.is_clean(), "{excused:?}");
+}
+
+#[test]
+fn phantoms() {
+    let strange = [
+        What::Shown { id: None, place: place(4), liar: None },
+        What::Shown { id: Some(id(99)), place: place(4), liar: None },
+        What::Shown { id: Some(id(3)), place: place(4), liar: Some("u2".into()) },
+        What::Shown { id: Some(id(3)), place: Place { chat: "u0:u2".into(), ..place(4) }, liar: None },
+    ];
+    for what in strange {
+        let mut history = clean(3);
+        history.records.push(Record { at_us: 0, who: Some(PHONE), what });
+        assert_eq!(wrong(&judged(&history)), [0, 0, 0, 1, 0, 0, 0], "{:?}", history.records.last());
+    }
+    let mut history = clean(3);
+    history.records.push(shown(3, 2));
+    assert_eq!(judged(&history).phantom, 1, "carol has no part in it");
+}
+
+proptest! {
+    /// One fault planted anywhere in a clean history is found, as what it is.
+    #[test]
+    fn a_planted_fault_is_found(messages in 2_u32..60, at in 1_u32..60, who in 0_u32..3, kind in 0..7) {
+        let n = 1 + at % messages;
+        let mut history = clean(messages);
+        let shown_at = position(&history, who, n);
+        let expected = match kind {
+            0 => {
+                // Lost: never shown. Unless it is the last of its chat, or was the first, that is a gap as well.
+                history.records.remove(shown_at);
+                [1, 0, 0, 0, u64::from(n < messages && n > 1), 0, 0]
+            }
+            1 => {
+                // Doubled under the same seq, some time later: its seq comes behind itself, too.
+                let again = history.records[shown_at].clone();
+                history.records.push(again);
+                [0, 1, 1, 0, 0, 0, 0]
+            }
+            2 if n < messages => {
+                // Reordered: the next one first. Passing over it is a gap, coming back is out of order, twice judged:
+                // by seq and by the sender's counter.
+                let next = position(&history, who, n + 1);
+                let late = history.records.remove(shown_at);
+                history.records.insert(next, late);
+                [0, 0, 2, 0, u64::from(n > 1), 0, 0]
+            }
+            3 => {
+                let what = What::Shown { id: Some(MessageId { from: 2, n }), place: place(u64::from(messages) + 1), liar: None };
+                history.records.push(Record { at_us: 0, who: Some(who), what });
+                [0, 0, 0, 1, 0, 0, 0]
+            }
+            4 => {
+                // Refused, and shown.
+                for record in &mut history.records {
+                    if matches!(record.what, What::Acked { id: acked, .. } if acked == id(n)) {
+                        record.what = What::Refused { id: id(n), code: "MESSAGE_TOO_LARGE".into() };
+                    }
+                }
+                [0, 0, 0, 0, 0, 1, 0]
+            }
+            5 => {
+                // A seq that was never given: everything behind it is one higher.
+                for record in &mut history.records {
+                    let place = match &mut record.what {
+                        What::Acked { place, .. } | What::Shown { place, .. } => place,
+                        _ => continue,
+                    };
+                    place.seq += u64::from(place.seq >= u64::from(n));
+                }
+                // Three devices pass over it; but nobody knows of one in front of the first.
+                [0, 0, 0, 0, if n > 1 { 3 } else { 0 }, 0, 0]
+            }
+            _ => {
+                let cut = What::Disconnected { reason: "cut".into() };
+                history.records.insert(shown_at, Record { at_us: 0, who: Some(who), what: cut });
+                [0, 0, 0, 0, 0, 0, 1]
+            }
+        };
+        let verdict = judged(&history);
+        prop_assert_eq!(wrong(&verdict), if kind == 2 && n == messages { [0, 0, 0, 0, 0, 0, 1] } else { expected });
+    }
+}
