@@ -98,3 +98,20 @@ stop_pid() {
 raise_fds() {
   ulimit -Sn "$(ulimit -Hn)" 2>/dev/null || true
 }
+
+# build_failpoints debug|release: state and gateway with the feature `failpoints`, which no other build has, into
+# target/failpoints/ or target/failpoints-release/. The plain binaries are put back behind it; both stay cached.
+build_failpoints() {
+  local profile=$1 options=() to=$target/failpoints name
+  if [[ $profile == release ]]; then
+    options=(--release)
+    to=$target/failpoints-release
+  fi
+  cargo build "${options[@]}" --locked --bins -p rookery-state -p rookery-gateway --features failpoints || return
+  mkdir -p "$to"
+  for name in state gateway; do
+    # A name of its own first: the old one may be running.
+    cp "$target/$profile/$name" "$to/.$name.new" && mv -f "$to/.$name.new" "$to/$name" || return
+  done
+  cargo build "${options[@]}" --locked --bins -p rookery-state -p rookery-gateway
+}

@@ -18,8 +18,8 @@ finds its own processes and leaves them alone. A port that somebody else holds i
   --stop              stop what runs in DIR, by pid; the data stays
   --install-only      only see that the programs are installed: redis-server, redis-cli, etcd, etcdctl
   --install-for-tests the same, and also what scripts/test needs beside them: systemd-analyze, which judges the units in
-                      scripts/systemd (Debian's package systemd; nothing of it is started), and strace, which makes system
-                      calls fail
+                      scripts/systemd (Debian's package systemd; nothing of it is started), python3, and what loadtest torture
+                      makes faults with: strace, nft, ip and tc, faketime
   --install-peers     the servers that scripts/bench density compares us with: mosquitto, nginx, haproxy. One that cannot be
                       installed is named and left out; that is no error. They are not started
   -h, --help          this page
@@ -219,6 +219,10 @@ install_missing() {
   [[ $tests == no ]] || command -v systemd-analyze >/dev/null || packages+=(systemd)
   [[ $tests == no ]] || command -v python3 >/dev/null || packages+=(python3)
   [[ $tests == no ]] || command -v strace >/dev/null || packages+=(strace)
+  # Debian puts these where the PATH of users does not look.
+  [[ $tests == no ]] || [[ -n $(PATH=$PATH:/usr/sbin type -P nft) ]] || packages+=(nftables)
+  [[ $tests == no ]] || [[ -n $(PATH=$PATH:/usr/sbin type -P tc) ]] || packages+=(iproute2)
+  [[ $tests == no ]] || command -v faketime >/dev/null || packages+=(faketime)
   ((${#packages[@]})) || return 0
   list=${packages[*]}
   if ! command -v apt-get >/dev/null; then
