@@ -10,6 +10,8 @@
 //! receive buffer.
 
 mod chat;
+mod patience;
+mod pull;
 mod sync;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -20,6 +22,8 @@ use bytes::Bytes;
 use proto::wire::{self, Code};
 
 use chat::{Chat, PullState};
+use patience::Patience;
+use pull::Asked;
 use sync::SyncState;
 
 /// What bounds an [`Inbox`].
@@ -29,7 +33,8 @@ pub struct Limits {
     pub hole_ms_max: u64,
     /// Least time between two acknowledgements of one chat.
     pub ack_ms_min: u64,
-    /// How long a Sync or Pull may stay unanswered before it is asked again.
+    /// How long a Sync or Pull may stay unanswered before it is asked again, while nothing else comes either. Longer where
+    /// answers turn out to take longer.
     pub answer_ms_max: u64,
     /// Early messages held per chat; more are dropped and pulled later.
     pub early_messages_max: usize,
@@ -125,6 +130,9 @@ pub struct Inbox {
     wanting: VecDeque<Arc<str>>,
     /// Pulls in flight, at most `pulls_max`.
     asked: Vec<Asked>,
+    /// Pulls that were asked again for want of an answer, which may still come.
+    late: VecDeque<Asked>,
+    patience: Patience,
     request: u32,
     /// Cursors in one Sync, as this server's frames allow.
     sync_bytes_max: usize,
@@ -141,14 +149,6 @@ pub struct Inbox {
     deadline: Option<Instant>,
 }
 
-/// A Pull in flight.
-#[derive(Debug)]
-struct Asked {
-    request: u32,
-    chat: Arc<str>,
-    cursor: u64,
-}
-
 impl Inbox {
     /// A new device: it starts from what its user has acknowledged so far.
     pub fn new(limits: Limits) -> Self {
@@ -158,6 +158,8 @@ impl Inbox {
             actions: VecDeque::new(),
             wanting: VecDeque::new(),
             asked: Vec::new(),
+            late: VecDeque::new(),
+            patience: Patience::new(limits.answer_ms_max),
             request: 0,
             sync_bytes_max: limits.sync_bytes_max,
             page_chats: usize::MAX,
@@ -203,6 +205,8 @@ impl Inbox {
         self.sync = SyncState::Offline;
         self.wanting.clear();
         self.asked.clear();
+        self.late.clear();
+        self.patience = Patience::new(self.limits.answer_ms_max);
         self.deadline = None;
         self.chats.retain(|_, chat| {
             chat.forget_connection();
@@ -213,6 +217,7 @@ impl Inbox {
 
     /// A Push arrived.
     pub fn push(&mut self, push: wire::Push, now: Instant) {
+        self.patience.heard(now);
         if let Some(message) = push.message {
             self.offer(&push.chat, push.history, message, now);
         }
@@ -225,43 +230,17 @@ impl Inbox {
 
     /// A SyncAck arrived.
     pub fn sync_ack(&mut self, ack: wire::SyncAck, now: Instant) {
+        self.patience.heard(now);
         self.take_sync_ack(ack, now);
     }
 
     /// A PullAck arrived.
     pub fn pull_ack(&mut self, ack: wire::PullAck, now: Instant) {
-        let Some(Asked { chat: name, cursor, .. }) = self.take_asked(ack.request) else { return };
-        let Some(chat) = self.chats.get_mut(&name) else { return };
-        chat.pull = PullState::Idle;
-        if ack.history != chat.history && ack.history != 0 && chat.history != 0 {
-            self.lag -= chat.lag();
-            chat.reset(&name, ack.history, &mut self.actions);
-            chat.told = ack.head;
-        } else if ack.head < cursor {
-            wake(&mut self.deadline, chat.after_older_answer(now));
-        } else {
-            chat.behind_us = 0;
-            if ack.history != 0 {
-                chat.history = ack.history;
-            }
-            chat.told = chat.told.max(ack.head);
-            let before = (chat.cursor, chat.lag());
-            for message in ack.messages {
-                chat.take_pulled(&name, message, &mut self.actions);
-            }
-            // Head and messages were read in one moment, so that what was not among them is not there.
-            let nothing_to = if ack.has_more { ack.first.saturating_sub(1).min(ack.head) } else { ack.head };
-            chat.skip_to(&name, nothing_to, &mut self.actions);
-            chat.take_early(&name, &mut self.actions);
-            self.lag += chat.lag() - before.1;
-            if chat.cursor > before.0 {
-                chat.empty_answers = 0;
-            } else if let Some(at) = chat.after_empty_answer(now) {
-                wake(&mut self.deadline, at);
-            }
+        self.patience.heard(now);
+        match self.take_asked(ack.request) {
+            Some(asked) => self.take_pull_ack(&asked, ack, now),
+            None => self.take_late_pull_ack(ack, now),
         }
-        self.want_if_behind(&name);
-        self.pump(now);
     }
 
     /// The gateway skipped pushes.
@@ -275,6 +254,7 @@ impl Inbox {
 
     /// An Error arrived that answers a Sync or Pull. Others are ignored.
     pub fn error(&mut self, error: &wire::Error, now: Instant) {
+        self.patience.heard(now);
         let least = if is_transient(error.code()) { RETRY_MS_MIN } else { RETRY_FINAL_MS };
         let at = now + Duration::from_millis(u64::from(error.retry_after_ms).max(least));
         if self.sync.is_asked(error.request) {
@@ -284,7 +264,7 @@ impl Inbox {
         let Some(Asked { chat: name, .. }) = self.take_asked(error.request) else { return };
         let Some(chat) = self.chats.get_mut(&name) else { return };
         if is_transient(error.code()) {
-            chat.pull = PullState::Later(at);
+            chat.pull = PullState::Refused(at);
             wake(&mut self.deadline, at);
         } else {
             chat.give_up();
@@ -328,9 +308,12 @@ impl Inbox {
         self.deadline = None;
         self.tick_sync(now);
         for (name, chat) in &mut self.chats {
-            let (want, next) = chat.tick(name, now, &self.limits, &mut self.actions);
+            let (want, next) = chat.tick(name, now, &self.limits, &self.patience, &mut self.actions);
             if want {
-                self.asked.retain(|asked| asked.chat != *name);
+                if let Some(at) = self.asked.iter().position(|asked| asked.chat == *name) {
+                    self.late.push_back(self.asked.swap_remove(at));
+                    self.late.drain(..self.late.len().saturating_sub(LATE_MAX));
+                }
                 chat.pull = PullState::Queued;
                 self.wanting.push_back(name.clone());
             }
@@ -376,7 +359,9 @@ impl Inbox {
         }
         if history != chat.history {
             // Old, or the first sign of a lost history: the store says which. An unknown chat's Sync is under way.
-            chat.hinted = chat.known;
+            if chat.known {
+                chat.hint();
+            }
             self.want_if_behind(&name);
             self.pump(now);
             return;
@@ -411,59 +396,6 @@ impl Inbox {
         self.chats.insert(name.clone(), state);
         name
     }
-
-    fn want_if_behind(&mut self, name: &Arc<str>) {
-        let Some(chat) = self.chats.get_mut(name) else { return };
-        if chat.known && (chat.told > chat.cursor || chat.hinted) && chat.pull == PullState::Idle {
-            chat.pull = PullState::Queued;
-            self.wanting.push_back(name.clone());
-        }
-    }
-
-    /// Starts as many Pulls as may run.
-    fn pump(&mut self, now: Instant) {
-        if matches!(self.sync, SyncState::Offline) {
-            return;
-        }
-        if self.behind {
-            if self.lag > self.limits.unconfirmed_messages_max / 2 {
-                return;
-            }
-            self.behind = false;
-            let names: Vec<_> = self.chats.keys().cloned().collect();
-            names.iter().for_each(|name| self.want_if_behind(name));
-        }
-        while self.asked.len() < self.limits.pulls_max {
-            if self.lag >= self.limits.unconfirmed_messages_max {
-                self.behind = true;
-                return;
-            }
-            let Some(name) = self.wanting.pop_front() else { return };
-            let Some(chat) = self.chats.get_mut(&name) else { continue };
-            if chat.pull != PullState::Queued {
-                continue;
-            }
-            self.request = self.request.wrapping_add(1).max(1);
-            let by = now + Duration::from_millis(self.limits.answer_ms_max);
-            chat.pull = PullState::Asked(by);
-            (chat.hole_until, chat.hinted) = (None, false);
-            wake(&mut self.deadline, by);
-            self.asked.push(Asked { request: self.request, chat: name.clone(), cursor: chat.cursor });
-            self.actions.push_back(Action::Pull(wire::Pull {
-                request: self.request,
-                chat: name.to_string(),
-                history: chat.history,
-                cursor: chat.cursor,
-                limit: proto::PULL_LIMIT_MAX,
-                reverse: false,
-            }));
-        }
-    }
-
-    fn take_asked(&mut self, request: u32) -> Option<Asked> {
-        let at = self.asked.iter().position(|asked| asked.request == request)?;
-        Some(self.asked.swap_remove(at))
-    }
 }
 
 /// The server says try again; anything else it will say again.
@@ -477,6 +409,8 @@ fn wake(deadline: &mut Option<Instant>, at: Instant) {
 
 /// A Sync beside its cursors: the frame's header, two chat names, the request's number.
 const SYNC_OVERHEAD_BYTES: usize = 512;
+/// Pulls that were asked again and whose answer would still be taken.
+const LATE_MAX: usize = 32;
 /// An Error without `retry_after_ms` is not asked again faster than this.
 const RETRY_MS_MIN: u64 = 100;
 /// A Sync that was refused for good. Without one nothing is known, so it is asked again all the same, rarely.

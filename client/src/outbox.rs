@@ -143,6 +143,8 @@ pub struct Outbox {
     limits: Limits,
     /// What this server allows, at most `limits.unanswered_max`.
     window: u64,
+    /// The longest body that this server takes.
+    body_bytes_max: usize,
     draw: SplitMix,
     chats: BTreeMap<Arc<str>, Queue>,
     actions: VecDeque<Action>,
@@ -158,6 +160,7 @@ impl Outbox {
         Outbox {
             limits,
             window: limits.unanswered_max.clamp(1, proto::UNANSWERED_MAX),
+            body_bytes_max: usize::MAX,
             draw: SplitMix(seed),
             chats: BTreeMap::new(),
             actions: VecDeque::new(),
@@ -180,6 +183,10 @@ impl Outbox {
     pub fn submit(&mut self, ticket: u64, chat: &str, body: Bytes, now: Instant) -> Result<(), Full> {
         let name: Arc<str> =
             self.chats.get_key_value(chat).map_or_else(|| chat.into(), |(name, _)| name.clone());
+        if self.connected && body.len() > self.body_bytes_max {
+            self.actions.push_back(too_long(Some(ticket), &name, &body, self.body_bytes_max));
+            return Ok(());
+        }
         let queue = self.chats.entry(name.clone()).or_default();
         if self.queued >= self.limits.queued_messages_max && !queue.has_room(self.window) {
             return Err(Full { queued_messages_max: self.limits.queued_messages_max });
@@ -188,6 +195,13 @@ impl Outbox {
         self.queued += 1;
         self.advance(&name, now);
         Ok(())
+    }
+
+    /// The longest body that the server takes, as LoginAck says; 0: it does not. To be said before
+    /// [`Outbox::connected`], which then refuses what is longer and cannot be stored yet; what may be is sent again all
+    /// the same, for only its answer says what became of it.
+    pub fn bodies_up_to(&mut self, message_bytes_max: usize) {
+        self.body_bytes_max = if message_bytes_max == 0 { usize::MAX } else { message_bytes_max };
     }
 
     /// Logged in: everything unanswered goes out again, in order. `unanswered_max`: as LoginAck says, 0 if it does not.
@@ -204,6 +218,9 @@ impl Outbox {
         for name in names {
             if let Some(queue) = self.chats.get_mut(&name) {
                 queue.expire(now, age_max);
+                let queued = queue.waiting.len();
+                queue.refuse_longer(&name, self.body_bytes_max, &mut self.draw, &mut self.actions);
+                self.queued = self.queued + queue.waiting.len() - queued;
             }
             self.advance(&name, now);
         }
@@ -359,6 +376,12 @@ impl Outbox {
         *queue = Queue::begin(stream);
         self.actions.push_back(Action::StoreStream { chat: name.clone(), stream });
     }
+}
+
+fn too_long(ticket: Option<u64>, name: &Arc<str>, body: &Bytes, body_bytes_max: usize) -> Action {
+    let text = format!("{} bytes, {body_bytes_max} allowed", body.len());
+    let outcome = Outcome::Refused { code: Code::MessageTooLarge, text };
+    Action::Done { ticket, chat: name.clone(), outcome }
 }
 
 /// Streams from a random seed (splitmix64): no random source in here, and no stream twice.

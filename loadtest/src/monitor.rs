@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use gateway::sys;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::engine::{Engine, EngineError, Sample, Strain, cores, millis};
 use crate::hdr_log::HdrLogs;
@@ -247,32 +248,38 @@ impl Monitor {
 /// Starts to listen for Ctrl-C; from then on it ends runs in order. Call it before any engine.
 pub fn watch_interrupt() {
     static STARTED: OnceLock<()> = OnceLock::new();
-    STARTED.get_or_init(|| {
-        let (ready_sender, ready) = std::sync::mpsc::channel();
-        let watch = move || {
-            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-                return;
-            };
-            runtime.block_on(async {
-                let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
-                // Polled once, so that the handler stands before the caller goes on.
-                let first =
-                    std::future::poll_fn(|context| std::task::Poll::Ready(interrupt.as_mut().poll(context)));
-                let first = first.await;
-                let _ = ready_sender.send(());
-                if first.is_ready() || interrupt.await.is_ok() {
-                    INTERRUPTED.store(true, Ordering::Release);
-                }
-            });
-        };
-        if std::thread::Builder::new().name("interrupt".into()).spawn(watch).is_ok() {
-            // An error means that the thread ended without a handler: Ctrl-C then just kills us.
-            let _ = ready.recv();
-        }
-    });
+    STARTED.get_or_init(|| watch_for(SignalKind::interrupt()));
 }
 
-/// Whether Ctrl-C was pressed.
+/// The same for SIGTERM: for runs that leave processes behind when they just die. Not for programs that never ask
+/// [`interrupted`]: nothing would end them.
+pub(crate) fn watch_terminate() {
+    static STARTED: OnceLock<()> = OnceLock::new();
+    STARTED.get_or_init(|| watch_for(SignalKind::terminate()));
+}
+
+fn watch_for(kind: SignalKind) {
+    let (ready_sender, ready) = std::sync::mpsc::channel();
+    let watch = move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+            return;
+        };
+        runtime.block_on(async {
+            let Ok(mut signals) = signal(kind) else { return };
+            // The handler stands before the caller goes on.
+            let _ = ready_sender.send(());
+            if signals.recv().await.is_some() {
+                INTERRUPTED.store(true, Ordering::Release);
+            }
+        });
+    };
+    if std::thread::Builder::new().name("interrupt".into()).spawn(watch).is_ok() {
+        // An error means that the thread ended without a handler: the signal then just kills us.
+        let _ = ready.recv();
+    }
+}
+
+/// Whether Ctrl-C was pressed, or SIGTERM came where that is watched.
 pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Acquire)
 }

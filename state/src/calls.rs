@@ -39,16 +39,18 @@ impl StateService {
     }
 
     /// Puts the chat into its members' lists, which comes before its first message.
-    async fn list(&self, chat: &Chat) -> Result<(), StoreError> {
+    async fn list(&self, generation: u64, chat: &Chat) -> Result<(), StoreError> {
         let name = chat.to_string();
         let Some((low, high)) = chat.pair_members().filter(|_| !self.core.chat_is_listed(&name)) else {
             return Ok(());
         };
         let list = |user: &str| Op::ListChat { user: user.to_owned(), chat: name.clone() };
-        for outcome in self.core.apply(&[list(low), list(high)]).await {
+        for outcome in self.core.apply_as(generation, &[list(low), list(high)]).await {
             outcome?;
         }
-        self.core.chats_are_listed(&[&name]);
+        if self.core.generation() == generation {
+            self.core.chats_are_listed(&[&name]);
+        }
         Ok(())
     }
 }
@@ -61,7 +63,9 @@ impl State for StateService {
         if !(1..=proto::NUMBER_MAX).contains(&request.n) {
             return Err(Status::invalid_argument("n is 1 to 2^53-1"));
         }
-        self.list(&chat).await.map_err(status)?;
+        // The store that the chat stands listed in is the one that is to get the message.
+        let generation = self.core.generation();
+        self.list(generation, &chat).await.map_err(status)?;
         let too_large = request.body.len() > self.core.config.limits.message_bytes_max;
         let append = Append {
             chat: chat.to_string(),
@@ -72,7 +76,7 @@ impl State for StateService {
             refusal: too_large.then_some(Code::MessageTooLarge),
         };
         // A task of its own: a caller that gives up must not take the pushes of a stored message with it.
-        let stored = tokio::spawn(store_and_push(self.core.clone(), append));
+        let stored = tokio::spawn(store_and_push(self.core.clone(), generation, append));
         match stored.await.map_err(|error| Status::internal(error.to_string()))?.map_err(status)? {
             Appended::Stored { seq, time_us, history, .. } => {
                 Ok(Response::new(SendReply { chat: chat.to_string(), history, seq, time_us }))
@@ -90,9 +94,16 @@ impl State for StateService {
             return Err(Status::invalid_argument("limit is at most 100, cursor at most 2^53-1"));
         }
         let limit = if request.limit == 0 { proto::PULL_LIMIT_MAX } else { request.limit } as usize;
-        let (cursor, reverse) = (request.cursor, request.reverse);
-        let op = Op::Pull { chat: chat.clone(), cursor, limit, reverse };
-        let page = read::page(self.core.apply(&[op]).await.swap_remove(0)).map_err(status)?;
+        let (mut cursor, reverse) = (request.cursor, request.reverse);
+        let page = loop {
+            let op = Op::Pull { chat: chat.clone(), cursor, limit, reverse };
+            let page = read::page(self.core.apply(&[op]).await.swap_remove(0)).map_err(status)?;
+            if !page.messages.is_empty() || page.read_to == 0 {
+                break page;
+            }
+            // Nothing but damaged messages: what is readable lies behind them.
+            cursor = page.read_to;
+        };
         let has_more =
             settle::has_more(page.messages.last().map(|last| last.seq), reverse, page.first, page.head);
         let messages = page.messages.into_iter().map(|stored| StoredMessage {
@@ -106,10 +117,10 @@ impl State for StateService {
     }
 }
 
-async fn store_and_push(core: Arc<Core>, append: Append) -> Result<Appended, StoreError> {
+async fn store_and_push(core: Arc<Core>, generation: u64, append: Append) -> Result<Appended, StoreError> {
     let held = Some(core.ledger.hold());
     let (chat, sender, body) = (append.chat.clone(), append.sender.clone(), append.body.clone());
-    let appended = read::appended(core.apply(&[Op::Append(append)]).await.swap_remove(0))?;
+    let appended = read::appended(core.apply_as(generation, &[Op::Append(append)]).await.swap_remove(0))?;
     if let Appended::Stored { seq, time_us, history, again } = appended {
         let message = wire::Message { seq, sender, time_us, body };
         let accepted =

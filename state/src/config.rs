@@ -126,7 +126,7 @@ pub struct Limits {
     pub message_bytes_max: usize,
     /// Devices that one user may have logged in; the one that logged in longest ago makes room.
     pub devices_max: usize,
-    /// Chats in one page of a Sync.
+    /// Chats that are looked at for one page of a Sync; it ends earlier where its news would not fit a frame.
     pub sync_chats_max: usize,
     /// Pulls of one batch that are read; the others are told to come again.
     pub pulls_per_turn_max: usize,
@@ -151,7 +151,7 @@ impl Default for Limits {
         Limits {
             message_bytes_max: proto::MESSAGE_BYTES_MAX,
             devices_max: 64,
-            sync_chats_max: 300,
+            sync_chats_max: 1_000,
             pulls_per_turn_max: 128,
             // About 230 bytes each, so 7.5 MB and 4 MB: in proportion to a million sessions.
             user_cache_max: 32_768,
@@ -179,8 +179,8 @@ impl Config {
                 "limits.devices_max must be between 1 and 256: each login reads them all",
             ),
             (
-                !(1..=300).contains(&limits.sync_chats_max),
-                "limits.sync_chats_max must be between 1 and 300: more do not fit a frame",
+                !(1..=1_000).contains(&limits.sync_chats_max),
+                "limits.sync_chats_max must be between 1 and 1000: each is read for one answer",
             ),
             (
                 limits.user_cache_max == 0 || limits.chat_cache_max == 0,

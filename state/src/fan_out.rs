@@ -115,8 +115,15 @@ async fn restore(core: &Core, taken: &mut Vec<Accepted>) {
 pub async fn push_all(core: &Core, taken: &[Accepted], only: &BTreeMap<u32, u64>) {
     let chats: Vec<Option<Chat>> = taken.iter().map(|accepted| Chat::parse(&accepted.chat).ok()).collect();
     let names = members(chats.iter().flatten());
-    let numbers = numbers_of(core, &names).await;
-    let routes = routes_of(core, numbers.values().copied().collect()).await;
+    let (numbers, routes) = loop {
+        let generation = core.generation();
+        let numbers = numbers_of(core, &names).await;
+        let routes = routes_of(core, numbers.values().copied().collect()).await;
+        // In another store a number may be somebody else's.
+        if core.generation() == generation {
+            break (numbers, routes);
+        }
+    };
     let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
     for (accepted, chat) in taken.iter().zip(&chats) {
         let Some((low, high)) = chat.as_ref().and_then(Chat::pair_members) else { continue };
@@ -259,24 +266,23 @@ pub async fn routes_of(core: &Core, numbers: BTreeSet<u64>) -> HashMap<u64, Vec<
         .collect()
 }
 
-/// Reads, again and again while the store does not answer: the messages are stored, and nobody else knows that they are to be
-/// pushed. What the store cannot read is left at that.
+/// Reads, again and again while the store does not answer, for however long: the messages are stored, and while they are held
+/// here acknowledgements wait and the mark stands. What the store cannot read is left at that.
 async fn insist(core: &Core, ops: &[Op]) -> Vec<Outcome> {
-    let mut outcomes = core.apply(ops).await;
-    for _ in 0..READS_MAX {
+    loop {
+        let generation = core.generation();
+        let outcomes = core.apply_as(generation, ops).await;
         let is_away = |outcome: &&StoreError| !matches!(outcome, StoreError::Corrupt(_));
         match outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).find(is_away) {
-            None => return outcomes,
+            // Also what was read a moment before the store turned out to be another is read again.
+            None if core.generation() == generation => return outcomes,
+            None => continue,
             Some(error) => core.store_failed(error),
         }
         core.clock.pause(READ_PAUSE).await;
-        outcomes = core.apply(ops).await;
     }
-    outcomes
 }
 
-/// A minute at least, in which a store comes back or is gone for long. Meanwhile acknowledgements wait.
-const READS_MAX: u32 = 600;
 const READ_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]

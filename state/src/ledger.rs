@@ -5,8 +5,8 @@
 //! until the gateways have placed them, or their stream is gone. A token stands for the store time that was known when it was
 //! taken, so everything it is held for has a later one. The mark is the oldest token's time.
 //!
-//! Trap: a token that nobody drops holds the mark still, and the other servers push everything since then again. Whoever
-//! keeps one needs a bound for how long.
+//! Trap: a token that nobody drops holds the mark still, and once this server dies the others push everything since then
+//! again. Whoever keeps one needs a bound for how long.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

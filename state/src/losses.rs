@@ -2,31 +2,96 @@
 //! the bucket gets a new history before anything of it is answered, so that no (history, seq) is ever used twice.
 //!
 //! Trap: the proof is a client's word. Only a member of the chat is heard, and only about the history that is in force; what
-//! he can do with a lie is to make those of one bucket in 1,024 read their chats again.
+//! he can do with a lie is to make those of one bucket in 1,024 read their chats again, once an hour and server.
 
-use std::collections::BTreeSet;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use proto::name::Chat;
+use proto::wire;
 
 use crate::server::Core;
-use crate::store::{Answer, Op, Outcome, chat_bucket};
+use crate::store::{Answer, CHAT_BUCKETS, Op, Outcome, chat_bucket};
 use crate::turn::{Planned, Step};
+
+/// When a client's word last ended the history of each bucket. A loss that follows another within the hour waits for its end;
+/// what the store finds out itself does not pass through here.
+#[derive(Debug)]
+pub struct Losses {
+    heard: Mutex<Box<[Option<Instant>]>>,
+}
+
+/// Once per bucket in this time.
+const HEARD_AGAIN_AFTER: Duration = Duration::from_secs(3_600);
+
+impl Default for Losses {
+    fn default() -> Self {
+        Losses { heard: Mutex::new(vec![None; CHAT_BUCKETS as usize].into_boxed_slice()) }
+    }
+}
+
+impl Losses {
+    /// Whether a client's word about this bucket counts now. If so, it is the last one for an hour.
+    fn hear(&self, bucket: u32, now: Instant) -> bool {
+        let mut heard = self.heard.lock();
+        let Some(at) = heard.get_mut(bucket as usize) else { return false };
+        if at.is_some_and(|at| now.saturating_duration_since(at) < HEARD_AGAIN_AFTER) {
+            return false;
+        }
+        *at = Some(now);
+        true
+    }
+
+    /// Nothing came of it: the next word counts.
+    pub fn forget(&self, bucket: u32) {
+        if let Some(at) = self.heard.lock().get_mut(bucket as usize) {
+            *at = None;
+        }
+    }
+}
+
+/// The chats that a Sync is about: those that the store lists, and in the same range those that the client holds. A store that
+/// came back empty, or older than a chat, lists it no more, and only the client knows that there was something.
+pub fn with_held(listed: Vec<String>, sync: &wire::Sync, user: &str) -> Vec<String> {
+    let mut chats: BTreeSet<String> = listed.into_iter().collect();
+    for cursor in sync.cursors.iter().filter(|cursor| cursor.seq > 0) {
+        let in_range = cursor.chat > sync.after && (sync.until.is_empty() || cursor.chat <= sync.until);
+        if in_range && !chats.contains(&cursor.chat) && is_of(&cursor.chat, user) {
+            chats.insert(cursor.chat.clone());
+        }
+    }
+    chats.into_iter().collect()
+}
+
+/// Whether this is a chat of the user, and its name as it is stored.
+fn is_of(chat: &str, user: &str) -> bool {
+    let parsed = Chat::parse(chat).ok().filter(|parsed| parsed.to_string() == chat);
+    parsed.is_some_and(|parsed| parsed.pair_members().is_some_and(|(low, high)| low == user || high == user))
+}
 
 /// Looks for proofs among what a batch asks, has new histories drawn, and reads again what the answers would tell.
 pub async fn prove(core: &Core, until: Instant, steps: &[Step], ops: &[Op], outcomes: &mut [Outcome]) {
-    let lost: BTreeSet<(u32, u64)> = steps.iter().flat_map(|step| proofs(step, outcomes)).collect();
+    let named = |step| proofs(step, outcomes).into_iter().map(|proof| (proof, step.user_name.as_str()));
+    let lost: BTreeMap<(u32, u64), &str> = steps.iter().flat_map(named).collect();
     if lost.is_empty() {
         return;
     }
-    let buckets: BTreeSet<u32> = lost.iter().map(|(bucket, _)| *bucket).collect();
-    for (bucket, history) in &lost {
-        tracing::warn!(
-            bucket,
-            history,
-            "a client holds messages that the store has lost; a new history begins"
-        );
+    // Also those about which nobody is heard: another may have drawn since they were read.
+    let buckets: BTreeSet<u32> = lost.keys().map(|(bucket, _)| *bucket).collect();
+    let now = core.clock.now();
+    let mut asks = Vec::new();
+    for ((bucket, history), user) in lost {
+        if core.losses.hear(bucket, now) {
+            let what = "a client holds messages that the store has lost; a new history begins";
+            tracing::warn!(user, bucket, history, "{what}");
+            asks.push(Op::LoseHistory { bucket, history });
+        } else {
+            core.metrics.proofs_refused.inc();
+            let what = "a client says that messages are lost of a bucket whose history began within the hour";
+            tracing::warn!(user, bucket, history, "{what}");
+        }
     }
-    let draw = lost.into_iter().map(|(bucket, history)| Op::LoseHistory { bucket, history });
-    let mut asks: Vec<Op> = draw.collect();
     let drawn = asks.len();
     let mut places = Vec::new();
     for (place, op) in ops.iter().enumerate() {
@@ -38,6 +103,15 @@ pub async fn prove(core: &Core, until: Instant, steps: &[Step], ops: &[Op], outc
         }
     }
     let answers = core.apply_until(until, &asks).await;
+    for (ask, answer) in asks.iter().zip(&answers).take(drawn) {
+        match (ask, answer) {
+            (_, Ok(_)) => {
+                core.metrics.histories_redrawn.inc();
+            }
+            (Op::LoseHistory { bucket, .. }, Err(_)) => core.losses.forget(*bucket),
+            _ => {}
+        }
+    }
     for (place, answer) in places.into_iter().zip(answers.into_iter().skip(drawn)) {
         outcomes[place] = answer;
     }
@@ -80,6 +154,35 @@ pub fn is_proof((held_history, held): (u64, u64), (history, head): (u64, u64)) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chats_that_only_the_client_knows_of_are_looked_at_in_their_range() {
+        let cursor = |chat: &str, seq| wire::Cursor { chat: chat.into(), history: 7, seq };
+        let cursors = vec![
+            cursor("a:me", 3),
+            cursor("b:me", 0),
+            cursor("me:b", 3),
+            cursor("b:d", 3),
+            cursor("c:me", 3),
+            cursor("d:me", 3),
+        ];
+        let sync = wire::Sync { request: 1, after: "a:me".into(), until: "c:me".into(), cursors };
+        assert_eq!(with_held(vec!["bb:me".into()], &sync, "me"), ["bb:me", "c:me"]);
+        let whole = wire::Sync { after: String::new(), until: String::new(), ..sync };
+        assert_eq!(with_held(vec!["c:me".into()], &whole, "me"), ["a:me", "c:me", "d:me"]);
+    }
+
+    #[test]
+    fn a_bucket_is_heard_of_once_an_hour() {
+        let (losses, now) = (Losses::default(), Instant::now());
+        assert!(losses.hear(7, now));
+        assert!(!losses.hear(7, now + HEARD_AGAIN_AFTER - Duration::from_secs(1)));
+        assert!(losses.hear(8, now), "another bucket");
+        assert!(losses.hear(7, now + HEARD_AGAIN_AFTER));
+        losses.forget(7);
+        assert!(losses.hear(7, now + HEARD_AGAIN_AFTER), "nothing had come of it");
+        assert!(!losses.hear(CHAT_BUCKETS, now));
+    }
 
     #[test]
     fn only_a_cursor_of_this_history_above_the_head_is_proof() {

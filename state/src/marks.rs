@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fan_out;
+use crate::repush::Missing;
 use crate::server::Core;
 use crate::store::{Marks, Op, StoreError, read};
 
@@ -45,6 +46,7 @@ pub async fn mark(core: &Core) -> Result<(), StoreError> {
     let op = Op::Mark { server, life, pushed_us: core.ledger.mark_us() };
     let seen = read::marks(core.apply(&[op]).await.swap_remove(0))?;
     core.ledger.told(seen.now_us, core.clock.now());
+    core.began_us.get_or_init(|| seen.now_us);
     if !crpc::failpoint::switch("recency_off") {
         take_over(core, &seen).await;
     }
@@ -96,6 +98,10 @@ fn tell_those_with_room(core: &Core) {
 
 /// A gateway can be reached: it gets the kicks that it is owed, and what it missed is pushed again, from what is known here and
 /// what it says itself: pushes of the last `replay` may be missing.
+///
+/// What this life could not push is known exactly. So what the gateway says only counts for what earlier lives did, and only
+/// shortly before this one began: what they had accepted and not pushed is taken over from their marks, and what is still
+/// missing after that is what they knew to be missing there.
 pub fn catch_up(core: &Core, incarnation: u32, replay: Option<Duration>) {
     let (missed_us, kicks) = core.gateways.missed().take(incarnation);
     for kick in kicks {
@@ -104,19 +110,29 @@ pub fn catch_up(core: &Core, incarnation: u32, replay: Option<Duration>) {
     if crpc::failpoint::switch("recency_off") {
         return;
     }
-    let said_us = replay.and_then(|replay| {
+    let told = replay.and_then(|replay| {
         let now_us = core.ledger.store_now_us(core.clock.now())?;
-        Some(now_us.saturating_sub((replay + REPLAY_MARGIN).as_micros() as u64))
+        said(now_us, *core.began_us.get()?, replay)
     });
     // Exclusive, so that the oldest message missed is among what is newer.
-    let from_us = [missed_us.map(|missed_us| missed_us - 1), said_us].into_iter().flatten().min();
-    if let Some(from_us) = from_us {
-        core.repush.replay(incarnation, from_us);
+    let known = missed_us.map(|missed_us| Missing { from_us: missed_us - 1, upto_us: u64::MAX });
+    for missing in [known, told].into_iter().flatten() {
+        core.repush.replay(incarnation, missing);
     }
 }
 
+/// What a gateway may miss by its own word, of a server that began then.
+fn said(now_us: u64, began_us: u64, replay: Duration) -> Option<Missing> {
+    let since_us = now_us.saturating_sub((replay + REPLAY_MARGIN).as_micros() as u64);
+    let from_us = since_us.max(began_us.saturating_sub(REPLAY_MAX.as_micros() as u64));
+    (from_us < began_us).then_some(Missing { from_us, upto_us: began_us })
+}
+
 /// On top of what a gateway says: between the two clocks and what was on its way.
-const REPLAY_MARGIN: Duration = Duration::from_secs(1);
+const REPLAY_MARGIN: Duration = Duration::from_secs(3);
+
+/// Before this life began.
+const REPLAY_MAX: Duration = Duration::from_secs(60);
 
 /// Removes the routes of connections that have gone; those that the store did not take are tried again at the next ticks.
 pub async fn unbind(core: &Core, gone: Vec<(u64, u64)>) {
@@ -147,5 +163,21 @@ async fn unbind_again(core: &Core) {
     };
     if !some.is_empty() {
         unbind(core, some).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateways_word_counts_for_the_minute_before_this_life_alone() {
+        let s = |seconds: u64| seconds * 1_000_000;
+        let ago = Duration::from_secs;
+        let began_us = s(1_000);
+        assert_eq!(said(s(1_100), began_us, ago(90)), None, "this life knows itself");
+        let upto_us = began_us;
+        assert_eq!(said(s(1_010), began_us, ago(30)), Some(Missing { from_us: s(977), upto_us }));
+        assert_eq!(said(s(1_010), began_us, ago(86_400)), Some(Missing { from_us: s(940), upto_us }));
     }
 }

@@ -34,11 +34,11 @@ struct Owed {
 const INCARNATIONS_MAX: usize = 1_024;
 const KICKS_MAX: usize = 256;
 
-/// Ticks (half seconds) for which tokens are held: less than a mark may stand still.
+/// Ticks (half seconds) for which tokens are held.
 const HELD_TICKS: u32 = 2;
 
-/// Ticks after the last news for which anything is kept: ten minutes.
-const KEPT_TICKS: u32 = 1_200;
+/// Ticks after the last news for which anything is kept: an hour.
+const KEPT_TICKS: u32 = 7_200;
 
 impl Missed {
     /// Pushes of messages from this store time on have not reached this gateway.

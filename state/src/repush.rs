@@ -30,14 +30,38 @@ pub struct Repush {
 
 #[derive(Debug, Default)]
 struct Queue {
-    /// Gateways that were away: since when they miss pushes, store time.
-    replays: BTreeMap<u32, u64>,
+    /// Gateways that were away.
+    replays: BTreeMap<u32, Missing>,
     takeovers: VecDeque<Takeover>,
-    current: Option<Job>,
+    /// Replays that were begun, each for gateways of its own.
+    replaying: VecDeque<Job>,
+    /// The takeover that was begun.
+    taking: Option<Job>,
+    /// Whose takeover a step is at now.
+    at: Option<Life>,
+    /// The last step was one of a replay: a takeover goes first now.
+    replayed: bool,
+}
+
+/// What a gateway misses: pushes of messages that are newer than the one store time, and not newer than the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missing {
+    /// Exclusive.
+    pub from_us: u64,
+    /// `u64::MAX`: all until now.
+    pub upto_us: u64,
+}
+
+/// What there is to do.
+enum Next {
+    Job(Box<Job>),
+    /// Only for gateways that have no room now.
+    Full,
+    Nothing,
 }
 
 /// Buckets that are gone through.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Job {
     from_us: u64,
     /// `u64::MAX`: to the end.
@@ -56,7 +80,7 @@ struct Job {
 }
 
 /// Going up through a chat that has more than one page.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Walk {
     cursor: u64,
     head: u64,
@@ -75,8 +99,9 @@ const CHATS_PER_STEP: usize = 16;
 /// Messages of a chat that are read at a time.
 const MESSAGES_PER_PULL: usize = 100;
 
-/// Longest rest between two steps, and while the store does not answer.
+/// Longest rest between two steps, while gateways have no room, and while the store does not answer.
 const REST_MAX: Duration = Duration::from_millis(50);
+const FULL_PAUSE: Duration = Duration::from_millis(50);
 const STORE_PAUSE: Duration = Duration::from_millis(250);
 
 /// What a step did.
@@ -86,16 +111,19 @@ pub enum Stepped {
     Idle,
     /// There may be more.
     More,
+    /// There is more, for gateways that have no room now.
+    Full,
     /// The store did not answer; the same is to be tried again.
     Failed,
 }
 
 impl Repush {
-    /// A gateway is back that misses pushes since this store time.
-    pub fn replay(&self, incarnation: u32, from_us: u64) {
+    /// A gateway is back that misses pushes.
+    pub fn replay(&self, incarnation: u32, missing: Missing) {
         let mut queue = self.queue.lock();
-        let since = queue.replays.entry(incarnation).or_insert(from_us);
-        *since = from_us.min(*since);
+        let all = queue.replays.entry(incarnation).or_insert(missing);
+        all.from_us = missing.from_us.min(all.from_us);
+        all.upto_us = missing.upto_us.max(all.upto_us);
         drop(queue);
         self.wake.notify_one();
     }
@@ -115,26 +143,69 @@ impl Repush {
     pub fn is_busy_with(&self, life: &Life) -> bool {
         let queue = self.queue.lock();
         queue.takeovers.iter().any(|takeover| takeover.of == *life)
-            || queue.current.as_ref().is_some_and(|job| job.of.as_ref() == Some(life))
+            || queue.taking.as_ref().is_some_and(|job| job.of.as_ref() == Some(life))
+            || queue.at.as_ref() == Some(life)
     }
 
-    /// What was begun, or what is most urgent: a gateway that is back has people waiting.
-    fn next(&self) -> Option<Job> {
+    /// Replays and takeovers take turns: neither waits until the other is through. `is_full` says of a gateway that it is to
+    /// be waited for.
+    fn next(&self, is_full: impl Fn(u32) -> bool) -> Next {
         let mut queue = self.queue.lock();
-        if let Some(job) = queue.current.take() {
-            return Some(job);
+        queue.at = None;
+        let replayed = std::mem::take(&mut queue.replayed);
+        let takeover = if replayed { queue.takeover() } else { None };
+        if let Some(job) = takeover.or_else(|| queue.replay(is_full)).or_else(|| queue.takeover()) {
+            queue.at.clone_from(&job.of);
+            queue.replayed = job.of.is_none();
+            return Next::Job(Box::new(job));
         }
-        if !queue.replays.is_empty() {
-            let to = std::mem::take(&mut queue.replays);
-            let from_us = to.values().copied().min().unwrap_or(0);
-            return Some(Job::new(from_us, u64::MAX, Buckets::all(), to, None));
-        }
-        let Takeover { of, from_us, upto_us, buckets } = queue.takeovers.pop_front()?;
-        Some(Job::new(from_us, upto_us, buckets, BTreeMap::new(), Some(of)))
+        if queue.replaying.is_empty() { Next::Nothing } else { Next::Full }
     }
 
     fn put_back(&self, job: Job) {
-        self.queue.lock().current = Some(job);
+        let mut queue = self.queue.lock();
+        queue.at = None;
+        if job.of.is_some() { queue.taking = Some(job) } else { queue.replaying.push_back(job) }
+    }
+
+    fn done(&self) {
+        self.queue.lock().at = None;
+    }
+}
+
+impl Queue {
+    fn takeover(&mut self) -> Option<Job> {
+        if let Some(job) = self.taking.take() {
+            return Some(job);
+        }
+        let Takeover { of, from_us, upto_us, buckets } = self.takeovers.pop_front()?;
+        Some(Job::new(from_us, upto_us, buckets, BTreeMap::new(), Some(of)))
+    }
+
+    /// The next replay whose gateways have room. One that is for others as well is done for these alone, and stays for the
+    /// others where it is.
+    fn replay(&mut self, is_full: impl Fn(u32) -> bool) -> Option<Job> {
+        if !self.replays.is_empty() {
+            let missing = std::mem::take(&mut self.replays);
+            let from_us = missing.values().map(|missing| missing.from_us).min().unwrap_or(0);
+            let upto_us = missing.values().map(|missing| missing.upto_us).max().unwrap_or(u64::MAX);
+            let to =
+                missing.into_iter().map(|(incarnation, missing)| (incarnation, missing.from_us)).collect();
+            self.replaying.push_back(Job::new(from_us, upto_us, Buckets::all(), to, None));
+        }
+        for _ in 0..self.replaying.len() {
+            let mut job = self.replaying.pop_front()?;
+            let (full, room): (BTreeMap<_, _>, _) =
+                std::mem::take(&mut job.to).into_iter().partition(|(incarnation, _)| is_full(*incarnation));
+            if !full.is_empty() {
+                self.replaying.push_back(Job { to: full, ..job.clone() });
+            }
+            job.to = room;
+            if !job.to.is_empty() {
+                return Some(job);
+            }
+        }
+        None
     }
 }
 
@@ -182,6 +253,7 @@ pub async fn run(core: Arc<Core>) {
                 let worked = core.clock.now().saturating_duration_since(began);
                 core.clock.pause(worked.min(REST_MAX)).await;
             }
+            Stepped::Full => core.clock.pause(FULL_PAUSE).await,
             Stepped::Failed => core.clock.pause(STORE_PAUSE).await,
         }
     }
@@ -189,7 +261,12 @@ pub async fn run(core: Arc<Core>) {
 
 /// A little of what is to be done.
 pub async fn step(core: &Core) -> Stepped {
-    let Some(mut job) = core.repush.next() else { return Stepped::Idle };
+    let is_full = |incarnation| core.gateways.is_open(incarnation) && !core.gateways.has_room(incarnation);
+    let mut job = match core.repush.next(is_full) {
+        Next::Job(job) => *job,
+        Next::Full => return Stepped::Full,
+        Next::Nothing => return Stepped::Idle,
+    };
     if !job.to.is_empty() {
         leave_out_the_departed(core, &mut job);
         if job.to.is_empty() {
@@ -201,6 +278,7 @@ pub async fn step(core: &Core) -> Stepped {
     match done {
         Ok(true) => {
             let pushed = job.pushed;
+            core.repush.done();
             match &job.of {
                 Some((server, life)) => {
                     tracing::info!(server, life, pushed, "pushed again for another server")
@@ -331,8 +409,7 @@ async fn go_down(core: &Core, from_us: u64, chat: &str) -> Result<Option<Walk>, 
             let below = oldest.map_or(cursor, |oldest| oldest.seq);
             return Ok(Some(Walk { cursor: below.saturating_sub(1), head }));
         }
-        let Some(last) = page.messages.last() else { return Ok(None) };
-        cursor = last.seq;
+        cursor = page.read_to;
     }
 }
 
@@ -342,7 +419,8 @@ async fn go_up(core: &Core, job: &mut Job) -> Result<(), StoreError> {
     let chat = recent.chat.clone();
     let op = Op::Pull { chat: chat.clone(), cursor: walk.cursor, limit: MESSAGES_PER_PULL, reverse: false };
     let page = read::page(core.apply(&[op]).await.swap_remove(0))?;
-    let (head, last) = (walk.head, page.messages.last().map_or(u64::MAX, |last| last.seq));
+    // Nothing was there to look at: the chat ends here.
+    let (head, last) = (walk.head, if page.read_to == 0 { u64::MAX } else { page.read_to });
     let mut round =
         accepted(&chat, Page { messages: page.messages.into_iter().rev().collect(), ..page }, job);
     round.retain(|accepted| accepted.message.seq <= head);
@@ -358,7 +436,9 @@ async fn go_up(core: &Core, job: &mut Job) -> Result<(), StoreError> {
 
 /// Whether nothing newer than that lies below this page.
 fn reaches_back(page: &Page, from_us: u64) -> bool {
-    page.messages.last().is_none_or(|last| last.time_us <= from_us || last.seq <= page.first.max(1))
+    // What is damaged tells no time; what lies below it may be newer.
+    let is_older = |last: &Stored| last.time_us <= from_us;
+    page.read_to <= page.first.max(1) || page.messages.last().is_some_and(is_older)
 }
 
 /// The messages of a page, newest first, that the job means; oldest first.

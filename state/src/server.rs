@@ -7,8 +7,8 @@
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crpc::registry::{Endpoint, Registration};
@@ -28,6 +28,7 @@ use crate::delivered::{self, Delivered, Histories};
 use crate::fan_out::{self, Accepted};
 use crate::gateways::Gateways;
 use crate::ledger::Ledger;
+use crate::losses::Losses;
 use crate::marks;
 use crate::metrics::Metrics;
 use crate::repush::{self, Repush};
@@ -60,6 +61,10 @@ pub struct Core {
     pub judge: Mutex<Judge>,
     /// What is to be pushed again.
     pub repush: Repush,
+    /// Store time at which this life wrote its first mark: nothing was accepted before.
+    pub began_us: OnceLock<u64>,
+    /// Buckets whose history a client's word has ended lately.
+    pub losses: Losses,
     /// Histories seen lately.
     pub histories: Histories,
     /// Users and connections that are gone and whose routes are to be removed.
@@ -110,6 +115,8 @@ impl Core {
             ledger: Ledger::default(),
             judge: Mutex::new(Judge::new((config.id(), life))),
             repush: Repush::default(),
+            began_us: OnceLock::new(),
+            losses: Losses::default(),
             histories: Histories::default(),
             unbinds: Mutex::default(),
             metrics,
@@ -139,6 +146,20 @@ impl Core {
     /// One store call, which is given up at that time: what is not asked by then surely did not happen, and of what is
     /// asked nothing is known.
     pub async fn apply_until(&self, until: Instant, ops: &[Op]) -> Vec<Outcome> {
+        self.until(until, ops, self.apply(ops)).await
+    }
+
+    /// Both: see [`Core::apply_as`].
+    pub async fn apply_as_until(&self, generation: u64, until: Instant, ops: &[Op]) -> Vec<Outcome> {
+        self.until(until, ops, self.apply_as(generation, ops)).await
+    }
+
+    async fn until(
+        &self,
+        until: Instant,
+        ops: &[Op],
+        call: impl Future<Output = Vec<Outcome>>,
+    ) -> Vec<Outcome> {
         let left = until.saturating_duration_since(self.clock.now());
         if ops.is_empty() {
             return Vec::new();
@@ -147,7 +168,7 @@ impl Core {
             let late = || Err(StoreError::Refused("there was no time left to ask".to_owned()));
             return ops.iter().map(|_| late()).collect();
         }
-        match future::select(pin!(self.apply(ops)), self.clock.pause(left)).await {
+        match future::select(pin!(call), self.clock.pause(left)).await {
             Either::Left((outcomes, _)) => outcomes,
             Either::Right(_) => {
                 let late = || Err(StoreError::Unknown("it took too long".to_owned()));
@@ -158,11 +179,29 @@ impl Core {
 
     /// One store call, measured.
     pub async fn apply(&self, ops: &[Op]) -> Vec<Outcome> {
+        self.measured(ops, self.store.apply(ops)).await
+    }
+
+    /// One store call that was decided on by what is remembered here since [`Core::generation`] was this: if the store is
+    /// another by now, nothing is done and all is refused.
+    pub async fn apply_as(&self, generation: u64, ops: &[Op]) -> Vec<Outcome> {
+        if self.generation() != generation {
+            return ops.iter().map(|_| Err(StoreError::another())).collect();
+        }
+        self.measured(ops, self.store.apply_as(generation, ops)).await
+    }
+
+    /// Of the store, as far as what is remembered here follows it.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    async fn measured(&self, ops: &[Op], call: impl Future<Output = Vec<Outcome>>) -> Vec<Outcome> {
         if ops.is_empty() {
             return Vec::new();
         }
         let began = Instant::now();
-        let outcomes = self.store.apply(ops).await;
+        let outcomes = call.await;
         self.follow_generation();
         self.metrics.store.observe(began.elapsed().as_secs_f64());
         self.metrics.store_ops.inc_by(ops.len() as u64);
@@ -479,7 +518,10 @@ pub(crate) mod tests {
         core.apply(&[Op::Incarnate]).await;
         assert_eq!(known(), (Some(7), true));
         store.generation.store(1, Ordering::Relaxed);
-        core.apply(&[Op::Incarnate]).await;
-        assert_eq!(known(), (None, false));
+        let stale = core.apply_as(core.generation(), &[Op::Incarnate]).await;
+        assert!(matches!(stale[0], Err(StoreError::Refused(_))), "{stale:?}");
+        assert_eq!((known(), store.calls()), ((None, false), 1));
+        assert!(core.apply_as(0, &[Op::Incarnate]).await[0].is_err(), "decided before");
+        assert!(core.apply_as(core.generation(), &[Op::Incarnate]).await[0].is_ok());
     }
 }

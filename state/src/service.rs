@@ -120,7 +120,9 @@ pub(crate) fn first_down(core: &Core) -> Down {
 async fn serve(core: Arc<Core>, gateway: Gateway, down: GatewayStream, mut ups: Streaming<Up>) {
     let mut turns = FuturesOrdered::new();
     let mut logins = FuturesOrdered::new();
-    let (mut lane, mut looks) = (Lane::default(), tokio::time::interval(marks::TICK));
+    // Of their own, so that logins do not wait for live turns, nor these for them.
+    let (mut lane, mut login_lane) = (Lane::default(), Lane::default());
+    let mut looks = tokio::time::interval(marks::TICK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut quiet_looks = 0;
     let mut closing = std::pin::pin!(core.time_to_close());
@@ -131,7 +133,7 @@ async fn serve(core: Arc<Core>, gateway: Gateway, down: GatewayStream, mut ups: 
                 Ok(Some(up)) => match up.kind.inspect(|_| quiet_looks = 0) {
                     Some(up::Kind::Batch(batch)) => {
                         if has_logins(&batch) {
-                            logins.push_back(turn(core.clone(), gateway.clone(), batch, Place::default()));
+                            logins.push_back(turn(core.clone(), gateway.clone(), batch, login_lane.next()));
                         } else {
                             turns.push_back(turn(core.clone(), gateway.clone(), batch, lane.next()));
                         }

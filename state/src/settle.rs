@@ -48,7 +48,14 @@ pub fn settle(
             }
             Planned::Sync { sync, chats, more } => {
                 let heads: Result<Vec<Head>, StoreError> = results.map(read::head).collect();
-                out.answers.push(sync_answer(core, &frame, &user_name, sync, chats, more, heads));
+                out.answers.push(sync_answer(
+                    core,
+                    gateway,
+                    (&frame, &user_name),
+                    sync,
+                    (chats, more),
+                    heads,
+                ));
             }
             Planned::Pull { pull, chat, limit } => {
                 let page = results.next().unwrap_or_else(missing).and_then(|answer| read::page(Ok(answer)));
@@ -82,7 +89,10 @@ fn login_answer(
                 server_time_us: core.unix_us(),
                 heartbeat_ms: gateway.heartbeat_ms,
                 durability: core.durability() as i32,
-                message_bytes_max: core.config.limits.message_bytes_max as u32,
+                message_bytes_max: message_bytes_max(
+                    core.config.limits.message_bytes_max,
+                    gateway.frame_bytes_max,
+                ),
                 frame_bytes_max: gateway.frame_bytes_max,
                 unanswered_max: proto::UNANSWERED_MAX as u32,
             };
@@ -105,6 +115,18 @@ fn login_answer(
             out.answers.push(answer::error(frame, error));
         }
     }
+}
+
+/// What a Send or a Push holds beside its body: header, chat, sender, numbers.
+const MESSAGE_OVERHEAD_BYTES: u32 = 512;
+
+/// A Send with the longest body that the client is told of fits the longest frame that this gateway takes; else the client
+/// would send it again and again, and be closed each time.
+fn message_bytes_max(of_state: usize, frame_bytes_max: u32) -> u32 {
+    // 0: a gateway that does not say.
+    let of_frame = if frame_bytes_max == 0 { u32::MAX } else { frame_bytes_max };
+    let fits = of_frame.saturating_sub(MESSAGE_OVERHEAD_BYTES).max(1);
+    u32::try_from(of_state).unwrap_or(u32::MAX).min(fits)
 }
 
 fn send_answer(
@@ -166,11 +188,10 @@ fn send_answer(
 
 fn sync_answer(
     core: &Core,
-    frame: &UpFrame,
-    user_name: &str,
+    gateway: &Gateway,
+    (frame, user_name): (&UpFrame, &str),
     sync: wire::Sync,
-    chats: Vec<String>,
-    more: bool,
+    (chats, more): (Vec<String>, bool),
     heads: Result<Vec<Head>, StoreError>,
 ) -> DownFrame {
     let unread = more && chats.is_empty();
@@ -181,28 +202,42 @@ fn sync_answer(
             return answer::error(frame, wire::Error { request: sync.request, ..error });
         }
     };
-    let next = if more { chats.last().cloned().unwrap_or_default() } else { String::new() };
+    let mut ack = wire::SyncAck { request: sync.request, has_more: more, ..Default::default() };
+    if more {
+        ack.next = chats.last().cloned().unwrap_or_default();
+    }
     let cursors: HashMap<&str, &wire::Cursor> = sync.cursors.iter().map(|c| (c.chat.as_str(), c)).collect();
-    let held = |chat: &str| cursors.get(chat);
-    let news = chats
-        .into_iter()
-        .zip(heads)
-        .filter(|(chat, head)| {
-            head.seq > 0 && held(chat).is_none_or(|c| c.history != head.history || c.seq != head.seq)
-        })
-        .map(|(chat, head)| {
+    let mut room = (gateway.frame_bytes_max as usize).saturating_sub(ANSWER_OVERHEAD_BYTES);
+    // The chat before, from which the next Sync goes on if this one does not fit any more.
+    let mut before = String::new();
+    for (chat, head) in chats.into_iter().zip(heads) {
+        let is_news = match cursors.get(chat.as_str()) {
+            // Also where nothing is left of what it holds: just that it must be told.
+            Some(cursor) if cursor.seq > 0 => (cursor.history, cursor.seq) != (head.history, head.seq),
+            _ => head.seq > 0,
+        };
+        if is_news {
             // What this server was told lately may not be written yet.
             let noted = core.delivered.noted(&chat, user_name, head.history).unwrap_or(0).min(head.seq);
             let delivered = noted.max(head.delivered);
-            wire::ChatHead { chat, history: head.history, head: head.seq, delivered, first: head.first }
-        })
-        .collect();
-    let ack = wire::SyncAck { request: sync.request, chats: news, has_more: more, next };
+            let Head { history, seq, first, .. } = head;
+            let news = wire::ChatHead { chat: chat.clone(), history, head: seq, delivered, first };
+            // Key and length in front of it.
+            let bytes = news.encoded_len() + 4;
+            if bytes > room && !before.is_empty() {
+                (ack.has_more, ack.next) = (true, before);
+                break;
+            }
+            room = room.saturating_sub(bytes);
+            ack.chats.push(news);
+        }
+        before = chat;
+    }
     answer::reply(frame, Command::SyncAck, &ack)
 }
 
-/// What a Pull answer holds beside its messages, at most.
-const PULL_OVERHEAD_BYTES: usize = 512;
+/// What a Sync or Pull answer holds beside its chats or messages, at most.
+const ANSWER_OVERHEAD_BYTES: usize = 512;
 
 fn pull_answer(
     core: &Core,
@@ -225,7 +260,7 @@ fn pull_answer(
         }
     };
     let found = page.messages.len();
-    let mut room = (gateway.frame_bytes_max as usize).saturating_sub(PULL_OVERHEAD_BYTES);
+    let mut room = (gateway.frame_bytes_max as usize).saturating_sub(ANSWER_OVERHEAD_BYTES);
     let mut messages = Vec::with_capacity(found.min(limit));
     for stored in page.messages.into_iter().take(limit) {
         let message = wire::Message {
@@ -242,7 +277,8 @@ fn pull_answer(
         room = room.saturating_sub(bytes);
         messages.push(message);
     }
-    let has_more = has_more(messages.last().map(|last| last.seq), pull.reverse, page.first, page.head);
+    let last = messages.last().map(|last| last.seq);
+    let (has_more, first) = rest(last, pull.reverse, (page.first, page.head), page.read_to);
     let ack = wire::PullAck {
         request: pull.request,
         chat,
@@ -250,9 +286,19 @@ fn pull_answer(
         messages,
         has_more,
         head: page.head,
-        first: page.first,
+        first,
     };
     answer::reply(frame, Command::PullAck, &ack)
+}
+
+/// `has_more` and `first` of a Pull's answer. Where the store read nothing but damaged messages and more lies above, the answer
+/// counts the damaged ones among what is not kept any more: whoever asks knows of the gap then, and goes on behind it. Backwards
+/// no field can say so: there the answer ends the walk.
+pub fn rest(last: Option<u64>, reverse: bool, (first, head): (u64, u64), read_to: u64) -> (bool, u64) {
+    if last.is_none() && !reverse && (1..head).contains(&read_to) {
+        return (true, first.max(read_to + 1));
+    }
+    (has_more(last, reverse, first, head), first)
 }
 
 /// Whether another Pull from the last message on may bring more. Messages that are cut (below `first`) or damaged are missing
@@ -271,9 +317,29 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn a_message_as_long_as_a_client_is_told_fits_a_frame() {
+        let longest = proto::name::NAME_BYTES_MAX;
+        let chat = format!("{}:{}", "a".repeat(longest), "b".repeat(longest));
+        for (of_state, frame_bytes_max) in [(32_768, 65_536), (32_768, 4_096), (32_768, 33_000), (100, 4_096)]
+        {
+            let body = vec![0; message_bytes_max(of_state, frame_bytes_max) as usize].into();
+            let n = proto::NUMBER_MAX;
+            let send = wire::Send { chat: chat.clone(), stream: u64::MAX, n, body };
+            let frame = proto::frame::encode(Command::Send, &send);
+            assert!(frame.len() <= frame_bytes_max as usize, "{of_state} {frame_bytes_max} {}", frame.len());
+            let sender = "a".repeat(longest);
+            let message = wire::Message { seq: n, sender, time_us: u64::MAX, body: send.body };
+            let push = answer::push(&chat, u64::MAX, message);
+            assert!(push.len() <= frame_bytes_max as usize, "{of_state} {frame_bytes_max} {}", push.len());
+        }
+        assert_eq!(message_bytes_max(32_768, 65_536), 32_768);
+        assert_eq!(message_bytes_max(32_768, 0), 32_768);
+    }
+
     proptest! {
         /// Pulls page after page until there is no more: everything that is readable comes, in order, whatever is cut or
-        /// damaged, and it ends.
+        /// damaged, and it ends. Backwards only while no page is damaged as a whole.
         #[test]
         fn pulling_until_there_is_no_more_brings_everything(
             damaged in proptest::collection::vec(any::<bool>(), 0..40),
@@ -288,15 +354,25 @@ mod tests {
             let mut cursor = if reverse { head + 1 } else { 0 };
             for _ in 0..=damaged.len() {
                 // As a store does it: so many of those that are kept, without those that are damaged.
+                let mut read_to = 0;
                 let kept = (first..=head).filter(|seq| if reverse { *seq < cursor } else { *seq > cursor });
                 let kept: Vec<u64> = if reverse { kept.rev().collect() } else { kept.collect() };
-                let mut page: Vec<u64> = kept.into_iter().filter(readable).collect();
-                page.truncate(limit);
+                let page: Vec<u64> = if reverse {
+                    kept.into_iter().filter(readable).take(limit).collect()
+                } else {
+                    let read: Vec<u64> = kept.into_iter().take(limit).collect();
+                    read_to = read.last().copied().unwrap_or(0);
+                    read.into_iter().filter(readable).collect()
+                };
                 pulled.extend(&page);
-                cursor = page.last().copied().unwrap_or(cursor);
-                if !has_more(page.last().copied(), reverse, first, head) {
+                let last = page.last().copied();
+                let (has_more, told) = rest(last, reverse, (first, head), read_to);
+                if !has_more {
                     break;
                 }
+                let next = last.unwrap_or(told - 1);
+                prop_assert!(if reverse { next < cursor } else { next > cursor }, "no way forward");
+                cursor = next;
             }
             let mut wanted: Vec<u64> = (1..=head).filter(readable).collect();
             if reverse {

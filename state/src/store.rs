@@ -271,6 +271,8 @@ pub struct Page {
     /// As in [`Head`]: what is below was removed by retention.
     pub first: u64,
     pub messages: Vec<Stored>,
+    /// The last seq that was looked at, also where it is damaged and so left out; 0: there was none.
+    pub read_to: u64,
 }
 
 /// How far all lives of state servers have pushed.
@@ -289,6 +291,8 @@ pub struct Mark {
     pub server: String,
     pub life: u64,
     pub pushed_us: u64,
+    /// Store time at which it was written last, also when it said the same as before.
+    pub beat_us: u64,
 }
 
 /// A chat in the recency index.
@@ -314,6 +318,13 @@ pub enum StoreError {
     Corrupt(String),
 }
 
+impl StoreError {
+    /// The store is another than the one that was decided by.
+    pub fn another() -> StoreError {
+        StoreError::Refused("the store holds something else than before".to_owned())
+    }
+}
+
 /// One operation's outcome.
 pub type Outcome = Result<Answer, StoreError>;
 
@@ -322,6 +333,15 @@ pub type Outcome = Result<Answer, StoreError>;
 pub trait Store: Send + Sync {
     /// Does the operations in their order and answers each: the answer at `i` is for the operation at `i`.
     async fn apply(&self, ops: &[Op]) -> Vec<Outcome>;
+
+    /// The same, for whoever decided by what it had remembered of the store: unless the store is still of this
+    /// [`Store::generation`], nothing is done, and all is refused.
+    async fn apply_as(&self, generation: u64, ops: &[Op]) -> Vec<Outcome> {
+        if self.generation() == generation {
+            return self.apply(ops).await;
+        }
+        ops.iter().map(|_| Err(StoreError::another())).collect()
+    }
 
     /// What its answers are worth now, as far as it can tell.
     async fn durability(&self) -> Result<(Durability, String), StoreError>;

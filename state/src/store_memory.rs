@@ -68,7 +68,8 @@ struct Data {
     chats: BTreeMap<String, Chat>,
     recent: BTreeMap<u32, BTreeSet<(u64, String)>>,
     histories: BTreeMap<u32, u64>,
-    marks: BTreeMap<(String, u64), u64>,
+    /// How far each life has pushed, and when it said so.
+    marks: BTreeMap<(String, u64), (u64, u64)>,
     /// Time of the newest message.
     said_us: u64,
     /// Of each bucket the chat that `Expire` looked at last.
@@ -238,11 +239,14 @@ impl Step<'_> {
             Op::Pull { chat, cursor, limit, reverse } => {
                 let history = self.history(chat);
                 let found = self.data.chats.get(chat);
+                let read = found.map(|found| found.pull(chat, *cursor, *limit, *reverse));
+                let (messages, read_to) = read.unwrap_or_default();
                 Answer::Messages(Page {
                     history,
                     head: found.map_or(0, |chat| chat.seq),
-                    messages: found.map_or_else(Vec::new, |c| c.pull(chat, *cursor, *limit, *reverse)),
                     first: found.map_or(1, Chat::first),
+                    messages,
+                    read_to,
                 })
             }
             Op::Delivered { chat, user, seq } => {
@@ -255,11 +259,12 @@ impl Step<'_> {
             }
             Op::Mark { server, life, pushed_us } => {
                 let pushed_us = if *pushed_us == 0 { now_us } else { *pushed_us };
-                self.data.marks.insert((server.clone(), *life), pushed_us);
-                let mark = |((server, life), pushed_us): (&(String, u64), &u64)| Mark {
+                self.data.marks.insert((server.clone(), *life), (pushed_us, now_us));
+                let mark = |((server, life), (pushed_us, beat_us)): (&(String, u64), &(u64, u64))| Mark {
                     server: server.clone(),
                     life: *life,
                     pushed_us: *pushed_us,
+                    beat_us: *beat_us,
                 };
                 Answer::Marks(Marks { now_us, marks: self.data.marks.iter().map(mark).collect() })
             }
@@ -399,7 +404,7 @@ impl Chat {
         }
     }
 
-    fn pull(&self, name: &str, cursor: u64, limit: usize, reverse: bool) -> Vec<Stored> {
+    fn pull(&self, name: &str, cursor: u64, limit: usize, reverse: bool) -> (Vec<Stored>, u64) {
         let mut bytes = 0;
         let fits = |kept: &&Kept| {
             let room = bytes < PULL_BYTES_MAX;
@@ -413,7 +418,8 @@ impl Chat {
             self.messages.range(cursor + 1..).map(|(_, kept)| kept).take(limit).take_while(fits).collect()
         };
         let intact = |kept: &&Kept| message_crc(name, &kept.message.sender, &kept.message.body) == kept.crc;
-        found.into_iter().filter(intact).map(|kept| kept.message.clone()).collect()
+        let read_to = found.last().map_or(0, |kept| kept.message.seq);
+        (found.into_iter().filter(intact).map(|kept| kept.message.clone()).collect(), read_to)
     }
 }
 

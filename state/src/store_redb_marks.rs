@@ -15,9 +15,18 @@ use crate::store_redb_row as row;
 /// How far each life of a server has pushed.
 #[derive(Debug, Default)]
 pub struct LifeMarks {
-    marks: BTreeMap<(String, u64), u64>,
+    marks: BTreeMap<(String, u64), Pushed>,
     unwritten: bool,
     written: Option<Instant>,
+}
+
+/// What a mark says, and when it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pushed {
+    /// Store time up to which everything is pushed, µs.
+    pub upto_us: u64,
+    /// Store time, µs.
+    pub beat_us: u64,
 }
 
 /// Longest that a mark waits for company.
@@ -29,23 +38,24 @@ impl LifeMarks {
         let mut all = LifeMarks { written: Some(Instant::now()), ..LifeMarks::default() };
         for entry in transaction.open_table(MARK)?.iter()? {
             let (key, value) = entry?;
-            let mark = row::mark_of(key.value()).zip(row::user(value.value()));
-            let (life, pushed_us) = mark.ok_or_else(|| redb::Error::Corrupted("a mark".to_owned()))?;
-            all.marks.insert(life, pushed_us);
+            let mark = row::mark_of(key.value()).zip(row::pushed(value.value()));
+            let (life, pushed) = mark.ok_or_else(|| redb::Error::Corrupted("a mark".to_owned()))?;
+            all.marks.insert(life, pushed);
         }
         Ok(all)
     }
 
     /// Sets one. What there is then.
     pub fn mark(&mut self, server: &str, life: u64, pushed_us: u64, now_us: u64) -> Marks {
-        let pushed_us = if pushed_us == 0 { now_us } else { pushed_us };
-        self.marks.insert((server.to_owned(), life), pushed_us);
+        let upto_us = if pushed_us == 0 { now_us } else { pushed_us };
+        self.marks.insert((server.to_owned(), life), Pushed { upto_us, beat_us: now_us });
         self.unwritten = true;
         let marks = self.marks.iter();
-        let marks = marks.map(|((server, life), pushed_us)| Mark {
+        let marks = marks.map(|((server, life), pushed)| Mark {
             server: server.clone(),
             life: *life,
-            pushed_us: *pushed_us,
+            pushed_us: pushed.upto_us,
+            beat_us: pushed.beat_us,
         });
         Marks { now_us, marks: marks.collect() }
     }
@@ -69,8 +79,8 @@ impl LifeMarks {
     pub fn write(&self, transaction: &WriteTransaction) -> Result<(), redb::Error> {
         let mut table = transaction.open_table(MARK)?;
         table.retain(|_, _| false)?;
-        for ((server, life), pushed_us) in &self.marks {
-            table.insert(&row::mark_key(server, *life)[..], &pushed_us.to_be_bytes()[..])?;
+        for ((server, life), pushed) in &self.marks {
+            table.insert(&row::mark_key(server, *life)[..], &row::pushed_row(*pushed)[..])?;
         }
         Ok(())
     }

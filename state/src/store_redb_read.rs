@@ -89,9 +89,10 @@ pub fn answer(transaction: &ReadTransaction, histories: &Histories, op: &Op) -> 
         }
         Op::Pull { chat, cursor, limit, reverse } => {
             let table = transaction.open_table(CHAT)?;
-            let messages = messages(&table, chat, *cursor, *limit, *reverse)?;
+            let (messages, read_to) = messages(&table, chat, *cursor, *limit, *reverse)?;
             let (head, first) = head(&table, chat)?;
-            Ok(Answer::Messages(Page { history: histories.of(chat_bucket(chat)), head, first, messages }))
+            let history = histories.of(chat_bucket(chat));
+            Ok(Answer::Messages(Page { history, head, first, messages, read_to }))
         }
         Op::Recent { bucket, after_us, limit } => {
             recent(&transaction.open_table(RECENT)?, *bucket, *after_us, *limit).map(Answer::Recent)
@@ -137,14 +138,14 @@ pub fn delivered(table: &impl Bytes, chat: &str, user: &str) -> Read<u64> {
     }
 }
 
-/// Messages behind a cursor, or before it, as many as fit.
+/// Messages behind a cursor, or before it, as many as fit, and the last seq that was looked at.
 pub fn messages(
     table: &impl Bytes,
     chat: &str,
     cursor: u64,
     limit: usize,
     reverse: bool,
-) -> Read<Vec<Stored>> {
+) -> Read<(Vec<Stored>, u64)> {
     let from = row::message_key(chat, cursor);
     let (lower, upper) = match (reverse, cursor) {
         (false, _) => (Bound::Excluded(from), Bound::Excluded(row::chat_key(chat, Kind::Delivered))),
@@ -160,7 +161,7 @@ pub fn messages(
             // Left out and told of: its neighbours are none the worse for it.
             tracing::error!(chat, seq, "a message fails its checksum and is left out");
         }
-        Ok::<_, redb::StorageError>(message)
+        Ok::<_, redb::StorageError>((seq, message))
     };
     let (mut forwards, mut backwards);
     let entries: &mut dyn Iterator<Item = _> = if reverse {
@@ -170,17 +171,19 @@ pub fn messages(
         forwards = range;
         &mut forwards
     };
-    let (mut found, mut bytes) = (Vec::new(), 0);
+    let (mut found, mut bytes, mut read_to) = (Vec::new(), 0, 0);
     while found.len() < limit
         && bytes < PULL_BYTES_MAX
         && let Some(entry) = entries.next()
     {
-        if let Some(message) = read(entry)? {
+        let (seq, message) = read(entry)?;
+        read_to = seq;
+        if let Some(message) = message {
             bytes += message.body.len();
             found.push(message);
         }
     }
-    Ok(found)
+    Ok((found, read_to))
 }
 
 /// The user of a name.

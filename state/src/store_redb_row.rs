@@ -11,6 +11,7 @@ use bytes::Bytes;
 use proto::wire::Code;
 
 use crate::store::{Stored, chat_bucket, message_crc};
+use crate::store_redb_marks::Pushed;
 
 /// Version of everything in this file.
 pub const LAYOUT: u64 = 2;
@@ -95,6 +96,18 @@ pub fn mark_key(server: &str, life: u64) -> Vec<u8> {
 pub fn mark_of(key: &[u8]) -> Option<(String, u64)> {
     let (server, life) = key.split_last_chunk()?;
     Some((String::from_utf8(server.to_vec()).ok()?, u64::from_be_bytes(*life)))
+}
+
+/// Row of a mark.
+pub fn pushed_row(pushed: Pushed) -> Vec<u8> {
+    [pushed.upto_us.to_be_bytes(), pushed.beat_us.to_be_bytes()].concat()
+}
+
+/// Reads it, also one that was written before there was a beat.
+pub fn pushed(row: &[u8]) -> Option<Pushed> {
+    let (upto_us, beat_us) = row.split_first_chunk()?;
+    let beat_us = if beat_us.is_empty() { [0; 8] } else { beat_us.try_into().ok()? };
+    Some(Pushed { upto_us: u64::from_be_bytes(*upto_us), beat_us: u64::from_be_bytes(beat_us) })
 }
 
 /// Key in the recency index, and in the one by oldest message.
@@ -407,6 +420,10 @@ mod tests {
         assert_eq!(chat_of(&delivered_key("a:b", "a")).as_deref(), Some("a:b"));
         assert_eq!(recent_of(&recent_key(7, "a:b")), Some((7, "a:b".to_owned())));
         assert_eq!(mark_of(&mark_key("s-1", 9)), Some(("s-1".to_owned(), 9)));
+        let mark = Pushed { upto_us: 7, beat_us: 9 };
+        assert_eq!(pushed(&pushed_row(mark)), Some(mark));
+        assert_eq!(pushed(&7u64.to_be_bytes()), Some(Pushed { beat_us: 0, ..mark }));
+        assert_eq!((pushed(&[7; 7]), pushed(&[7; 17])), (None, None));
     }
 
     fn given() -> impl Strategy<Value = Given> {

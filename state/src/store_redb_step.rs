@@ -175,8 +175,8 @@ impl<'t> Step<'t> {
                 let row = &self.row(chat)?.chat;
                 let (head, first) = (row.seq, row.first);
                 let table = open(&mut self.chat, transaction, CHAT)?;
-                let messages = ask::messages(table, chat, *cursor, *limit, *reverse)?;
-                Ok(Answer::Messages(Page { history: self.history(chat), head, first, messages }))
+                let (messages, read_to) = ask::messages(table, chat, *cursor, *limit, *reverse)?;
+                Ok(Answer::Messages(Page { history: self.history(chat), head, first, messages, read_to }))
             }
             Op::Delivered { chat, user, seq } => {
                 let seq = self.row(chat)?.chat.seq.min(*seq);

@@ -67,9 +67,21 @@ impl RedisStore {
         })
     }
 
-    async fn send(&self, ops: &[Op], asks: &[Ask]) -> Result<Vec<RedisResult<Value>>, StoreError> {
-        let mut connection =
-            if is_bulk(ops) { self.bulk.get().await? } else { self.connection.get().await? };
+    async fn send(
+        &self,
+        generation: Option<u64>,
+        ops: &[Op],
+        asks: &[Ask],
+    ) -> Result<Vec<RedisResult<Value>>, StoreError> {
+        let to = if is_bulk(ops) { &self.bulk } else { &self.connection };
+        let (mut connection, found) = to.get_looked_at().await?;
+        if generation.is_some_and(|generation| generation != found) {
+            if found < self.seen.generation() {
+                // The other connection has found another store: this one is to look too.
+                to.reset();
+            }
+            return Err(StoreError::another());
+        }
         let mut pipe = Pipeline::with_capacity(asks.len());
         for ask in asks {
             pipe.add_command(self.ask(ops, ask));
@@ -287,9 +299,8 @@ impl RedisStore {
 /// Most that one operation takes: known? claim, winner, forget; and one round in which the scripts were not there.
 const ROUNDS_MAX: usize = 6;
 
-#[async_trait::async_trait]
-impl Store for RedisStore {
-    async fn apply(&self, ops: &[Op]) -> Vec<Outcome> {
+impl RedisStore {
+    async fn apply_to(&self, generation: Option<u64>, ops: &[Op]) -> Vec<Outcome> {
         let mut rounds = Rounds::new(ops, &self.hints);
         // Scripts are loaded once: if they vanish again the clients ask again.
         let mut loaded = false;
@@ -298,7 +309,7 @@ impl Store for RedisStore {
             if asks.is_empty() {
                 break;
             }
-            let replies = match self.send(ops, &asks).await {
+            let replies = match self.send(generation, ops, &asks).await {
                 Ok(replies) => replies,
                 Err(error) => {
                     asks.iter().for_each(|ask| rounds.failed(ask, &error));
@@ -341,6 +352,17 @@ impl Store for RedisStore {
         }
         outcomes
     }
+}
+
+#[async_trait::async_trait]
+impl Store for RedisStore {
+    async fn apply(&self, ops: &[Op]) -> Vec<Outcome> {
+        self.apply_to(None, ops).await
+    }
+
+    async fn apply_as(&self, generation: u64, ops: &[Op]) -> Vec<Outcome> {
+        self.apply_to(Some(generation), ops).await
+    }
 
     /// Looks also whether the store is still the one that was looked at: what was emptied while Redis ran is found here.
     async fn durability(&self) -> Result<(Durability, String), StoreError> {
@@ -358,7 +380,7 @@ impl Store for RedisStore {
         if id.is_none_or(|id| !self.seen.is(&id)) {
             self.connection.reset();
             self.bulk.reset();
-            return Err(StoreError::Refused("the store holds something else than before".to_owned()));
+            return Err(StoreError::another());
         }
         if promised.is_err() && strict.as_deref() == Some("1") {
             // Recorded at once: what is lost from now on is found by whoever comes after the next start of Redis.

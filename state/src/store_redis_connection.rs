@@ -54,6 +54,8 @@ enum State {
 #[derive(Clone)]
 struct Open {
     connection: MultiplexedConnection,
+    /// Of the store, when it was looked at through this connection.
+    generation: u64,
     driver: AbortHandle,
 }
 
@@ -75,6 +77,11 @@ impl Connection {
 
     /// The connection, once there is one. Never [`StoreError::Unknown`]: nothing was asked of it.
     pub async fn get(&self) -> Result<MultiplexedConnection, StoreError> {
+        self.get_looked_at().await.map(|(connection, _)| connection)
+    }
+
+    /// The connection, and the generation of the store that was found behind it.
+    pub async fn get_looked_at(&self) -> Result<(MultiplexedConnection, u64), StoreError> {
         let mut failed_before = None;
         let mut state = self.state.clone();
         let ready = state.wait_for(|state| match state {
@@ -84,7 +91,7 @@ impl Connection {
         let late = || StoreError::Refused("Redis is not connected".to_owned());
         let waited = tokio::time::timeout(self.connect_max, ready).await.map_err(|_| late())?;
         match &*waited.map_err(|_| late())? {
-            State::Open(open) => Ok(open.connection.clone()),
+            State::Open(open) => Ok((open.connection.clone(), open.generation)),
             State::Closed { why: StoreError::Corrupt(why), .. } => Err(StoreError::Corrupt(why.clone())),
             State::Closed { why, .. } => Err(StoreError::Refused(format!("Redis is not connected: {why}"))),
         }
@@ -156,9 +163,11 @@ impl Dialer {
         let late = || StoreError::Unknown(format!("no connection within {:?}", self.connect_max));
         let connected = tokio::time::timeout(self.connect_max, self.connect()).await;
         let (mut connection, driver) = connected.map_err(|_| late())??;
-        let open = Open { connection: connection.clone(), driver: driver.abort_handle() };
         match prepare(&mut connection, self.route_buckets, &self.seen).await {
-            Ok(()) => Ok((open, driver)),
+            Ok(()) => {
+                let generation = self.seen.generation();
+                Ok((Open { connection, generation, driver: driver.abort_handle() }, driver))
+            }
             Err(error) => {
                 driver.abort();
                 Err(error)

@@ -151,9 +151,15 @@ fn marks(value: &Value) -> Option<Marks> {
         let field = text(field)?;
         // The stamp is no life.
         if let Some((server, life)) = field.rsplit_once('/') {
-            let mark =
-                Mark { server: server.to_owned(), life: life.parse().ok()?, pushed_us: number(pushed)? };
-            marks.push(mark);
+            let pushed = text(pushed)?;
+            // The beat is missing in a mark that was written before there was one.
+            let (pushed_us, beat_us) = pushed.split_once(' ').unwrap_or((&pushed, "0"));
+            marks.push(Mark {
+                server: server.to_owned(),
+                life: life.parse().ok()?,
+                pushed_us: pushed_us.parse().ok()?,
+                beat_us: beat_us.parse().ok()?,
+            });
         }
     }
     rest.is_empty().then_some(Marks { now_us: number(now)?, marks })
@@ -184,7 +190,12 @@ fn page(chat: &str, value: &Value) -> Result<Page, StoreError> {
         head: number_or_0(head).ok_or_else(wrong)?,
         first: number_or_0(first).ok_or_else(wrong)?.max(1),
         messages: entries.iter().filter_map(|entry| legible(chat, entry)).collect(),
+        read_to: entries.last().map_or(Some(0), seq_of).ok_or_else(wrong)?,
     })
+}
+
+fn seq_of(entry: &Value) -> Option<u64> {
+    text(items(entry)?.first()?)?.strip_suffix("-0")?.parse().ok()
 }
 
 /// A damaged message is left out and told of: its neighbours are none the worse for it.
@@ -194,8 +205,8 @@ fn legible(chat: &str, entry: &Value) -> Option<Stored> {
 
 fn message(chat: &str, entry: &Value) -> Result<Stored, StoreError> {
     let read = || {
-        let [id, fields] = items(entry)? else { return None };
-        let seq = text(id)?.strip_suffix("-0")?.parse().ok()?;
+        let [_, fields] = items(entry)? else { return None };
+        let seq = seq_of(entry)?;
         let fields = items(fields)?;
         let field = |name: &[u8]| {
             let (pairs, _) = fields.as_chunks::<2>();

@@ -4,8 +4,12 @@
 //! views differ, a bucket may be taken twice, which is harmless, and one that nobody took is taken at a later look, because
 //! the mark stands there until it has been still for long.
 //!
-//! Trap: "still" does not mean dead. A server may be paused, or held up by a gateway that does not answer; it goes on
-//! pushing, and its clients drop what came twice.
+//! What stands still is the beat, not the mark: a server whose mark is held up by a gateway that does not answer goes on
+//! beating, and sees to its pushes itself.
+//!
+//! Trap: "still" does not mean dead. A paused server goes on where it stopped, with what had been on its way. When its beat
+//! moves again, all that was concluded is forgotten: should it stop once more, it is taken over anew, from the mark that it has
+//! then. And before a mark is dropped, what came later than the first takeover is taken over too.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -26,10 +30,15 @@ pub struct Judge {
 #[derive(Debug)]
 struct Seen {
     mark_us: u64,
+    beat_us: u64,
     since: Instant,
-    /// Looks at which it was still that.
+    /// Looks at which the beat was still that.
     looks: u32,
     taken: Buckets,
+    /// Up to where the first takeover went; 0: there was none.
+    upto_us: u64,
+    /// The takeover of what came later has begun.
+    last: bool,
 }
 
 /// Buckets to be pushed again.
@@ -39,7 +48,7 @@ pub struct Takeover {
     pub of: Life,
     /// What is newer than this, store time.
     pub from_us: u64,
-    /// And not newer than this: then its mark had been standing still already.
+    /// And not newer than this: then its beat had been standing still already.
     pub upto_us: u64,
     /// Which.
     pub buckets: Buckets,
@@ -54,15 +63,19 @@ pub struct Verdict {
     pub drop: Vec<Life>,
 }
 
-/// Own looks, and time, after which a mark counts as still. Servers write theirs every half second.
+/// Own looks, and time, after which a beat counts as still. Servers beat every half second.
 const STILL_LOOKS: u32 = 4;
 const STILL: Duration = Duration::from_secs(2);
 
 /// An earlier life of this very server is over for sure.
 const OWN_STILL_LOOKS: u32 = 1;
 
-/// Stillness after which a mark is dropped.
-const DROPPED_AFTER: Duration = Duration::from_secs(60);
+/// Stillness after which a mark is dropped. Long, because whoever took its buckets over may die himself before he is through with
+/// them, and then only this mark tells the others that they are to be pushed again.
+const DROPPED_AFTER: Duration = Duration::from_secs(600);
+
+/// And what came after the first takeover is taken over so long before.
+const LAST_BEFORE: Duration = Duration::from_secs(60);
 
 /// A look that comes later than this after the one before tells nothing about the others: we stood still ourselves.
 const LOOK_GAP_MAX: Duration = Duration::from_secs(2);
@@ -106,9 +119,21 @@ impl Judge {
         let still: Vec<Life> = self.lives.keys().filter(|life| !moving.contains(life)).cloned().collect();
         for life in still {
             let Some(of) = self.lives.get_mut(&life) else { continue };
+            let still_for = now.saturating_duration_since(of.since);
+            if !of.last && still_for >= DROPPED_AFTER - LAST_BEFORE {
+                // What was still on its way to the store when the first takeover began.
+                of.last = true;
+                if of.upto_us > 0 {
+                    of.mark_us = of.upto_us;
+                    of.taken = Buckets::default();
+                }
+            }
             let buckets = mine.without(&of.taken);
             if !buckets.is_empty() {
                 of.taken.join(&buckets);
+                if of.upto_us == 0 {
+                    of.upto_us = seen.now_us;
+                }
                 verdict.takeovers.push(Takeover {
                     of: life.clone(),
                     from_us: of.mark_us.saturating_sub(MARGIN_US),
@@ -116,7 +141,7 @@ impl Judge {
                     buckets,
                 });
             }
-            if now.saturating_duration_since(of.since) >= DROPPED_AFTER {
+            if still_for >= DROPPED_AFTER {
                 verdict.drop.push(life);
             }
         }
@@ -128,8 +153,16 @@ impl Judge {
         let mut found: BTreeMap<Life, Seen> = BTreeMap::new();
         for mark in others {
             let life = (mark.server.clone(), mark.life);
-            let known = self.lives.remove(&life).filter(|seen| seen.mark_us == mark.pushed_us);
-            let fresh = || Seen { mark_us: mark.pushed_us, since: now, looks: 0, taken: Buckets::default() };
+            let known = self.lives.remove(&life).filter(|seen| seen.beat_us == mark.beat_us);
+            let fresh = || Seen {
+                mark_us: mark.pushed_us,
+                beat_us: mark.beat_us,
+                since: now,
+                looks: 0,
+                taken: Buckets::default(),
+                upto_us: 0,
+                last: false,
+            };
             let seen = match known {
                 Some(seen) if gap => Seen { since: now, looks: 0, ..seen },
                 Some(seen) => Seen { looks: seen.looks.saturating_add(1), ..seen },
@@ -149,7 +182,7 @@ impl Judge {
     }
 }
 
-/// The buckets in which this server ranks first among those whose marks move.
+/// The buckets in which this server ranks first among those whose beats move.
 fn mine(me: &Life, moving: &[Life]) -> Buckets {
     let hash = |life: &Life| crpc::balance::id_hash(&format!("{}/{}", life.0, life.1));
     let ranked: Vec<(u64, &Life)> = moving.iter().map(|life| (hash(life), life)).collect();

@@ -107,14 +107,16 @@ pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>, mut 
             }
         })
         .collect();
-    let asks = learn(core, gateway, asks, until, &mut out).await;
-    let (steps, ops) = plan(core, asks, until, &mut out).await;
+    // What is decided from here on by what is remembered must not reach another store.
+    let generation = core.generation();
+    let asks = learn(core, gateway, asks, (generation, until), &mut out).await;
+    let (steps, ops) = plan(core, asks, (generation, until), &mut out).await;
     place.come_up().await;
     if with_sends {
         crpc::failpoint::here("state_before_store");
     }
     let mut outcomes = {
-        let mut call = pin!(core.apply_until(until, &ops));
+        let mut call = pin!(core.apply_as_until(generation, until, &ops));
         // Asked once polled: the store does calls in the order in which they are asked.
         let polled = futures_util::poll!(call.as_mut());
         drop(place);
@@ -158,7 +160,7 @@ async fn learn(
     core: &Arc<Core>,
     gateway: &Gateway,
     asks: Vec<(UpFrame, Ask)>,
-    until: Instant,
+    (generation, until): (u64, Instant),
     out: &mut Outcomes,
 ) -> Vec<(UpFrame, Ask)> {
     let mut ops = Vec::new();
@@ -182,7 +184,7 @@ async fn learn(
     }
     let names = ops.len();
     if !strangers.is_empty() {
-        match core.users.candidates(&*core.store, strangers.len() as u64).await {
+        match core.users.candidates(&*core.store, generation, strangers.len() as u64).await {
             Ok(candidates) => {
                 ops.extend(strangers.iter().zip(candidates).filter_map(
                     |(at, candidate)| match &kept[*at].1 {
@@ -194,8 +196,9 @@ async fn learn(
             Err(error) => core.store_failed(&error),
         }
     }
-    let mut outcomes = core.apply_until(until, &ops).await.into_iter();
-    for (op, outcome) in ops.iter().zip(outcomes.by_ref().take(names)) {
+    let mut outcomes = core.apply_as_until(generation, until, &ops).await.into_iter();
+    let same = core.generation() == generation;
+    for (op, outcome) in ops.iter().zip(outcomes.by_ref().take(names)).filter(|_| same) {
         learn_name(core, op, outcome);
     }
     for (at, outcome) in strangers.into_iter().zip(outcomes) {
@@ -253,7 +256,7 @@ fn check_login(core: &Core, gateway: &Gateway, login: &wire::Login) -> Result<()
 async fn plan(
     core: &Arc<Core>,
     asks: Vec<(UpFrame, Ask)>,
-    until: Instant,
+    (generation, until): (u64, Instant),
     out: &mut Outcomes,
 ) -> (Vec<Step>, Vec<Op>) {
     let mut first = Vec::new();
@@ -287,7 +290,7 @@ async fn plan(
             Err(error) => out.answers.push(answer::error(&frame, error)),
         }
     }
-    prepare(core, &mut steps, first, until).await;
+    prepare(core, &mut steps, first, (generation, until)).await;
     let mut ops = Vec::with_capacity(steps.len());
     for step in &mut steps {
         let from = ops.len();
@@ -405,11 +408,11 @@ fn not_a_member() -> wire::Error {
 }
 
 /// The store call before the last: chat lists, for new chats and for Syncs.
-async fn prepare(core: &Arc<Core>, steps: &mut [Step], first: Vec<Op>, until: Instant) {
+async fn prepare(core: &Arc<Core>, steps: &mut [Step], first: Vec<Op>, (generation, until): (u64, Instant)) {
     if first.is_empty() {
         return;
     }
-    let outcomes = core.apply_until(until, &first).await;
+    let outcomes = core.apply_as_until(generation, until, &first).await;
     let mut pages = Vec::new();
     let mut failed: Vec<&str> = Vec::new();
     let mut listed: Vec<&str> = Vec::new();
@@ -427,13 +430,15 @@ async fn prepare(core: &Arc<Core>, steps: &mut [Step], first: Vec<Op>, until: In
         }
     }
     listed.retain(|chat| !failed.contains(chat));
-    core.chats_are_listed(&listed);
+    if core.generation() == generation {
+        core.chats_are_listed(&listed);
+    }
     let mut pages = pages.into_iter();
     for step in steps {
-        if let Planned::Sync { chats, more, .. } = &mut step.ask {
+        if let Planned::Sync { sync, chats, more } = &mut step.ask {
             match pages.next() {
                 Some(Ok(found)) => {
-                    *chats = found;
+                    *chats = losses::with_held(found, sync, &step.user_name);
                     *more = chats.len() > core.config.limits.sync_chats_max;
                     chats.truncate(core.config.limits.sync_chats_max);
                 }

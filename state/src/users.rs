@@ -78,13 +78,22 @@ impl Users {
 
     /// Numbers for `count` users that may be new, each for one name only: the store may have written it before it found
     /// that the name has another.
-    pub async fn candidates(&self, store: &dyn Store, count: u64) -> Result<Vec<u64>, StoreError> {
+    pub async fn candidates(
+        &self,
+        store: &dyn Store,
+        generation: u64,
+        count: u64,
+    ) -> Result<Vec<u64>, StoreError> {
         let mut taken: Vec<u64> = self.spare.lock().by_ref().take(count as usize).collect();
         let missing = count - taken.len() as u64;
         if missing > 0 {
             let more = missing + SPARE_NUMBERS;
-            let outcome = store.apply(&[Op::UserNumbers { count: more }]).await.swap_remove(0);
+            let ops = [Op::UserNumbers { count: more }];
+            let outcome = store.apply_as(generation, &ops).await.swap_remove(0);
             let first = read::user_numbers(outcome)?;
+            if store.generation() != generation {
+                return Err(StoreError::another());
+            }
             taken.extend(first..first + missing);
             // What another task had put there meanwhile is given up: numbers are plenty.
             *self.spare.lock() = first + missing..first + more;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use proto::wire;
 
+use super::patience::Patience;
 use super::{Action, Limits, Message};
 
 #[derive(Debug, Default)]
@@ -49,10 +50,12 @@ pub(super) enum PullState {
     Idle,
     /// In the inbox's queue.
     Queued,
-    /// In flight; to be asked again at this time.
+    /// In flight; its answer is due at this time.
     Asked(Instant),
-    /// To be queued at this time.
+    /// To be queued at this time, or as soon as somebody hints at news.
     Later(Instant),
+    /// To be queued at this time, as the server said.
+    Refused(Instant),
 }
 
 impl Chat {
@@ -209,6 +212,14 @@ impl Chat {
         Some(at)
     }
 
+    /// Somebody named another history, or a head below our cursor: a Pull is to decide, at once.
+    pub fn hint(&mut self) {
+        self.hinted = true;
+        if matches!(self.pull, PullState::Later(_)) {
+            self.pull = PullState::Idle;
+        }
+    }
+
     /// Stops asking until the server names something new.
     pub fn give_up(&mut self) {
         self.told = self.cursor;
@@ -266,13 +277,15 @@ impl Chat {
         name: &Arc<str>,
         now: Instant,
         limits: &Limits,
+        patience: &Patience,
         actions: &mut VecDeque<Action>,
     ) -> (bool, Option<Instant>) {
         let mut next = self.acknowledge(name, now, limits, actions);
         let due = match self.pull {
             PullState::Idle => self.hole_until,
             PullState::Queued => None,
-            PullState::Asked(at) | PullState::Later(at) => Some(at),
+            PullState::Asked(due) => Some(patience.ends(due)),
+            PullState::Later(at) | PullState::Refused(at) => Some(at),
         };
         match due {
             Some(at) if now >= at => {

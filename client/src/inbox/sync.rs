@@ -18,8 +18,8 @@ use super::{Action, Inbox, RETRY_MS_MIN, chat::Chat, wake};
 pub(super) enum SyncState {
     /// Not connected.
     Offline,
-    /// A page is asked for. `again`: a Resync came meanwhile.
-    Asked { request: u32, after: String, until: String, again: bool, by: Instant },
+    /// A page is asked for, and the answer due. `again`: a Resync came meanwhile.
+    Asked { request: u32, after: String, until: String, again: bool, due: Instant },
     /// A page is to be asked for at this time.
     Later { after: String, again: bool, at: Instant },
     /// Complete.
@@ -45,16 +45,16 @@ impl Inbox {
     }
 
     pub(super) fn tick_sync(&mut self, now: Instant) {
-        match &mut self.sync {
-            SyncState::Asked { after, again, by: at, .. } | SyncState::Later { after, again, at } => {
-                if now < *at {
-                    wake(&mut self.deadline, *at);
-                } else {
-                    let (after, again) = (std::mem::take(after), *again);
-                    self.ask_sync(after, again, now);
-                }
-            }
-            SyncState::Offline | SyncState::Done => {}
+        let (after, again, at) = match &mut self.sync {
+            SyncState::Asked { after, again, due, .. } => (after, *again, self.patience.ends(*due)),
+            SyncState::Later { after, again, at } => (after, *again, *at),
+            SyncState::Offline | SyncState::Done => return,
+        };
+        if now < at {
+            wake(&mut self.deadline, at);
+        } else {
+            let after = std::mem::take(after);
+            self.ask_sync(after, again, now);
         }
     }
 
@@ -104,10 +104,10 @@ impl Inbox {
             cursors.push(cursor);
         }
         self.request = self.request.wrapping_add(1).max(1);
-        let by = now + Duration::from_millis(self.limits.answer_ms_max);
-        wake(&mut self.deadline, by);
+        let due = self.patience.from(now);
+        wake(&mut self.deadline, due);
         let (request, page_end) = (self.request, until.clone());
-        self.sync = SyncState::Asked { request, after: after.clone(), until: page_end, again, by };
+        self.sync = SyncState::Asked { request, after: after.clone(), until: page_end, again, due };
         self.actions.push_back(Action::Sync(wire::Sync { request, after, until, cursors }));
     }
 
@@ -127,14 +127,16 @@ impl Inbox {
             self.lag += chat.lag();
         }
         if chat.history != head.history && chat.history != 0 && head.history != 0 {
-            chat.hinted = true;
+            chat.hint();
         } else {
             if head.history != 0 {
                 chat.history = head.history;
             }
             chat.told = chat.told.max(head.head);
             // A store that came back older, or a push that overtook this answer.
-            chat.hinted |= head.head < chat.cursor;
+            if head.head < chat.cursor || chat.behind_us > 0 {
+                chat.hint();
+            }
             let before = chat.lag();
             chat.skip_to(&name, head.first.saturating_sub(1).min(head.head), &mut self.actions);
             chat.take_early(&name, &mut self.actions);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use proto::wire;
 
-use super::{Action, Outcome, SplitMix, StoredChat};
+use super::{Action, Outcome, SplitMix, StoredChat, too_long};
 
 #[derive(Debug, Default)]
 pub(super) struct Queue {
@@ -234,6 +234,28 @@ impl Queue {
         again.append(&mut self.waiting);
         *self = Queue { waiting: again, ..Queue::begin(stream) };
         count
+    }
+
+    /// Refuses what is longer and never left. What has a number already can only be taken out with its stream, that is
+    /// when nothing else of that may be stored.
+    pub fn refuse_longer(
+        &mut self,
+        name: &Arc<str>,
+        body_bytes_max: usize,
+        draw: &mut SplitMix,
+        actions: &mut VecDeque<Action>,
+    ) {
+        let is_numbered = self.unanswered.iter().any(|entry| entry.body.len() > body_bytes_max);
+        if is_numbered && self.unanswered.iter().all(|entry| !entry.doubt && entry.copies == 0) {
+            self.renew(name, draw.next(), actions);
+        }
+        self.waiting.retain(|waiting| {
+            let is_long = waiting.body.len() > body_bytes_max;
+            if is_long {
+                actions.push_back(too_long(waiting.ticket, name, &waiting.body, body_bytes_max));
+            }
+            !is_long
+        });
     }
 
     pub fn deadline(&self, resend_ms: u64) -> Option<Instant> {

@@ -2,7 +2,7 @@
 //!
 //! Trap: a frame is judged and acted upon before the next read waits, so the store's order is the wire's order.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use proto::Command;
 use proto::command::ServerFrame;
@@ -21,7 +21,7 @@ impl Session {
         ack: wire::LoginAck,
     ) -> Result<Leave, StoreError> {
         let now = Instant::now();
-        let mut heartbeat = Heartbeat::new(ack.heartbeat_ms, now);
+        let mut heartbeat = Heartbeat::new(ack.heartbeat_ms, now, SystemTime::now());
         // Set by GoAway: when to leave.
         let mut leave_at: Option<(Instant, String)> = None;
         let address = connection.address().to_owned();
@@ -32,6 +32,7 @@ impl Session {
             self.inbox.frames_up_to(ack.frame_bytes_max as usize);
             self.inbox.connected(now);
         }
+        self.outbox.bodies_up_to(ack.message_bytes_max as usize);
         self.outbox.connected(ack.unanswered_max, now);
         loop {
             if self.act(Some(&mut connection)).await? {
@@ -80,7 +81,7 @@ impl Session {
                     let now = Instant::now();
                     self.inbox.tick(now);
                     self.outbox.tick(now);
-                    match heartbeat.tick(now) {
+                    match heartbeat.tick(now, SystemTime::now()) {
                         Beat::Quiet => {}
                         Beat::Ping => connection.put(Command::Ping, &wire::Ping { nonce: 0 }),
                         Beat::Dead => {

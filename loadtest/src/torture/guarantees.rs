@@ -1,13 +1,14 @@
-//! GUARANTEES.md: what was done to the servers and what came of it, one line per row. Main thread, at the end.
+//! GUARANTEES.md: what is promised, what was done to the servers, and what came of it, one line per row. Main thread, at the
+//! end.
 //!
-//! A run of some rows replaces the lines of these; the others stay as they were, each with its own seed, date and commit.
+//! A run of some rows replaces the lines of these; the others stay as they were, each with its own seed and date.
 //!
-//! Trap: lines are read back by their columns, so whoever edits the file by hand keeps them.
+//! Trap: lines are read back by their columns, so whoever edits the file by hand keeps them. A file with other columns is
+//! written anew.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
-use std::process::Command;
 
 use super::TortureError;
 use super::report::{RowResult, claim_of};
@@ -27,29 +28,32 @@ pub fn write(
         Err(error) => return Err(failed(error)),
     };
     let day = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
-    let text = page(&before, rows, results, &format!("{seed} | {day} | {}", commit()));
-    std::fs::write(path, text).map_err(failed)
+    std::fs::write(path, page(&before, rows, results, seed, &day)).map_err(failed)
 }
 
-/// `stamp`: seed, date and commit.
-fn page(before: &str, rows: &[&'static Row], results: &[RowResult], stamp: &str) -> String {
+fn page(before: &str, rows: &[&'static Row], results: &[RowResult], seed: u64, day: &str) -> String {
+    let before = if before.contains(COLUMNS) { before } else { "" };
     let mut lines: BTreeMap<String, Line> =
-        before.lines().filter_map(Line::read).map(|line| (line.cells[0].clone(), line)).collect();
+        before.lines().filter_map(Line::read).map(|line| (line.cells[ROW].clone(), line)).collect();
     for one in results {
         // A row that could not be run here says nothing against what it showed elsewhere.
-        if one.missing.is_none() || !lines.contains_key(one.row.name) {
-            lines.insert(one.row.name.to_owned(), Line::of(one, stamp));
+        if one.missing.is_none() || lines.get(one.row.name).is_none_or(|line| line.number(ROUNDS) == 0) {
+            lines.insert(one.row.name.to_owned(), Line::of(one, seed, day));
         }
     }
     let (mut wrong, mut acked, mut faults) = (0, 0, 0);
     let mut table = String::new();
     for row in rows {
         let line = lines.remove(row.name).unwrap_or_else(|| Line::not_run(row));
-        (wrong, acked, faults) = (wrong + line.wrong(), acked + line.number(4), faults + line.number(3));
+        // Faults of rows without messages would say nothing about messages; a control's were planted.
+        if line.number(ACKED) > 0 && !line.is_control() {
+            (wrong, acked, faults) =
+                (wrong + line.wrong(), acked + line.number(ACKED), faults + line.number(FAULTS));
+        }
         // A String takes everything.
         let _ = writeln!(table, "| {} |", line.cells.join(" | "));
     }
-    format!("{HEAD}{}.\n\n{COLUMNS}{table}{FOOT}", claim_of(wrong, acked, faults))
+    format!("{HEAD}{}.\n\n{COLUMNS}{table}", claim_of(wrong, acked, faults))
 }
 
 /// One line of the table, by columns.
@@ -65,38 +69,46 @@ impl Line {
             .split(" | ")
             .map(|cell| cell.trim().to_owned())
             .collect();
-        let is_row = cells.len() == CELLS && cells[0] != "row" && !cells[0].starts_with('-');
+        let is_row = cells.len() == CELLS && cells[ROW] != "row";
         is_row.then_some(Line { cells })
     }
 
-    fn of(one: &RowResult, stamp: &str) -> Line {
+    fn of(one: &RowResult, seed: u64, day: &str) -> Line {
         let facts = &one.facts;
-        let mut cells = vec![one.row.name.to_owned(), one.row.fault.to_owned()];
-        if one.missing.is_some() {
-            cells.extend(["0", "0", "0"].map(str::to_owned));
-        } else {
-            cells.extend([one.rounds.to_string(), facts.faults.to_string(), facts.acked.to_string()]);
+        let (faults, acked) = (facts.faults.to_string(), facts.acked.to_string());
+        match one.missing {
+            Some(_) => Line::new(one.row, ["0", "0", "0", &one.result(), "", "", ""]),
+            None => {
+                let (rounds, seed) = (one.rounds.to_string(), seed.to_string());
+                Line::new(one.row, [&rounds, &faults, &acked, &one.result(), &one.worst(), &seed, day])
+            }
         }
-        cells.push(one.result());
-        cells.push(one.worst());
-        cells.extend(stamp.split(" | ").map(str::to_owned));
-        // A bar or a line's end would make columns of its own.
-        let cells = cells.into_iter().map(|cell| cell.replace('|', "/").replace('\n', " ")).collect();
-        Line { cells }
     }
 
     fn not_run(row: &Row) -> Line {
-        let cells = [row.name, row.fault, "0", "0", "0", "not run", "", "", "", ""];
-        Line { cells: cells.map(str::to_owned).into() }
+        Line::new(row, ["0", "0", "0", "not run yet", "", "", ""])
+    }
+
+    fn new(row: &Row, cells: [&str; CELLS - 3]) -> Line {
+        let all = [row.name, row.fault, how(row.name)].into_iter().chain(cells);
+        // A bar or a line's end would make columns of its own.
+        let clean = |cell: &str| without_paths(&cell.replace('|', "/").replace('\n', " "));
+        Line { cells: all.map(clean).collect() }
     }
 
     fn number(&self, cell: usize) -> u64 {
         self.cells[cell].parse().unwrap_or(0)
     }
 
+    fn is_control(&self) -> bool {
+        self.cells[RESULT].starts_with("control")
+            || self.cells[ROW].starts_with("N-")
+            || self.cells[ROW] == "F3n"
+    }
+
     /// Lost and doubled, as its result says.
     fn wrong(&self) -> u64 {
-        let words: Vec<&str> = self.cells[5].split([' ', ',']).filter(|word| !word.is_empty()).collect();
+        let words: Vec<&str> = self.cells[RESULT].split([' ', ',']).filter(|word| !word.is_empty()).collect();
         let count = |pair: &[&str]| match pair {
             ["lost" | "doubled", count] => count.parse().unwrap_or(0),
             _ => 0,
@@ -105,39 +117,111 @@ impl Line {
     }
 }
 
-/// Which commit this is, and whether something was changed since.
-fn commit() -> String {
-    let git = |args: &[&str]| {
-        let output = Command::new("git").args(args).output().ok().filter(|output| output.status.success())?;
-        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+/// Of an absolute path only the last part: where somebody keeps this project is nobody's business.
+fn without_paths(text: &str) -> String {
+    let short = |word: &str| match word.find('/') {
+        Some(at) if word[..at].chars().all(|c| c.is_ascii_punctuation()) && word[at + 1..].contains('/') => {
+            let last = word.rfind('/').map_or(at, |last| last + 1);
+            format!("{}{}", &word[..at], &word[last..])
+        }
+        _ => word.to_owned(),
     };
-    match git(&["rev-parse", "--short", "HEAD"]) {
-        None => "unknown".into(),
-        Some(commit) => match git(&["status", "--porcelain", "--untracked-files=no"]) {
-            Some(changes) if changes.is_empty() => commit,
-            _ => format!("{commit} with changes"),
-        },
-    }
+    text.split(' ').map(short).collect::<Vec<_>>().join(" ")
 }
 
+/// How a fault is done, where the name of the row does not say all of it.
+fn how(row: &str) -> &'static str {
+    HOW.iter().find(|(name, _)| *name == row).map_or("", |(_, how)| how)
+}
+
+/// Columns.
+const ROW: usize = 0;
+const ROUNDS: usize = 3;
+const FAULTS: usize = 4;
+const ACKED: usize = 5;
+const RESULT: usize = 6;
 const CELLS: usize = 10;
+
+const HOW: &[(&str, &str)] = &[
+    ("F1", "SIGKILL, one or two servers, then a restart; a probe asks every 10 ms"),
+    ("F2", "SIGKILL with 5,000 idle connections on it (gate: 500), then a restart"),
+    ("F3", "strace slows fdatasync by 5 to 60 ms; SIGKILL; restart"),
+    ("F3n", "as F3, with syncs of 1.5 s; control: the checker must find loss"),
+    ("F4", "SIGKILL to gateways, state servers, Redis, etcd; all started again"),
+    ("F5", "SIGSTOP, then SIGCONT (gate: 1 s)"),
+    ("F6", "SIGTERM, wait for the end, start; two state servers, then two gateways"),
+    ("F7", "failpoint build; the process SIGKILLs itself at the point, passed a drawn number of times"),
+    ("F8", "nftables drops, in a network namespace of its own (gate: 2 s)"),
+    ("F9", "nftables drops one direction"),
+    ("F10", "nftables rejects with TCP reset"),
+    ("F11", "nftables with numgen"),
+    ("F12", "delaying proxy; token bucket on the interface"),
+    ("F13", "SIGKILL, SIGSTOP, lease revoked, watch connections dropped; three etcd"),
+    ("F14", "SIGKILL to a program with the client library and a file of messages of its own"),
+    ("F15", "bare bytes on two connections of one user"),
+    ("F16", "append-only file on a tmpfs that is filled"),
+    ("F17", "strace injects the error"),
+    ("F18", "the append-only file is cut or one bit turned while Redis is dead"),
+    ("F19", "SIGKILL, then the file is cut to what the last sync covered"),
+    ("F20", "maxmemory below what is in use"),
+    ("F21", "REPLICAOF NO ONE behind a cut; what is lost is measured, not excused"),
+    ("F22", "file removed, or an older copy put back, while Redis is dead"),
+    ("F23", "libfaketime"),
+    ("F24", "two of the above at once, drawn from the seed, again and again"),
+    ("F25", "bare bytes, before and behind the next message"),
+    ("F26", "client library; each comes, catches up, leaves"),
+    ("F27", "client library; the folder is deleted between two runs"),
+    ("N-ack", "failpoint build; control: the checker must find loss"),
+    ("N-dedupe", "failpoint build; control: the checker must find doubles"),
+    ("N-recency", "failpoint build; control: the checker must find silence"),
+    ("K100", "SIGKILL and restart, ten per load (a tenth: 10 kills, 2,000 connections)"),
+    ("P3", "SIGSTOP; 99 % of answers to users of the other two, before and meanwhile"),
+    ("S1", "a crowd that stays, a few who write; slopes of memory and open files (a tenth: 24 min)"),
+];
+
 const HEAD: &str = "\
 # What is guaranteed, and how it was shown
 
-Written by `loadtest torture --guarantees`. Real servers, Redis and etcd run under load while the fault of a row is done
-to them; then every message that was acknowledged must have been shown to every device it is addressed to, once, in order
-and without a gap, nothing else may have been shown, and no connection may have ended in rows that hurt no gateway. \"clean\"
-says that all of this held. Rows N-… and F3n plant a fault that the checker must find. `loadtest torture --rows ROW --seed
-SEED --rounds N` repeats a line.
+Written by `loadtest torture --guarantees`, which `scripts/bench torture` runs.
+
+## What is promised
+
+- **P1 kept.** A message is acknowledged when it is on disk, and then reaches every device that it is addressed to, if that
+  device comes back within the retention time.
+- **P2 once.** A message has one place, however often and through whichever gateways it was sent. The client library hands it
+  to the application until that confirms, and never again.
+- **P3 ordered.** The messages of a chat are numbered without a gap, and every device sees them in this order, those of one
+  sender in the order in which they were sent.
+- **P4 honest.** Without an acknowledgement nothing is known, and sending again is always safe. What was refused never
+  appears. What was lost below us, or cut by retention, is told and not passed over in silence.
+- **P5 bounded.** No client costs more memory than is configured, and none makes the others' 99th percentile more than twice
+  as long.
+- **P6 connected.** No connection ends because a state server, Redis or etcd dies, hangs or restarts.
+
+**Not promised:** that messages survive the loss of the disk, an asynchronous failover of Redis, or `appendfsync everysec`.
+Servers then say `durability=weak` when they start, when asked whether they are ready, and when a client logs in.
+
+## How it was shown
+
+Real gateways, state servers, Redis and etcd run under load while the fault of a row is done to them. Then every message that
+was acknowledged must have been shown to every device that it is addressed to, once, in order and without a gap; nothing else
+may have been shown, nothing that was refused, and no connection may have ended where no gateway was hurt. \"clean\" says that
+all of this held, and whatever limits the row has for itself. Rows N-… and F3n are controls: they plant a fault that the
+checker must find, and count for nothing else.
+
+`loadtest torture --rows ROW --rounds N --seed SEED` does a line again (with `--gate` or `--tenth`, where the run had it);
+`loadtest torture --list` says how many rounds a full run has. Random moments are drawn from the seed; what processes do
+in between is not.
+
+None in n bounds a rate below 3/n, with 95 % confidence (the rule of three). Messages of one fault share their fate, so
+the bound by faults is the more careful of the two.
+
+## The result
 
 ";
 const COLUMNS: &str = "\
-| row | fault | rounds | faults | acknowledged | result | worst | seed | date | commit |
+| row | fault | how | rounds run | faults injected | messages acknowledged | result | worst figures | seed | date |
 |---|---|---|---|---|---|---|---|---|---|
-";
-const FOOT: &str = "
-Not claimed: that messages survive the loss of the disk, an asynchronous failover of Redis, or `appendfsync everysec`. Servers
-then say `durability=weak`.
 ";
 
 #[cfg(test)]
@@ -147,30 +231,61 @@ mod tests {
 
     const ONE: Row = Row { name: "F1", fault: "state killed", full_rounds: 1, gate: true, run: |_| Ok(()) };
     const TWO: Row = Row { name: "F2", fault: "a | b", full_rounds: 1, gate: true, run: |_| Ok(()) };
-    const THREE: Row = Row { name: "F3", fault: "never", full_rounds: 1, gate: true, run: |_| Ok(()) };
+    const THREE: Row = Row { name: "Z3", fault: "never", full_rounds: 1, gate: true, run: |_| Ok(()) };
+    const CONTROL: Row = Row { name: "N-x", fault: "planted", full_rounds: 1, gate: true, run: |_| Ok(()) };
+    const ALL: [&Row; 4] = [&ONE, &TWO, &THREE, &CONTROL];
 
     fn result(row: &'static Row, facts: Facts) -> RowResult {
         RowResult { row, rounds: 2, facts, missing: None, seconds: 0.0 }
     }
 
+    fn line<'a>(page: &'a str, row: &str) -> Vec<&'a str> {
+        let line = page.lines().find(|line| line.starts_with(&format!("| {row} |"))).unwrap();
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        assert_eq!(cells.len(), CELLS, "{line}");
+        cells
+    }
+
     #[test]
     fn rows_that_were_not_run_now_stay() {
         let facts = Facts { faults: 2, acked: 1_000, lost: 3, doubled: 1, ..Facts::default() };
-        let first = page("", &[&ONE, &TWO, &THREE], &[result(&ONE, facts)], "7 | 2026-01-02 | abc");
-        assert!(
-            first.contains("| F1 | state killed | 2 | 2 | 1000 | FAILED: lost 3, doubled 1 |"),
-            "{first}"
-        );
-        assert!(first.contains("| F2 | a | b | 0 |") || first.contains("not run"), "{first}");
+        let first = page("", &ALL, &[result(&ONE, facts)], 7, "2026-01-02");
+        let failed = line(&first, "F1");
+        assert_eq!(failed[ROUNDS..], ["2", "2", "1000", "FAILED: lost 3, doubled 1", "", "7", "2026-01-02"]);
+        assert_eq!(line(&first, "F2")[RESULT], "not run yet");
         assert!(first.contains("4 of 1000 acknowledged messages lost or doubled in 2 faults"), "{first}");
         let facts = Facts { faults: 5, acked: 500, ..Facts::default() };
-        let second = page(&first, &[&ONE, &TWO, &THREE], &[result(&TWO, facts)], "8 | 2026-01-03 | def");
-        assert!(
-            second.contains("| F1 | state killed | 2 | 2 | 1000 | FAILED: lost 3, doubled 1 |  | 7 |"),
-            "{second}"
-        );
-        assert!(second.contains("| F2 | a / b | 2 | 5 | 500 | clean |"), "{second}");
-        assert!(second.contains("| F3 | never | 0 | 0 | 0 | not run |"), "{second}");
+        let missing = RowResult { missing: Some("no nft".into()), ..result(&ONE, Facts::default()) };
+        let second = page(&first, &ALL, &[result(&TWO, facts), missing], 8, "2026-01-03");
+        assert_eq!(line(&second, "F1"), failed);
+        assert_eq!(line(&second, "F2")[ROUNDS..], ["2", "5", "500", "clean", "", "8", "2026-01-03"]);
+        assert_eq!(line(&second, "F2")[1], "a / b");
+        assert_eq!(line(&second, "Z3")[RESULT], "not run yet");
         assert!(second.contains("4 of 1500"), "{second}");
+        assert_eq!(page(&second, &ALL, &[], 9, "2026-01-04"), second);
+    }
+
+    #[test]
+    fn the_claim_counts_faults_that_messages_went_through() {
+        let facts = Facts { faults: 5, acked: 500, ..Facts::default() };
+        let attack = Facts { faults: 70, ..Facts::default() };
+        let planted = Facts { faults: 3, acked: 90, controls_found: 4, ..Facts::default() };
+        let results = [result(&ONE, facts), result(&TWO, attack), result(&CONTROL, planted)];
+        let text = page("", &ALL, &results, 7, "2026-01-02");
+        let claim = "0 of 500 acknowledged messages lost or doubled in 5 faults; with 95 %";
+        assert!(text.contains(claim), "{text}");
+        assert!(super::super::report::claim(&results).starts_with(claim));
+        assert_eq!(line(&text, "F2")[FAULTS], "70");
+        assert_eq!(line(&text, "N-x")[RESULT], "control: found 4");
+    }
+
+    #[test]
+    fn reasons_name_no_place_of_this_machine() {
+        let why = "needs state and gateway in /home/me/src/target/failpoints (or SOMEWHERE), 1/s";
+        let missing = RowResult { missing: Some(why.into()), ..result(&THREE, Facts::default()) };
+        let text = page("", &ALL, &[missing], 7, "2026-01-02");
+        let expected = "not run: needs state and gateway in failpoints (or SOMEWHERE), 1/s";
+        assert_eq!(line(&text, "Z3")[RESULT], expected);
+        assert_eq!(without_paths("'/a/b' and (/tmp/x/y): /etc"), "'b' and (y): /etc");
     }
 }

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use super::TortureError;
 use super::history::{Device, History, Journal, MessageId, Scribe, What};
+use crate::monitor::interrupted;
 use track::Track;
 
 /// Who writes how much to whom.
@@ -299,7 +300,7 @@ impl Load {
             if let Some(problem) = self.shared.failed.lock().clone() {
                 return Err(TortureError::Load(problem));
             }
-            if Instant::now() > until {
+            if Instant::now() > until || interrupted() {
                 return Err(TortureError::Late { what, waited: within });
             }
             std::thread::sleep(POLL_EVERY);

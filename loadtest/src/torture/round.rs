@@ -137,7 +137,10 @@ impl Round {
             format!("{} messages were never answered", verdict.unknown)
         });
         self.expect(verdict.refused_wrongly == 0, || {
-            format!("{} messages were refused for good, which nothing was wrong with", verdict.refused_wrongly)
+            format!(
+                "{} messages were refused for good, which nothing was wrong with",
+                verdict.refused_wrongly
+            )
         });
         self.facts.findings.extend(verdict.cases.iter().cloned());
         verdict
@@ -154,6 +157,11 @@ impl Round {
         if !holds {
             self.facts.findings.push(finding());
         }
+    }
+
+    /// How many messages to wait for: so many in the gate, a multiple of it where rounds may take longer.
+    pub fn many(&self, messages: u64) -> u64 {
+        if self.gate { messages } else { messages * FULL_TIMES }
     }
 
     /// A figure that the row measures, such as `accepting_s`; the highest is reported.
@@ -232,5 +240,7 @@ impl Facts {
     }
 }
 
+/// So that a tenth of all rounds carries a million messages.
+const FULL_TIMES: u64 = 10;
 /// Each idle cluster costs some of the machine.
 const WORLDS_KEPT_MAX: usize = 2;

@@ -14,7 +14,7 @@ use super::round::{Facts, Round, Terms};
 use super::row::{self, Row};
 use super::world::World;
 use super::{TortureError, guarantees, report};
-use crate::monitor::{RunError, interrupted};
+use crate::monitor::{RunError, interrupted, watch_terminate};
 use crate::report::write_json;
 
 /// The options of `loadtest torture`.
@@ -45,9 +45,9 @@ pub struct TortureArgs {
     /// Write, or bring up to date, GUARANTEES.md
     #[arg(long, value_name = "FILE")]
     guarantees: Option<PathBuf>,
-    /// Messages a second of loads that do not say otherwise
-    #[arg(long, value_name = "R", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
-    per_s: u32,
+    /// Messages a second of loads that do not say otherwise [default: 500 with --gate, else 3000]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    per_s: Option<u32>,
     /// Print the table of rows and do nothing
     #[arg(long)]
     list: bool,
@@ -63,12 +63,15 @@ pub fn run(args: &TortureArgs) -> Result<Vec<String>, RunError> {
         rows.iter().for_each(|row| println!("{}", listed(row)));
         return Ok(Vec::new());
     }
+    // Killed at once, it would leave its servers behind.
+    watch_terminate();
     // Rows that need rules or mounts say so themselves, if there is no network of one's own to make them in.
     super::tool::namespace::enter();
     let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let folder = folder(args.history.as_deref())?;
     eprintln!("seed {seed}; histories in {}", folder.display());
-    let terms = Terms { gate: args.gate, tenth: args.tenth, per_s: args.per_s, folder };
+    let per_s = args.per_s.unwrap_or(if args.gate { GATE_PER_S } else { PER_S });
+    let terms = Terms { gate: args.gate, tenth: args.tenth, per_s, folder };
     let rounds = |row: &Row| match (args.rounds, args.gate, args.tenth) {
         (Some(rounds), ..) => rounds,
         (None, true, _) => GATE_ROUNDS,
@@ -97,7 +100,7 @@ pub fn run(args: &TortureArgs) -> Result<Vec<String>, RunError> {
     Ok(failures(&results, &terms.folder))
 }
 
-/// All rounds of a row, up to a Ctrl-C or too many failures.
+/// All rounds of a row, up to a Ctrl-C, a SIGTERM or too many failures.
 fn one_row(
     row: &'static Row,
     rounds: u32,
@@ -119,6 +122,10 @@ fn one_row(
         let began = Instant::now();
         let mut round = Round::new(row.name, own_seed, terms, std::mem::take(&mut shelf));
         let outcome = (row.run)(&mut round);
+        if interrupted() {
+            // It was cut short: neither what it found nor what it did not counts. Its servers end with it.
+            break;
+        }
         let histories = round.histories();
         let (mut facts, worlds) = round.end();
         match outcome {
@@ -267,6 +274,10 @@ impl Progress {
 }
 
 const GATE_ROUNDS: u32 = 2;
+/// A machine that builds something else beside it carries this.
+const GATE_PER_S: u32 = 500;
+/// What two cores carry with all servers, the clients and the checker on them, and a little to spare.
+const PER_S: u32 = 3_000;
 /// A row that fails so often is broken; more rounds tell nothing new.
 const FAILED_ROUNDS_MAX: u32 = 3;
 

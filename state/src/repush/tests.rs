@@ -40,8 +40,9 @@ fn answer(op: &Op, chats: &[(String, u64)]) -> Outcome {
             }
             seqs.truncate(*limit);
             let stored = |seq| Stored { seq, sender: "alice".into(), time_us: 999 + seq, body: "x".into() };
+            let read_to = seqs.last().copied().unwrap_or(0);
             let messages = seqs.into_iter().map(stored).collect();
-            Answer::Messages(Page { history: 1, head, first: 1, messages })
+            Answer::Messages(Page { history: 1, head, first: 1, messages, read_to })
         }
         Op::User { name } => {
             Answer::User(["alice", "bob", "carol"].iter().position(|n| n == name).map(|n| n as u64))
@@ -63,6 +64,7 @@ async fn step_until_idle(core: &Core) {
         match step(core).await {
             Stepped::Idle => return,
             Stepped::More => {}
+            Stepped::Full => panic!("there is room"),
             Stepped::Failed => panic!("the store answers"),
         }
     }
@@ -85,6 +87,10 @@ async fn pushed(waiting: &mut crate::gateways::Waiting) -> Vec<(String, u64)> {
 
 fn takeover(from_us: u64, upto_us: u64) -> Takeover {
     Takeover { of: ("s".into(), 9), from_us, upto_us, buckets: Buckets::all() }
+}
+
+fn since(from_us: u64) -> Missing {
+    Missing { from_us, upto_us: u64::MAX }
 }
 
 #[tokio::test]
@@ -111,7 +117,7 @@ async fn a_gateway_that_is_back_gets_its_own_and_others_get_nothing() {
     let core = core_over(store.clone());
     let (_bob, mut to_bob) = core.gateways.open(GATEWAY);
     let (_carol, to_carol) = core.gateways.open(GATEWAY + 1);
-    core.repush.replay(GATEWAY, 1_002);
+    core.repush.replay(GATEWAY, since(1_002));
     step_until_idle(&core).await;
     let wanted = [("alice:bob".to_owned(), 4), ("alice:bob".to_owned(), 5)];
     assert_eq!(pushed(&mut to_bob).await, wanted);
@@ -121,9 +127,52 @@ async fn a_gateway_that_is_back_gets_its_own_and_others_get_nothing() {
 }
 
 #[tokio::test]
+async fn a_gateway_without_room_is_waited_for_and_holds_up_nobody() {
+    let core = core_over(store(&[("alice:bob", 5), ("alice:carol", 5)]));
+    let (_bob, mut to_bob) = core.gateways.open(GATEWAY);
+    let (carol, mut to_carol) = core.gateways.open(GATEWAY + 1);
+    while core.gateways.has_room(GATEWAY + 1) {
+        assert!(carol.send(Outgoing::Pong(1)).await);
+    }
+    core.repush.replay(GATEWAY, since(1_002));
+    core.repush.replay(GATEWAY + 1, since(1_003));
+    core.repush.take_over(Takeover { buckets: Buckets::default(), ..takeover(1, 2) });
+    for _ in 0..100 {
+        step(&core).await;
+    }
+    assert_eq!(pushed(&mut to_bob).await.len(), 2);
+    assert!(!core.repush.is_busy_with(&("s".into(), 9)));
+    assert_eq!(step(&core).await, Stepped::Full);
+    assert_eq!(core.gateways.missed().take(GATEWAY + 1).0, None);
+    assert!(pushed(&mut to_carol).await.is_empty(), "nothing was pushed while there was no room");
+    step_until_idle(&core).await;
+    assert_eq!(pushed(&mut to_carol).await, [("alice:carol".to_owned(), 5)]);
+}
+
+#[tokio::test]
+async fn a_takeover_does_not_wait_until_a_long_replay_is_through() {
+    let core = core_over(store(&[("alice:bob", 5_000), ("alice:carol", 5)]));
+    let (_bob, _to_bob) = core.gateways.open(GATEWAY);
+    let (_carol, mut to_carol) = core.gateways.open(GATEWAY + 1);
+    core.repush.replay(GATEWAY, since(1_000));
+    step(&core).await;
+    let mut buckets = Buckets::default();
+    buckets.add(chat_bucket("alice:carol"));
+    core.repush.take_over(Takeover { buckets, ..takeover(1_002, u64::MAX) });
+    let mut steps = 0;
+    while core.repush.is_busy_with(&("s".into(), 9)) {
+        step(&core).await;
+        steps += 1;
+    }
+    assert!(steps <= 10, "{steps}");
+    assert_eq!(pushed(&mut to_carol).await.len(), 2);
+    assert_ne!(step(&core).await, Stepped::Idle, "the replay goes on");
+}
+
+#[tokio::test]
 async fn a_gateway_that_leaves_meanwhile_gets_it_when_it_is_back() {
     let core = core_over(store(&[("alice:bob", 5)]));
-    core.repush.replay(GATEWAY, 1_002);
+    core.repush.replay(GATEWAY, since(1_002));
     step_until_idle(&core).await;
     assert_eq!(core.gateways.missed().take(GATEWAY).0, Some(1_002));
 }
@@ -149,7 +198,7 @@ async fn a_store_that_fails_is_asked_the_same_again() {
         match step(&core).await {
             Stepped::Idle => break,
             Stepped::Failed => assert!(tries % 2 == 1),
-            Stepped::More => {}
+            Stepped::Full | Stepped::More => {}
         }
     }
     let wanted: Vec<(String, u64)> = (11..=350).map(|seq| ("alice:bob".to_owned(), seq)).collect();

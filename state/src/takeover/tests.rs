@@ -9,11 +9,19 @@ fn life(server: &str) -> Life {
     (server.to_owned(), 1)
 }
 
+/// Of servers whose marks move whenever they beat.
 fn marks(now_us: u64, of: &[(&str, u64, u64)]) -> Marks {
-    let mark = |(server, life, pushed_us): &(&str, u64, u64)| Mark {
+    let of: Vec<_> = of.iter().map(|(server, life, at_us)| (*server, *life, *at_us, *at_us)).collect();
+    beating(now_us, &of)
+}
+
+/// Server, life, mark, beat.
+fn beating(now_us: u64, of: &[(&str, u64, u64, u64)]) -> Marks {
+    let mark = |(server, life, pushed_us, beat_us): &(&str, u64, u64, u64)| Mark {
         server: (*server).to_owned(),
         life: *life,
         pushed_us: *pushed_us,
+        beat_us: *beat_us,
     };
     Marks { now_us, marks: of.iter().map(mark).collect() }
 }
@@ -23,19 +31,21 @@ fn count(buckets: &Buckets) -> usize {
 }
 
 #[test]
-fn a_mark_that_stands_still_for_two_seconds_is_taken_over_once() {
+fn a_beat_that_stands_still_for_two_seconds_is_taken_over_and_what_came_later_at_the_end() {
     let (mut judge, start) = (Judge::new(life("a")), Instant::now());
     let mut taken = Vec::new();
-    for tick in 0..140u32 {
+    for tick in 0..1_220u32 {
         let seen = marks(
             10_000_000 + u64::from(tick),
             &[("a", 1, u64::from(tick)), ("b", 1, 5_000_000), ("c", 1, u64::from(tick))],
         );
         let verdict = judge.look(start + TICK * tick, &seen);
         taken.extend(verdict.takeovers.into_iter().map(|takeover| (tick, takeover)));
-        assert_eq!(verdict.drop.is_empty(), tick < 120, "dropped after a minute: {tick}");
+        assert_eq!(verdict.drop.is_empty(), tick < 1_200, "dropped after ten minutes: {tick}");
     }
-    let [(tick, takeover)] = &taken[..] else { panic!("{taken:?}") };
+    let [(tick, takeover), (at_last, later)] = &taken[..] else { panic!("{taken:?}") };
+    assert_eq!((*at_last, &later.of, &later.buckets), (1_080, &life("b"), &takeover.buckets));
+    assert_eq!((later.from_us, later.upto_us), (takeover.upto_us - MARGIN_US, 10_001_080));
     assert_eq!((*tick, &takeover.of), (4, &life("b")));
     assert_eq!((takeover.from_us, takeover.upto_us), (4_900_000, 10_000_004));
     // The other half is c's.
@@ -60,7 +70,7 @@ fn whoever_was_to_take_a_bucket_and_died_too_is_stood_in_for() {
 }
 
 #[test]
-fn a_mark_that_moves_again_is_left_alone_and_judged_anew() {
+fn a_beat_that_moves_again_is_left_alone_and_judged_anew() {
     let (mut judge, start) = (Judge::new(life("a")), Instant::now());
     let mut takeovers = 0;
     for tick in 0..30u32 {
@@ -69,6 +79,30 @@ fn a_mark_that_moves_again_is_left_alone_and_judged_anew() {
         takeovers += judge.look(start + TICK * tick, &seen).takeovers.len();
     }
     assert_eq!(takeovers, 2);
+}
+
+#[test]
+fn a_server_that_beats_is_left_alone_however_long_its_mark_is_held() {
+    let (mut judge, start) = (Judge::new(life("a")), Instant::now());
+    for tick in 0..2_000u32 {
+        let seen = beating(1, &[("b", 1, 5_000_000, u64::from(tick))]);
+        assert_eq!(judge.look(start + TICK * tick, &seen), Verdict::default());
+    }
+}
+
+#[test]
+fn who_beats_again_and_stops_is_taken_over_anew_from_the_mark_that_it_has_then() {
+    let (mut judge, start) = (Judge::new(life("a")), Instant::now());
+    let mut taken = Vec::new();
+    for tick in 0..40u32 {
+        // Paused, one beat with the same mark, paused; then one with a later mark.
+        let mark_us = if tick < 25 { 5_000_000 } else { 6_000_000 };
+        let seen = beating(9_000_000, &[("b", 1, mark_us, u64::from(tick >= 15) + u64::from(tick >= 25))]);
+        taken.extend(judge.look(start + TICK * tick, &seen).takeovers);
+    }
+    let from: Vec<u64> = taken.iter().map(|takeover| takeover.from_us).collect();
+    assert_eq!(from, [4_900_000, 4_900_000, 5_900_000]);
+    assert!(taken.iter().all(|takeover| takeover.buckets == Buckets::all()));
 }
 
 #[test]

@@ -111,6 +111,37 @@ async fn all_calls_of_a_turn_share_one_limit_and_every_frame_is_answered() {
 }
 
 #[tokio::test]
+async fn a_sync_whose_news_do_not_fit_a_frame_goes_on_behind_it() {
+    let all: Vec<String> = (0..200).map(|n| format!("alice:{n:03}-{}", "x".repeat(50))).collect();
+    let listed = all.clone();
+    let core = core_over(Scripted::new(move |op| {
+        Ok(match op {
+            Op::Chats { after, .. } => {
+                Answer::Chats(listed.iter().filter(|chat| *chat > after).cloned().collect())
+            }
+            Op::Head { .. } => Answer::Head(Head { history: 7, seq: 10, delivered: 0, first: 1 }),
+            _ => return Err(StoreError::Corrupt("not asked for here".into())),
+        })
+    }));
+    core.users.learn("alice", 1);
+    let gateway = Gateway { frame_bytes_max: 4_096, ..gateway() };
+    let (mut after, mut told, mut pages) = (String::new(), Vec::new(), 0);
+    loop {
+        let sync = frame(Command::Sync, &wire::Sync { request: 1, after, ..Default::default() });
+        let out = run(&core, &gateway, vec![sync], Place::default()).await;
+        assert!(out.answers[0].frames.len() <= 4_096);
+        let ack = wire::SyncAck::decode(answers(&out)[0].1).unwrap();
+        told.extend(ack.chats.into_iter().map(|head| head.chat));
+        pages += 1;
+        if !ack.has_more {
+            break;
+        }
+        after = ack.next;
+    }
+    assert_eq!((told, pages > 3), (all, true));
+}
+
+#[tokio::test]
 async fn a_cursor_above_the_head_draws_a_new_history_before_the_answer() {
     let lost = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let drawn = lost.clone();
@@ -120,7 +151,7 @@ async fn a_cursor_above_the_head_draws_a_new_history_before_the_answer() {
             Op::Chats { .. } => Answer::Chats(vec!["alice:bob".into()]),
             Op::Head { .. } => Answer::Head(Head { history: history(), seq: 10, delivered: 0, first: 1 }),
             Op::Pull { .. } => {
-                Answer::Messages(Page { history: history(), head: 10, first: 1, messages: Vec::new() })
+                Answer::Messages(Page { history: history(), head: 10, first: 1, ..Page::default() })
             }
             Op::LoseHistory { bucket, history: 7 } if *bucket == chat_bucket("alice:bob") => {
                 lost.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -155,5 +186,28 @@ async fn a_cursor_above_the_head_draws_a_new_history_before_the_answer() {
     }
     assert_eq!(told(sync(7, 11)).await, 8);
     drawn.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(told(pull(7, 11)).await, 7, "a bucket is redrawn on a client's word once an hour");
+    core.losses.forget(chat_bucket("alice:bob"));
     assert_eq!(told(pull(7, 11)).await, 8);
+    assert_eq!((core.metrics.histories_redrawn.get(), core.metrics.proofs_refused.get()), (2, 1));
+}
+
+#[tokio::test]
+async fn who_holds_messages_of_a_chat_that_is_gone_is_told_its_new_history() {
+    let store = Scripted::new(|op| {
+        Ok(match op {
+            // The list went with the rest.
+            Op::Chats { .. } => Answer::Chats(Vec::new()),
+            Op::Head { .. } => Answer::Head(Head { history: 8, seq: 0, delivered: 0, first: 1 }),
+            _ => return Err(StoreError::Corrupt("not asked for here".into())),
+        })
+    });
+    let core = core_over(store);
+    core.users.learn("alice", 1);
+    let cursors = vec![wire::Cursor { chat: "alice:bob".into(), history: 7, seq: 11 }];
+    let sync = wire::Sync { request: 1, cursors, ..Default::default() };
+    let out = run(&core, &gateway(), vec![frame(Command::Sync, &sync)], Place::default()).await;
+    let ack = wire::SyncAck::decode(answers(&out)[0].1).unwrap();
+    let told: Vec<_> = ack.chats.iter().map(|head| (&*head.chat, head.history, head.head)).collect();
+    assert_eq!((told, ack.has_more), (vec![("alice:bob", 8, 0)], false));
 }

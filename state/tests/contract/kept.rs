@@ -69,18 +69,24 @@ async fn marks(store: &dyn Store) {
         marks.marks.sort_by_key(|mark| (mark.server.clone(), mark.life));
         marks
     };
-    let of = |server: &str, life, pushed_us| Mark { server: server.into(), life, pushed_us };
+    let of =
+        |server: &str, life, pushed_us, beat_us| Mark { server: server.into(), life, pushed_us, beat_us };
     let now_us = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_micros();
     let first = mark("s-1", 7, 0).await;
     assert!((first.now_us as u128).abs_diff(now_us) < 600_000_000, "{}", first.now_us);
-    assert_eq!(first.marks, [of("s-1", 7, first.now_us)], "not known yet: the store's time");
+    assert_eq!(first.marks, [of("s-1", 7, first.now_us, first.now_us)], "not known yet: the store's time");
     let second = mark("s-2", u64::MAX, 5).await;
     assert!(second.now_us >= first.now_us);
-    assert_eq!(second.marks, [of("s-1", 7, first.now_us), of("s-2", u64::MAX, 5)]);
+    let of_2 = of("s-2", u64::MAX, 5, second.now_us);
+    assert_eq!(second.marks, [of("s-1", 7, first.now_us, first.now_us), of_2.clone()]);
     assert_eq!(mark("s-1", 8, 9).await.marks.len(), 3, "another life is another mark");
     one(store, Op::DropMark { server: "s-1".into(), life: 7 }).await.unwrap();
     one(store, Op::DropMark { server: "nobody".into(), life: 7 }).await.unwrap();
-    assert_eq!(mark("s-1", 8, 11).await.marks, [of("s-1", 8, 11), of("s-2", u64::MAX, 5)]);
+    let last = mark("s-1", 8, 11).await;
+    assert_eq!(last.marks, [of("s-1", 8, 11, last.now_us), of_2]);
+    let beat = mark("s-1", 8, 11).await;
+    assert!(beat.now_us >= last.now_us);
+    assert_eq!(beat.marks[0], of("s-1", 8, 11, beat.now_us), "it beats, though it has not moved");
 }
 
 async fn recency_keeps_every_chat(store: &dyn Store) {
@@ -197,7 +203,8 @@ async fn every_chat_has_its_turn(store: &dyn Store) {
 async fn reopened(store: &dyn Store) {
     let marks = Op::Mark { server: "s-3".into(), life: 1, pushed_us: 1 };
     let marks = read::marks(one(store, marks).await).unwrap().marks;
-    assert!(marks.contains(&Mark { server: "s-2".into(), life: u64::MAX, pushed_us: 5 }), "{marks:?}");
+    let kept = |mark: &Mark| (&*mark.server, mark.life, mark.pushed_us) == ("s-2", u64::MAX, 5);
+    assert!(marks.iter().any(kept), "{marks:?}");
     let (lost, other) = (head(store, "lost:z").await, head(store, "other:z").await);
     assert_eq!((lost.seq, lost.first, other.seq), (2, 1, 1));
     assert_eq!(head(store, "lost:z").await.history, page(store, "lost:z").await.history);

@@ -4,13 +4,20 @@
 
 use std::time::{Duration, Instant};
 
+use crate::monitor::interrupted;
 use crate::supervisor::{ClusterOptions, Process, Redis, SupervisorError};
 use crate::torture::history::{History, MessageId, What};
+use crate::torture::tool::wait_until;
 use crate::torture::{Excuses, Load, Plan, Round, TortureError, Verdict, World};
 
 /// Two gateways and two state servers on Redis and etcd.
 pub fn pairs() -> ClusterOptions {
     ClusterOptions { gateways: 2, states: 2, ..ClusterOptions::default() }
+}
+
+/// Time that a fault lasts. Ended early when the run is.
+pub fn rest(time: Duration) {
+    let _ = wait_until(time, interrupted);
 }
 
 /// The ports of the state servers.
@@ -103,6 +110,7 @@ pub struct Beside {
     load: Load,
     began_us: u64,
     attacked_us: u64,
+    over_us: Option<u64>,
 }
 
 impl Beside {
@@ -114,7 +122,7 @@ impl Beside {
         std::thread::sleep(ALONE);
         round.fault(&load, attack);
         let attacked_us = load.now_us();
-        Ok(Beside { load, began_us, attacked_us })
+        Ok(Beside { load, began_us, attacked_us, over_us: None })
     }
 
     /// From here on others are compared: what came before was the attack's own work.
@@ -123,9 +131,15 @@ impl Beside {
         std::thread::sleep(ALONE);
     }
 
+    /// Up to here others are compared: what comes now is work that anybody may ask for.
+    pub fn attack_ends(&mut self) {
+        self.over_us = Some(self.load.now_us());
+    }
+
     /// The attack is over. Nobody else may have lost anything.
     pub fn end(self, round: &mut Round) -> Result<f64, TortureError> {
-        let over_us = self.load.now_us();
+        let end_us = self.load.now_us();
+        let over_us = self.over_us.unwrap_or(end_us);
         self.load.healed("the attack");
         self.load.hold();
         let history = self.load.finish(QUIET_MAX)?;
@@ -134,6 +148,9 @@ impl Beside {
         let meanwhile = median_p99_ms(&history, self.attacked_us, over_us);
         round.worst("p99_before_ms", before);
         round.worst("p99_meanwhile_ms", meanwhile);
+        if over_us < end_us {
+            round.worst("p99_behind_it_ms", median_p99_ms(&history, over_us, end_us));
+        }
         let ratio = meanwhile / before.max(0.001);
         round.worst("p99_meanwhile_over_before", ratio);
         Ok(ratio)

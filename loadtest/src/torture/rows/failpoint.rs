@@ -59,7 +59,8 @@ fn crash(round: &mut Round) -> Result<(), TortureError> {
     }
     disarm(process)?;
     load.healed(point.name);
-    expect_acked(round, &load, 300, PATIENCE, "more_acked_s");
+    let more = round.many(300);
+    expect_acked(round, &load, more, PATIENCE, "more_acked_s");
     let verdict = round.judge(&load.finish(QUIET_MAX)?);
     round.worst("push_ms", verdict.push_ms.max);
     round.keep(world)
@@ -78,7 +79,7 @@ fn early_ack(round: &mut Round) -> Result<(), TortureError> {
     let options =
         ClusterOptions { states: 1, state_env: env("ack_before_persist=return"), ..with_failpoints()? };
     let mut world = round.world(options)?;
-    let load = world.load(Plan { away: 0, ..Plan::default() })?;
+    let load = world.load(Plan { per_s: CONTROL_PER_S, away: 0, ..Plan::default() })?;
     load.wait_acked(200, PATIENCE)?;
     load.fault("redis SIGKILL, ack_before_persist");
     let process = &mut redis(&mut world)?.process;
@@ -114,7 +115,7 @@ fn no_recency(round: &mut Round) -> Result<(), TortureError> {
 fn planted(round: &mut Round, failpoints: &str, then: &str, silence: bool) -> Result<Verdict, TortureError> {
     let options = ClusterOptions { states: 1, state_env: env(failpoints), ..with_failpoints()? };
     let mut world = round.world(options)?;
-    let per_s = if silence { 100 } else { 1_000 };
+    let per_s = if silence { 100 } else { CONTROL_PER_S };
     let load = world.load(Plan { per_s, away: 0, ..Plan::default() })?;
     let process = &mut world.cluster.states[0].process;
     if !died(process) {
@@ -190,6 +191,8 @@ fn died(process: &mut Process) -> bool {
 const CRASH_MAX: Duration = Duration::from_secs(15);
 const CONTROL_QUIET: Duration = Duration::from_secs(4);
 const CONTROL_TRIES_MAX: u32 = 3;
+/// Enough for a control: something is always on its way.
+const CONTROL_PER_S: u32 = 1_000;
 
 /// Of this file.
 pub const ROWS: &[Row] = &[

@@ -21,7 +21,8 @@ fn state(round: &mut Round) -> Result<(), TortureError> {
     let mut world = round.world(ClusterOptions { gateways: 2, states, ..ClusterOptions::default() })?;
     let mut probe = world.probe(0)?;
     let load = world.load(Plan::default())?;
-    load.wait_acked(round.random.random_range(50..800), PATIENCE)?;
+    let before = round.random.random_range(50..800);
+    load.wait_acked(round.many(before), PATIENCE)?;
     let victim = round.random.random_range(0..states);
     let process = &mut world.cluster.states[victim].process;
     round.fault(&load, format!("{} SIGKILL", process.label()));
@@ -34,7 +35,8 @@ fn state(round: &mut Round) -> Result<(), TortureError> {
     round.expect(accepting <= ACCEPTING_S_MAX, || format!("accepting again after {accepting:.2} s"));
     process.wait_ready(PATIENCE)?;
     load.healed("state");
-    expect_acked(round, &load, 300, PATIENCE, "more_acked_s");
+    let more = round.many(300);
+    expect_acked(round, &load, more, PATIENCE, "more_acked_s");
     let verdict = round.judge(&load.finish(QUIET_MAX)?);
     round.worst("push_ms", verdict.push_ms.max);
     round.keep(world)
@@ -49,7 +51,8 @@ fn gateway(round: &mut Round) -> Result<(), TortureError> {
     let addresses = [victim, 1 - victim].map(|gateway| world.cluster.gateways[gateway].client);
     let idlers = Idlers::start(crowd, &addresses, &world.user("idle"), PATIENCE)?;
     let load = world.load(Plan { gateways_live: false, ..Plan::default() })?;
-    load.wait_acked(round.random.random_range(50..400), PATIENCE)?;
+    let before = round.random.random_range(50..400);
+    load.wait_acked(round.many(before), PATIENCE)?;
     let process = &mut world.cluster.gateways[victim].process;
     round.fault(&load, format!("{} SIGKILL", process.label()));
     let killed = Instant::now();
@@ -63,7 +66,8 @@ fn gateway(round: &mut Round) -> Result<(), TortureError> {
     round.expect(back <= BACK_S_MAX, || format!("99 % of {crowd} were back after {back:.1} s"));
     process.wait_ready(PATIENCE)?;
     load.healed("gateway");
-    expect_acked(round, &load, 300, PATIENCE, "more_acked_s");
+    let more = round.many(300);
+    expect_acked(round, &load, more, PATIENCE, "more_acked_s");
     round.judge(&load.finish(QUIET_MAX)?);
     drop(idlers);
     round.keep(world)
@@ -78,7 +82,8 @@ fn store(round: &mut Round) -> Result<(), TortureError> {
     let slow = Duration::from_millis(round.random.random_range(5..60));
     let log = round.folder().join(format!("F3-{}.strace", round.seed));
     let trace = Trace::attach(pid, &Inject::SlowSync(slow), &log)?;
-    load.wait_acked(round.random.random_range(50..400), PATIENCE)?;
+    let before = round.random.random_range(50..400);
+    load.wait_acked(round.many(before), PATIENCE)?;
     let process = &mut redis(&mut world)?.process;
     round.fault(&load, format!("redis SIGKILL, syncs slowed by {slow:?}"));
     process.kill()?;
@@ -93,7 +98,8 @@ fn store(round: &mut Round) -> Result<(), TortureError> {
     load.healed("redis");
     load.wait_acked(1, PATIENCE)?;
     round.worst("accepting_s", began.elapsed().as_secs_f64());
-    expect_acked(round, &load, 300, PATIENCE, "more_acked_s");
+    let more = round.many(300);
+    expect_acked(round, &load, more, PATIENCE, "more_acked_s");
     round.judge(&load.finish(QUIET_MAX)?);
     round.keep(world)
 }
@@ -103,7 +109,7 @@ fn store_everysec(round: &mut Round) -> Result<(), TortureError> {
     let redis_settings = vec![("appendfsync".to_owned(), "everysec".to_owned())];
     let mut world = round.world(ClusterOptions { redis_settings, ..pairs() })?;
     // Whoever is there is shown a message before it is lost, so some are away.
-    let plan = Plan { away: 6, ..Plan::default() };
+    let plan = Plan { away: 6, per_s: CONTROL_PER_S, ..Plan::default() };
     let load = world.load(plan)?;
     let pid = redis(&mut world)?.process.pid()?;
     let log = round.folder().join(format!("F3n-{}.strace", round.seed));
@@ -133,7 +139,8 @@ fn store_everysec(round: &mut Round) -> Result<(), TortureError> {
 fn everything(round: &mut Round) -> Result<(), TortureError> {
     let mut world = round.world(pairs())?;
     let load = world.load(Plan { gateways_live: false, ..Plan::default() })?;
-    load.wait_acked(round.random.random_range(50..800), PATIENCE)?;
+    let before = round.random.random_range(50..800);
+    load.wait_acked(round.many(before), PATIENCE)?;
     round.fault(&load, "everything SIGKILL");
     let killed = Instant::now();
     for process in world.processes() {
@@ -156,14 +163,15 @@ fn rolling(round: &mut Round) -> Result<(), TortureError> {
     let gateway_sets = vec![format!("shutdown.drain_ms={drain_ms}"), "shutdown.hard_ms=500".into()];
     let mut world = round.world(ClusterOptions { gateway_sets, ..pairs() })?;
     let load = world.load(Plan { gateways_live: false, ..Plan::default() })?;
-    load.wait_acked(100, PATIENCE)?;
+    load.wait_acked(round.many(100), PATIENCE)?;
     for state in 0..2 {
         let process = &mut world.cluster.states[state].process;
         round.fault(&load, format!("{} SIGTERM", process.label()));
         process.terminate()?;
         process.restart()?;
         load.healed(process.label());
-        expect_acked(round, &load, 100, PATIENCE, "more_acked_s");
+        let more = round.many(100);
+        expect_acked(round, &load, more, PATIENCE, "more_acked_s");
     }
     let mut drains = Vec::new();
     for gateway in 0..2 {
@@ -175,7 +183,8 @@ fn rolling(round: &mut Round) -> Result<(), TortureError> {
         process.restart()?;
         load.healed(process.label());
         load.wait_online(PATIENCE)?;
-        expect_acked(round, &load, 100, PATIENCE, "more_acked_s");
+        let more = round.many(100);
+        expect_acked(round, &load, more, PATIENCE, "more_acked_s");
     }
     let history = load.finish(QUIET_MAX)?;
     round.judge(&history);
@@ -215,6 +224,8 @@ fn closes(history: &History, from_us: u64, to_us: u64) -> (usize, f64) {
     (times.len(), spread_us as f64 / 1_000.0)
 }
 
+/// Enough for a control: something is always on its way.
+const CONTROL_PER_S: u32 = 1_000;
 /// Of promises: state accepts again after a kill.
 const ACCEPTING_S_MAX: f64 = 2.0;
 /// Of promises: 99 % of a gateway's connections are back.

@@ -8,7 +8,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::common::{
-    PATIENCE, expect_acked, expect_no_acks, pairs, redis, restart_with, settle, state_ports,
+    PATIENCE, expect_acked, expect_no_acks, pairs, redis, rest, restart_with, settle, state_ports,
 };
 use crate::supervisor::ClusterOptions;
 use crate::torture::tool::firewall::{Fate, Rule, Way};
@@ -61,7 +61,7 @@ fn cut(round: &mut Round) -> Result<(), TortureError> {
         // The other one serves everybody.
         expect_acked(round, &load, 200, HEAL_MAX, "taken_over_s");
     }
-    std::thread::sleep(until.saturating_duration_since(Instant::now()));
+    rest(until.saturating_duration_since(Instant::now()));
     rule.lift()?;
     load.healed("the cut");
     expect_acked(round, &load, 200, HEAL_MAX, "healed_s");
@@ -125,7 +125,7 @@ fn loss(round: &mut Round) -> Result<(), TortureError> {
     round.fault(&load, format!("{percent} % of all packets lost"));
     let rule = Rule::set(&ports, Way::Both, Fate::Lose(percent))?;
     let before = load.acked();
-    std::thread::sleep(minutes(round));
+    rest(minutes(round));
     let under_loss = load.acked() - before;
     round.expect(under_loss > 0, || format!("nothing was acknowledged with {percent} % of packets lost"));
     rule.lift()?;
@@ -169,7 +169,7 @@ fn slow_line(round: &mut Round) -> Result<(), TortureError> {
     round.fault(&load, format!("{leg} is slow"));
     let narrow = if proxies.is_empty() { Some(Narrow::set(1_000)?) } else { None };
     let before = load.acked();
-    std::thread::sleep(minutes(round));
+    rest(minutes(round));
     let acked = load.acked() - before;
     round.expect(acked > 0, || format!("nothing was acknowledged while {leg} was slow"));
     for proxy in &proxies {

@@ -21,7 +21,7 @@ fn one_part(round: &mut Round) -> Result<(), TortureError> {
     };
     let mut world = round.world(pairs())?;
     let load = world.load(Plan { gateways_live: part != "gateway", ..Plan::default() })?;
-    load.wait_acked(50 + round.seed % 300, PATIENCE)?;
+    load.wait_acked(round.many(50 + round.seed % 300), PATIENCE)?;
     let process = find(&mut world, part)?;
     let fault = format!("{} SIGSTOP {} s", process.label(), pause.as_secs());
     process.pause()?;
@@ -36,7 +36,8 @@ fn one_part(round: &mut Round) -> Result<(), TortureError> {
         let least = pause.as_secs() * if part == "etcd" { 200 } else { 100 };
         round.expect(meanwhile >= least, || format!("only {meanwhile} messages were acknowledged meanwhile"));
     }
-    expect_acked(round, &load, 500, PATIENCE, "more_acked_s");
+    let more = round.many(500);
+    expect_acked(round, &load, more, PATIENCE, "more_acked_s");
     round.judge(&load.finish(QUIET_MAX)?);
     round.keep(world)
 }
@@ -54,7 +55,8 @@ fn one_of_three(round: &mut Round) -> Result<(), TortureError> {
     let pause = Duration::from_secs(if round.tenth || round.gate { 10 } else { 30 });
     let mut world = round.world(ClusterOptions { states: 3, ..pairs() })?;
     // Many users, so that each server has some; the same rate, so that queues are no part of it.
-    let load = world.load(Plan { users: 48, second_devices: 0, away: 0, ..Plan::default() })?;
+    let plan = Plan { users: 48, second_devices: 0, away: 0, per_s: APART_PER_S, ..Plan::default() };
+    let load = world.load(plan)?;
     load.wait_acked(1_000, PATIENCE)?;
     let from_us = load.now_us();
     std::thread::sleep(pause);
@@ -119,6 +121,8 @@ fn hit(waits: &HashMap<MessageId, (u64, u64)>, stopped_us: u64) -> HashSet<u32> 
 }
 
 const PARTS: [&str; 4] = ["state", "redis", "gateway", "etcd"];
+/// So few that nobody waits for the machine.
+const APART_PER_S: u32 = 1_000;
 /// The gateway answers for a server that is silent for 500 ms.
 const HIT_US_MIN: u64 = 150_000;
 

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::common::{PATIENCE, expect_acked, pairs, settle};
+use crate::monitor::interrupted;
 use crate::supervisor::{ClusterOptions, PortLease, Process, Ready, Spec};
 use crate::torture::tool::firewall::{Fate, Rule, Way};
 use crate::torture::tool::process::{metric, ports_to};
@@ -64,7 +65,7 @@ fn all_down(round: &mut Round) -> Result<(), TortureError> {
     round.fault(&load, format!("etcd down for {} s", down.as_secs()));
     etcd(&mut world)?.kill()?;
     let until = Instant::now() + down;
-    while Instant::now() < until {
+    while Instant::now() < until && !interrupted() {
         expect_acked(round, &load, 100, PATIENCE, "accepting_while_down_s");
         std::thread::sleep(Duration::from_secs(1).min(until.saturating_duration_since(Instant::now())));
     }

@@ -126,11 +126,7 @@ fn a_lost_history_excuses_only_where_it_is_allowed() {
     let at = position(&history, 2, 3);
     history.records.remove(at);
     let new = Place { history: 8, seq: 1, ..place(1) };
-    history.records.push(Record {
-        at_us: 0,
-        who: Some(2),
-        what: What::HistoryLost { place: new.clone() },
-    });
+    history.records.push(Record { at_us: 0, who: Some(2), what: What::HistoryLost { place: new.clone() } });
     // What the server still has comes again under the new number.
     let again = What::Shown { id: Some(id(1)), place: new, liar: None };
     history.records.push(Record { at_us: 0, who: Some(2), what: again });
@@ -140,6 +136,20 @@ fn a_lost_history_excuses_only_where_it_is_allowed() {
     let excused = Verdict::of(&history, Excuses { history_lost: true, ..Excuses::default() });
     assert_eq!((excused.cut, excused.histories_lost), (1, 1));
     assert!(excused.is_clean(), "{excused:?}");
+}
+
+#[test]
+fn only_what_is_too_large_is_refused() {
+    let mut history = clean(3);
+    for (n, code) in [(4, "MESSAGE_TOO_LARGE"), (5, "TOO_OLD")] {
+        let refused = What::Refused { id: id(n), code: code.into() };
+        for what in [What::Sent { id: id(n), to: 1 }, refused] {
+            history.records.push(Record { at_us: 0, who: Some(0), what });
+        }
+    }
+    let verdict = judged(&history);
+    assert!(verdict.is_clean());
+    assert_eq!((verdict.refused, verdict.refused_wrongly, verdict.unknown), (2, 1, 0));
 }
 
 #[test]
