@@ -102,16 +102,16 @@ raise_fds() {
 # build_failpoints debug|release: state and gateway with the feature `failpoints`, which no other build has, into
 # target/failpoints/ or target/failpoints-release/. The plain binaries are put back behind it; both stay cached.
 build_failpoints() {
-  local profile=$1 options=() to=$target/failpoints name
+  local profile=$1 cargo_options=() to=$target/failpoints name
   if [[ $profile == release ]]; then
-    options=(--release)
+    cargo_options=(--release)
     to=$target/failpoints-release
   fi
-  cargo build "${options[@]}" --locked --bins -p rookery-state -p rookery-gateway --features failpoints || return
+  cargo build "${cargo_options[@]}" --locked --bins -p rookery-state -p rookery-gateway --features failpoints || return
   mkdir -p "$to"
   for name in state gateway; do
     # A name of its own first: the old one may be running.
     cp "$target/$profile/$name" "$to/.$name.new" && mv -f "$to/.$name.new" "$to/$name" || return
   done
-  cargo build "${options[@]}" --locked --bins -p rookery-state -p rookery-gateway
+  cargo build "${cargo_options[@]}" --locked --bins -p rookery-state -p rookery-gateway
 }
