@@ -118,9 +118,16 @@ impl State for StateService {
 }
 
 async fn store_and_push(core: Arc<Core>, generation: u64, append: Append) -> Result<Appended, StoreError> {
-    let held = Some(core.ledger.hold());
+    let (held, began) = (core.ledger.hold(), core.clock.now());
     let (chat, sender, body) = (append.chat.clone(), append.sender.clone(), append.body.clone());
-    let appended = read::appended(core.apply_as(generation, &[Op::Append(append)]).await.swap_remove(0))?;
+    let (stream, n) = (append.stream, append.n);
+    let outcome = core.apply_as(generation, &[Op::Append(append)]).await.swap_remove(0);
+    match &outcome {
+        Err(StoreError::Unknown(_)) => core.doubts.note((&chat, stream, n), began, core.clock.now(), &held),
+        _ => core.doubts.settled((&chat, stream, n)),
+    }
+    let appended = read::appended(outcome)?;
+    let held = Some(held);
     if let Appended::Stored { seq, time_us, history, again } = appended {
         let message = wire::Message { seq, sender, time_us, body };
         let accepted =

@@ -10,6 +10,7 @@ mod calls;
 mod clock;
 pub mod config;
 mod delivered;
+mod doubts;
 mod fan_out;
 mod gateways;
 mod lane;

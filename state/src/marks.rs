@@ -37,7 +37,21 @@ pub async fn tick(core: &Core) {
         core.store_failed(&error);
         return;
     }
+    look_again(core);
     unbind_again(core).await;
+}
+
+/// Chats in which something may stand that nobody was told of are pushed again since then.
+fn look_again(core: &Core) {
+    let now = core.clock.now();
+    let Some(now_us) = core.ledger.store_now_us(now) else { return };
+    if crpc::failpoint::switch("recency_off") {
+        return;
+    }
+    for (chat, since) in core.doubts.due(now) {
+        let ago = now.saturating_duration_since(since) + REPLAY_MARGIN;
+        core.repush.look_again(chat, now_us.saturating_sub(ago.as_micros() as u64));
+    }
 }
 
 /// Writes this server's mark, and begins what the others' lead to.

@@ -33,7 +33,9 @@ struct Queue {
     /// Gateways that were away.
     replays: BTreeMap<u32, Missing>,
     takeovers: VecDeque<Takeover>,
-    /// Replays that were begun, each for gateways of its own.
+    /// Chats in which something may stand that was not pushed, and since when.
+    doubted: BTreeMap<String, u64>,
+    /// Replays that were begun, each for gateways of its own, or for all: then of doubted chats.
     replaying: VecDeque<Job>,
     /// The takeover that was begun.
     taking: Option<Job>,
@@ -128,6 +130,15 @@ impl Repush {
         self.wake.notify_one();
     }
 
+    /// A chat in which something newer than this may stand that was not pushed.
+    pub fn look_again(&self, chat: String, from_us: u64) {
+        let mut queue = self.queue.lock();
+        let all = queue.doubted.entry(chat).or_insert(from_us);
+        *all = from_us.min(*all);
+        drop(queue);
+        self.wake.notify_one();
+    }
+
     /// Whether another takeover may be put in.
     pub fn has_room(&self) -> bool {
         self.queue.lock().takeovers.len() < TAKEOVERS_MAX
@@ -193,8 +204,18 @@ impl Queue {
                 missing.into_iter().map(|(incarnation, missing)| (incarnation, missing.from_us)).collect();
             self.replaying.push_back(Job::new(from_us, upto_us, Buckets::all(), to, None));
         }
+        if !self.doubted.is_empty() {
+            let doubted = std::mem::take(&mut self.doubted);
+            let from_us = doubted.values().min().copied().unwrap_or(0);
+            let chats = doubted.into_keys().map(|chat| Recent { chat, time_us: from_us }).collect();
+            let job = Job::new(from_us, u64::MAX, Buckets::default(), BTreeMap::new(), None);
+            self.replaying.push_back(Job { chats, ..job });
+        }
         for _ in 0..self.replaying.len() {
             let mut job = self.replaying.pop_front()?;
+            if job.to.is_empty() {
+                return Some(job);
+            }
             let (full, room): (BTreeMap<_, _>, _) =
                 std::mem::take(&mut job.to).into_iter().partition(|(incarnation, _)| is_full(*incarnation));
             if !full.is_empty() {
@@ -283,6 +304,7 @@ pub async fn step(core: &Core) -> Stepped {
                 Some((server, life)) => {
                     tracing::info!(server, life, pushed, "pushed again for another server")
                 }
+                None if job.to.is_empty() => tracing::info!(pushed, "looked again for what was in doubt"),
                 None => tracing::info!(gateways = job.to.len(), pushed, "pushed again what gateways missed"),
             }
             Stepped::More

@@ -25,6 +25,7 @@ use crate::calls::StateService;
 use crate::clock::{Clock, TokioClock};
 use crate::config::Config;
 use crate::delivered::{self, Delivered, Histories};
+use crate::doubts::Doubts;
 use crate::fan_out::{self, Accepted};
 use crate::gateways::Gateways;
 use crate::ledger::Ledger;
@@ -61,6 +62,8 @@ pub struct Core {
     pub judge: Mutex<Judge>,
     /// What is to be pushed again.
     pub repush: Repush,
+    /// What may have been stored without an answer.
+    pub doubts: Doubts,
     /// Store time at which this life wrote its first mark: nothing was accepted before.
     pub began_us: OnceLock<u64>,
     /// Buckets whose history a client's word has ended lately.
@@ -115,6 +118,7 @@ impl Core {
             ledger: Ledger::default(),
             judge: Mutex::new(Judge::new((config.id(), life))),
             repush: Repush::default(),
+            doubts: Doubts::default(),
             began_us: OnceLock::new(),
             losses: Losses::default(),
             histories: Histories::default(),

@@ -141,6 +141,7 @@ fn send_answer(
     let refused = |code: Code, text: &str| answer::about_send(&send, code, text);
     let error = match appended {
         Ok(Appended::Stored { seq, time_us, history, again }) => {
+            core.doubts.settled((&chat, send.stream, send.n));
             let ack =
                 wire::SendAck { stream: send.stream, n: send.n, chat: chat.clone(), seq, time_us, history };
             out.answers.push(answer::reply(frame, Command::SendAck, &ack));

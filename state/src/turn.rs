@@ -24,10 +24,11 @@ use proto::wire::{self, Code};
 use crate::answer;
 use crate::fan_out::Accepted;
 use crate::lane::Place;
+use crate::ledger::Token;
 use crate::losses;
 use crate::server::Core;
 use crate::settle;
-use crate::store::{Append, Op, Outcome, read};
+use crate::store::{Append, Op, Outcome, StoreError, read};
 use crate::users::device_number;
 
 /// What a gateway said of itself when it opened the stream.
@@ -128,6 +129,9 @@ pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>, mut 
     if with_sends {
         crpc::failpoint::here("state_after_store");
     }
+    if let Some(held) = &held {
+        note_doubts(core, until, &ops, &outcomes, held);
+    }
     losses::prove(core, until, &steps, &ops, &mut outcomes).await;
     settle::settle(core, gateway, steps, outcomes, &mut out, began);
     if held.is_some() {
@@ -135,6 +139,17 @@ pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>, mut 
     }
     core.metrics.acknowledge.observe(began.elapsed().as_secs_f64());
     out
+}
+
+/// The messages of this turn of which the store has not said what became of them.
+fn note_doubts(core: &Core, until: Instant, ops: &[Op], outcomes: &[Outcome], held: &Token) {
+    let began = until - Duration::from_millis(core.config.store.response_ms_max);
+    for (op, outcome) in ops.iter().zip(outcomes) {
+        if let (Op::Append(append), Err(StoreError::Unknown(_))) = (op, outcome) {
+            let id = (append.chat.as_str(), append.stream, append.n);
+            core.doubts.note(id, began, core.clock.now(), held);
+        }
+    }
 }
 
 fn decode(frame: &UpFrame) -> Result<Ask, String> {

@@ -112,6 +112,22 @@ async fn everything_newer_goes_out_oldest_first_however_much_it_is() {
 }
 
 #[tokio::test]
+async fn a_doubted_chat_is_looked_at_again_alone_and_for_all() {
+    let store = store(&[("alice:bob", 350), ("alice:carol", 3)]);
+    let core = core_over(store.clone());
+    let (_bob, mut to_bob) = core.gateways.open(GATEWAY);
+    core.repush.look_again("alice:bob".into(), 1_200);
+    core.repush.look_again("alice:bob".into(), 1_100);
+    // A step that fails puts it back, and it is still for all.
+    let Next::Job(job) = core.repush.next(|_| false) else { panic!("there is something to do") };
+    core.repush.put_back(*job);
+    step_until_idle(&core).await;
+    let wanted: Vec<(String, u64)> = (102..=350).map(|seq| ("alice:bob".to_owned(), seq)).collect();
+    assert_eq!(pushed(&mut to_bob).await, wanted);
+    assert!(!store.asked().iter().any(|op| matches!(op, Op::Recent { .. })));
+}
+
+#[tokio::test]
 async fn a_gateway_that_is_back_gets_its_own_and_others_get_nothing() {
     let store = store(&[("alice:bob", 5), ("alice:carol", 5)]);
     let core = core_over(store.clone());

@@ -93,6 +93,31 @@ async fn a_message_holds_the_mark_from_before_its_store_call_until_it_is_dropped
 }
 
 #[tokio::test]
+async fn a_message_without_an_answer_is_in_doubt_until_it_is_sent_again() {
+    let away = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_away = away.clone();
+    let store = Scripted::new(move |op| match op {
+        Op::Append(append) if is_away.load(std::sync::atomic::Ordering::Relaxed) && append.n == 1 => {
+            Err(StoreError::Unknown("no answer in time".into()))
+        }
+        Op::Append(append) if append.n == 2 => Err(StoreError::Refused("nothing was done".into())),
+        _ => stored(1),
+    });
+    let (core, _accepted) = core_and_accepted(store);
+    core.users.learn("alice", 1);
+    core.chats_are_listed(&["alice:bob", "alice:carol"]);
+    let gateway = gateway();
+    let turn = || run(&core, &gateway, vec![send("alice:bob", 1), send("alice:carol", 2)], Place::default());
+    let due = || core.doubts.due(core.clock.now() + Duration::from_secs(60));
+    assert!(turn().await.accepted.is_empty());
+    assert!(!core.ledger.is_clear(), "should this server die, others look");
+    assert!(due().into_keys().eq(["alice:bob".to_owned()]));
+    away.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(turn().await.accepted.len(), 1);
+    assert!(due().is_empty() && core.ledger.is_clear());
+}
+
+#[tokio::test]
 async fn all_calls_of_a_turn_share_one_limit_and_every_frame_is_answered() {
     let store = Scripted::new(|_| Ok(Answer::Done));
     let mut config = crate::config::Config::default();
