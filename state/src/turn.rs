@@ -10,16 +10,19 @@
 //! Trap: between two store calls anything may have changed. What must not (membership, order, binding) is decided by
 //! the store inside one operation, never here from an answer of an earlier call.
 
+mod ask;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use prost::Message;
 use proto::Command;
 use proto::link::{DownFrame, UpFrame};
-use proto::name::{self, Chat};
+use proto::name::Chat;
 use proto::wire::{self, Code};
+
+use ask::{Ask, about, check_login, decode};
 
 use crate::answer;
 use crate::fan_out::Accepted;
@@ -55,17 +58,6 @@ pub struct Outcomes {
     pub elsewhere: Vec<DownFrame>,
     /// To be pushed.
     pub accepted: Vec<Accepted>,
-}
-
-/// A frame, decoded.
-enum Ask {
-    /// With the user's number, once it is known.
-    Login(wire::Login, Option<u64>),
-    Send(wire::Send),
-    Sync(wire::Sync),
-    Pull(wire::Pull),
-    PushAck(wire::PushAck),
-    Closed,
 }
 
 /// A frame with what the store is to do for it: where its operations begin in the last call, and how many.
@@ -152,24 +144,6 @@ fn note_doubts(core: &Core, until: Instant, ops: &[Op], outcomes: &[Outcome], he
     }
 }
 
-fn decode(frame: &UpFrame) -> Result<Ask, String> {
-    fn body<M: Message + Default>(frame: &UpFrame) -> Result<M, String> {
-        M::decode(frame.body.clone()).map_err(|error| format!("the body does not decode: {error}"))
-    }
-    if frame.command == 0 {
-        return Ok(Ask::Closed);
-    }
-    let command = u8::try_from(frame.command).ok().and_then(|byte| Command::try_from(byte).ok());
-    match command {
-        Some(Command::Login) => body(frame).map(|login| Ask::Login(login, None)),
-        Some(Command::Send) => body(frame).map(Ask::Send),
-        Some(Command::Sync) => body(frame).map(Ask::Sync),
-        Some(Command::Pull) => body(frame).map(Ask::Pull),
-        Some(Command::PushAck) => body(frame).map(Ask::PushAck),
-        _ => Err("no such command goes to a state server".to_owned()),
-    }
-}
-
 /// Finds the names behind numbers, and the numbers of users that log in; frames that fail here are answered.
 async fn learn(
     core: &Arc<Core>,
@@ -184,7 +158,7 @@ async fn learn(
     let mut kept = Vec::with_capacity(asks.len());
     for (frame, mut ask) in asks {
         if let Ask::Login(login, number) = &mut ask {
-            if let Err(error) = check_login(core, gateway, login) {
+            if let Err(error) = check_login(&core.config, gateway, login) {
                 out.answers.push(answer::error(&frame, error));
                 continue;
             }
@@ -242,30 +216,6 @@ fn learn_name(core: &Core, op: &Op, outcome: Outcome) {
     }
 }
 
-fn check_login(core: &Core, gateway: &Gateway, login: &wire::Login) -> Result<(), wire::Error> {
-    if !(login.wire_min..=login.wire_max).contains(&proto::WIRE_VERSION) {
-        let text = format!("this server speaks wire version {}", proto::WIRE_VERSION);
-        return Err(answer::closing(Code::UnsupportedVersion, text));
-    }
-    for (what, text) in [("user", &login.user), ("device", &login.device)] {
-        name::check(text).map_err(|error| answer::closing(Code::BadName, format!("{what}: {error}")))?;
-    }
-    if !(1..=proto::NUMBER_MAX).contains(&login.attempt) {
-        return Err(answer::closing(Code::BadRequest, "attempt is 1 to 2^53-1"));
-    }
-    if !login.token.is_empty() {
-        return Err(answer::closing(
-            Code::LoginRefused,
-            "this server takes development logins only: leave the token empty",
-        ));
-    }
-    if !gateway.loopback && !core.config.auth.insecure {
-        let text = "development logins are taken through loopback listeners only (auth.insecure allows them)";
-        return Err(answer::closing(Code::LoginRefused, text));
-    }
-    Ok(())
-}
-
 /// Decides what the last store call is to hold, after putting new chats into their members' lists and reading the chat
 /// lists of those who sync.
 async fn plan(
@@ -313,16 +263,6 @@ async fn plan(
         step.ops = from..ops.len();
     }
     (steps, ops)
-}
-
-/// An error with the ids by which the client knows what it is about.
-fn about(ask: &Ask, error: wire::Error) -> wire::Error {
-    match ask {
-        Ask::Send(send) => wire::Error { stream: send.stream, n: send.n, chat: send.chat.clone(), ..error },
-        Ask::Sync(sync) => wire::Error { request: sync.request, ..error },
-        Ask::Pull(pull) => wire::Error { request: pull.request, chat: pull.chat.clone(), ..error },
-        Ask::Login(..) | Ask::PushAck(_) | Ask::Closed => error,
-    }
 }
 
 fn plan_login(core: &Core, login: wire::Login, number: Option<u64>) -> Result<Planned, wire::Error> {

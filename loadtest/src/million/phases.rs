@@ -2,6 +2,8 @@
 //!
 //! Trap: what is compared is taken at rest. Before the storm the kernel's slabs settle; nobody chats while memory is read.
 
+mod pace;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -440,50 +442,6 @@ impl<'a> Try<'a> {
     fn with_own<const N: usize>(&self, sets: [String; N]) -> Vec<String> {
         sets.into_iter().chain(self.args.gateway_set.iter().cloned()).collect()
     }
-
-    fn skips(&self, phase: Phase) -> bool {
-        self.args.skip.contains(&phase)
-    }
-
-    fn wait(&self, wait: Duration) -> Duration {
-        if self.args.short { wait / 10 } else { wait }
-    }
-
-    /// Whether so much fits before the floors that are still to come.
-    fn time_for(&self, what: &str, takes: Duration) -> bool {
-        let floors = if self.floors.accept.after.is_some() || what.starts_with("floors") {
-            Duration::ZERO
-        } else {
-            self.floors_took
-        };
-        let fits = Instant::now() + takes + floors + SPARE < self.until;
-        if !fits {
-            self.say(&format!("{what}: left out, there is no time left for it"));
-        }
-        fits
-    }
-
-    fn left(&self) -> Result<Duration, RunError> {
-        if self.clock.is_over() {
-            return Err(ended("interrupted, or out of time"));
-        }
-        Ok(self.until.saturating_duration_since(Instant::now()))
-    }
-
-    fn nap(&self, wait: Duration) -> Result<(), RunError> {
-        let until = Instant::now() + wait;
-        while Instant::now() < until {
-            self.left()?;
-            std::thread::sleep(NAP_STEP.min(wait));
-        }
-        Ok(())
-    }
-
-    fn say(&self, text: &str) {
-        if !self.args.quiet {
-            eprintln!("{:6.1} s  {text}", self.began.elapsed().as_secs_f64());
-        }
-    }
 }
 
 /// A stretch of messages.
@@ -504,10 +462,6 @@ fn shown(latency: Option<Latency>) -> String {
         || "nothing was delivered".into(),
         |latency| format!("p50 {:.2} ms, p99 {:.2} ms", latency.p50_ms, latency.p99_ms),
     )
-}
-
-fn ended(why: &str) -> RunError {
-    RunError::Io { what: "the run was ended".into(), error: std::io::Error::other(why.to_owned()) }
 }
 
 fn mib(bytes: u64) -> f64 {

@@ -1,5 +1,7 @@
 //! Turns beside each other, in time, and what they prove.
 
+use prost::Message;
+
 use super::*;
 use crate::lane::Lane;
 use crate::server::tests::{Scripted, core_and_accepted, core_over};

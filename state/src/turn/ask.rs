@@ -1,0 +1,79 @@
+//! What a frame asks, decoded, and whether a Login may be tried at all. Pure.
+//!
+//! Trap: a gateway does not look into bodies, so whatever stands in one comes from a client.
+
+use prost::Message;
+use proto::Command;
+use proto::link::UpFrame;
+use proto::name;
+use proto::wire::{self, Code};
+
+use super::Gateway;
+use crate::answer;
+use crate::config::Config;
+
+/// A frame, decoded.
+#[allow(missing_docs)]
+pub enum Ask {
+    /// With the user's number, once it is known.
+    Login(wire::Login, Option<u64>),
+    Send(wire::Send),
+    Sync(wire::Sync),
+    Pull(wire::Pull),
+    PushAck(wire::PushAck),
+    Closed,
+}
+
+/// Reads a frame; the error is for the client.
+pub fn decode(frame: &UpFrame) -> Result<Ask, String> {
+    fn body<M: Message + Default>(frame: &UpFrame) -> Result<M, String> {
+        M::decode(frame.body.clone()).map_err(|error| format!("the body does not decode: {error}"))
+    }
+    if frame.command == 0 {
+        return Ok(Ask::Closed);
+    }
+    let command = u8::try_from(frame.command).ok().and_then(|byte| Command::try_from(byte).ok());
+    match command {
+        Some(Command::Login) => body(frame).map(|login| Ask::Login(login, None)),
+        Some(Command::Send) => body(frame).map(Ask::Send),
+        Some(Command::Sync) => body(frame).map(Ask::Sync),
+        Some(Command::Pull) => body(frame).map(Ask::Pull),
+        Some(Command::PushAck) => body(frame).map(Ask::PushAck),
+        _ => Err("no such command goes to a state server".to_owned()),
+    }
+}
+
+/// An error with the ids by which the client knows what it is about.
+pub fn about(ask: &Ask, error: wire::Error) -> wire::Error {
+    match ask {
+        Ask::Send(send) => wire::Error { stream: send.stream, n: send.n, chat: send.chat.clone(), ..error },
+        Ask::Sync(sync) => wire::Error { request: sync.request, ..error },
+        Ask::Pull(pull) => wire::Error { request: pull.request, chat: pull.chat.clone(), ..error },
+        Ask::Login(..) | Ask::PushAck(_) | Ask::Closed => error,
+    }
+}
+
+/// Versions, names, and who may log in from where.
+pub fn check_login(config: &Config, gateway: &Gateway, login: &wire::Login) -> Result<(), wire::Error> {
+    if !(login.wire_min..=login.wire_max).contains(&proto::WIRE_VERSION) {
+        let text = format!("this server speaks wire version {}", proto::WIRE_VERSION);
+        return Err(answer::closing(Code::UnsupportedVersion, text));
+    }
+    for (what, text) in [("user", &login.user), ("device", &login.device)] {
+        name::check(text).map_err(|error| answer::closing(Code::BadName, format!("{what}: {error}")))?;
+    }
+    if !(1..=proto::NUMBER_MAX).contains(&login.attempt) {
+        return Err(answer::closing(Code::BadRequest, "attempt is 1 to 2^53-1"));
+    }
+    if !login.token.is_empty() {
+        return Err(answer::closing(
+            Code::LoginRefused,
+            "this server takes development logins only: leave the token empty",
+        ));
+    }
+    if !gateway.loopback && !config.auth.insecure {
+        let text = "development logins are taken through loopback listeners only (auth.insecure allows them)";
+        return Err(answer::closing(Code::LoginRefused, text));
+    }
+    Ok(())
+}
