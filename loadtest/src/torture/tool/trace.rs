@@ -57,12 +57,11 @@ impl Trace {
             ended = !matches!(trace.child.try_wait(), Ok(None));
             ended || traced_by(pid) == Some(trace.child.id())
         });
-        if ended || !attached {
-            let said = std::fs::read_to_string(&complaints).unwrap_or_default();
-            return Err(ToolError::Missing(format!(
-                "needs strace that may attach to processes: {}",
-                said.trim()
-            )));
+        let said = std::fs::read_to_string(&complaints).unwrap_or_default();
+        // The fault may end the process, and strace with it, before anybody has looked.
+        if !attached || ended && !said.contains(" attached") {
+            let why = format!("needs strace that may attach to processes: {}", said.trim());
+            return Err(ToolError::Missing(why));
         }
         Ok(trace)
     }
