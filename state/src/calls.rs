@@ -130,8 +130,16 @@ async fn store_and_push(core: Arc<Core>, generation: u64, append: Append) -> Res
     let held = Some(held);
     if let Appended::Stored { seq, time_us, history, again } = appended {
         let message = wire::Message { seq, sender, time_us, body };
-        let accepted =
-            Accepted { chat, history, message, again, from: From::default(), at: Instant::now(), held };
+        let accepted = Accepted {
+            chat,
+            history,
+            message,
+            again,
+            from: From::default(),
+            at: Instant::now(),
+            held,
+            routes: None,
+        };
         // Only a server that has stopped drops the receiver; the message is stored all the same.
         let _ = core.accepted.send(accepted).await;
     }

@@ -2,7 +2,8 @@
 //! task, so that pushes of a chat leave in the order of acceptance as far as one server knows it.
 //!
 //! Trap: routes are read after the append, every time, and never cached: a device that logs in later than that sees the
-//! message in its first Sync.
+//! message in its first Sync. A turn reads them right behind its appends, in the same call of the store; what it read is good
+//! for its own messages alone, because another turn's may have been stored later.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -37,6 +38,17 @@ pub struct Accepted {
     pub at: Instant,
     /// Holds this server's mark until it is pushed.
     pub held: Option<Token>,
+    /// Routes that were read behind its append.
+    pub routes: Option<Arc<RoutesBehind>>,
+}
+
+/// Routes that were read in one call of the store with the appends of a turn, behind them.
+#[derive(Debug)]
+pub struct RoutesBehind {
+    /// Of the store when that call was made: in another, a number may be somebody else's.
+    pub generation: u64,
+    /// By the user's number. Users of whom nothing could be read are not in it.
+    pub of: HashMap<u64, Vec<Route>>,
 }
 
 /// The connection that sent a message. It is not pushed to: its SendAck stands for the message.
@@ -54,7 +66,13 @@ impl Accepted {
     /// One that is pushed again.
     pub fn pushed_again(chat: String, history: u64, message: wire::Message) -> Self {
         let from = From::default();
-        Accepted { chat, history, message, again: false, from, at: Instant::now(), held: None }
+        Accepted { chat, history, message, again: false, from, at: Instant::now(), held: None, routes: None }
+    }
+
+    /// The routes of a user, if they were read behind this message's append, of a store of this generation.
+    fn routes_of(&self, user: u64, generation: u64) -> Option<&Vec<Route>> {
+        let routes = self.routes.as_ref().filter(|routes| routes.generation == generation)?;
+        routes.of.get(&user)
     }
 }
 
@@ -115,26 +133,27 @@ async fn restore(core: &Core, taken: &mut Vec<Accepted>) {
 pub async fn push_all(core: &Core, taken: &[Accepted], only: &BTreeMap<u32, u64>) {
     let chats: Vec<Option<Chat>> = taken.iter().map(|accepted| Chat::parse(&accepted.chat).ok()).collect();
     let names = members(chats.iter().flatten());
-    let (numbers, routes) = loop {
+    let (generation, numbers, read) = loop {
         let generation = core.generation();
         let numbers = numbers_of(core, &names).await;
-        let routes = routes_of(core, numbers.values().copied().collect()).await;
+        let mut unread = BTreeSet::new();
+        for (accepted, chat) in taken.iter().zip(&chats) {
+            let all = numbers_in(&numbers, chat);
+            unread.extend(all.filter(|number| accepted.routes_of(*number, generation).is_none()));
+        }
+        let read = routes_of(core, unread).await;
         // In another store a number may be somebody else's.
         if core.generation() == generation {
-            break (numbers, routes);
+            break (generation, numbers, read);
         }
     };
     let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
     for (accepted, chat) in taken.iter().zip(&chats) {
-        let Some((low, high)) = chat.as_ref().and_then(Chat::pair_members) else { continue };
         let time_us = accepted.message.time_us;
-        let both = [low, high];
-        let members = if low == high { &both[..1] } else { &both[..] };
-        let targets = members
-            .iter()
-            .filter_map(|name| numbers.get(name))
+        let routes = |number: u64| accepted.routes_of(number, generation).or_else(|| read.get(&number));
+        let targets = numbers_in(&numbers, chat)
             .flat_map(|number| {
-                routes.get(number).into_iter().flatten().map(move |route| (route.connection, *number))
+                routes(number).into_iter().flatten().map(move |route| (route.connection, number))
             })
             .filter(|(connection, _)| *connection != accepted.from.connection);
         let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
@@ -145,7 +164,7 @@ pub async fn push_all(core: &Core, taken: &[Accepted], only: &BTreeMap<u32, u64>
             }
         }
         if let Some(number) = numbers.get(accepted.message.sender.as_str())
-            && let Some(routes) = routes.get(number)
+            && let Some(routes) = routes(*number)
             && let Some(end) = end_of_ghost(&accepted.from, *number, routes)
         {
             tell(core, end);
@@ -215,6 +234,14 @@ fn end_of_ghost(from: &From, user: u64, routes: &[Route]) -> Option<DownFrame> {
     } else {
         answer::end(from.connection, user)
     })
+}
+
+/// The numbers of a chat's members, as far as they have one.
+fn numbers_in(numbers: &HashMap<&str, u64>, chat: &Option<Chat>) -> impl Iterator<Item = u64> {
+    let (low, high) = chat.as_ref().and_then(Chat::pair_members).unzip();
+    let high = high.filter(|high| Some(*high) != low);
+    let both = [low, high].map(|name| numbers.get(name?).copied());
+    both.into_iter().flatten()
 }
 
 fn members<'a>(chats: impl Iterator<Item = &'a Chat>) -> BTreeSet<&'a str> {

@@ -159,6 +159,7 @@ fn send_answer(
                 from: From { connection: frame.connection, device: frame.device, binding: frame.binding },
                 at: Instant::now(),
                 held: None,
+                routes: None,
             });
             return;
         }

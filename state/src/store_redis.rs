@@ -12,8 +12,9 @@
 //! hash: layout and record. `rookery:marks` hash. `rookery:incarnations`, `rookery:users` counters.
 //!
 //! Trap: scripts vanish when Redis restarts. An operation answered NOSCRIPT was not done, and every later script of that
-//! call was not done either, so they are loaded and those operations alone are sent again, in order. Between calls, and so
-//! between the connections, there is no order.
+//! call was not done either, so they are loaded and those operations are sent again, in order; so are routes read behind
+//! them, which else would be older than the message that they are for. Between calls, and so between the connections,
+//! there is no order.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -134,6 +135,7 @@ impl RedisStore {
             }
             Ask::Bind(some) => self.bind(ops, some),
             Ask::Unbind(some) => self.unbind(ops, some),
+            Ask::Delivered(some) => delivered(ops, some),
         }
     }
 
@@ -195,7 +197,9 @@ impl RedisStore {
                 command
             }
             // Asked in ways of their own.
-            Op::Register { .. } | Op::Bind { .. } | Op::Unbind { .. } => command("PING", 1),
+            Op::Register { .. } | Op::Bind { .. } | Op::Unbind { .. } | Op::Delivered { .. } => {
+                command("PING", 1)
+            }
             Op::ListChat { user, chat } => {
                 let mut command = redis::cmd("ZADD");
                 command.arg(key::chats(user)).arg(0).arg(chat);
@@ -236,11 +240,6 @@ impl RedisStore {
                 let history = key::history(chat_bucket(chat));
                 let mut command = Script::Pull.call(&[&key::chat(chat), &key::messages(chat), &history]);
                 command.arg(cursor).arg(limit).arg(u8::from(*reverse)).arg(crate::store::PULL_BYTES_MAX);
-                command
-            }
-            Op::Delivered { chat, user, seq } => {
-                let mut command = Script::Delivered.call(&[&key::chat(chat)]);
-                command.arg(user).arg(seq);
                 command
             }
             Op::Mark { server, life, pushed_us } => {
@@ -324,6 +323,7 @@ impl RedisStore {
                         rounds.again(ask);
                     }
                     Err(error) => rounds.failed(&ask, &refused(error)),
+                    Ok(_) if unscripted && is_read_behind(ops, &ask) => rounds.again(ask),
                     Ok(value) => {
                         if let Ask::Op(op) = &ask {
                             self.saw(&ops[*op], &value);
@@ -407,6 +407,28 @@ fn is_bulk(ops: &[Op]) -> bool {
     let of_login = |op: &Op| matches!(op, Op::Register { .. } | Op::Bind { .. } | Op::Unbind { .. });
     let of_cursor = |op: &Op| matches!(op, Op::Delivered { .. });
     ops.iter().all(of_cursor) || ops.len() >= LOGINS_MIN && ops.iter().all(of_login)
+}
+
+fn delivered(ops: &[Op], some: &[usize]) -> Cmd {
+    let mut command = Script::Delivered.of(some.len(), 96 * some.len());
+    let cursors = || {
+        some.iter().filter_map(|op| match &ops[*op] {
+            Op::Delivered { chat, user, seq } => Some((chat, user, seq)),
+            _ => None,
+        })
+    };
+    for (chat, ..) in cursors() {
+        command.arg(key::chat(chat));
+    }
+    for (_, user, seq) in cursors() {
+        command.arg(user).arg(seq);
+    }
+    command
+}
+
+/// Whether what was asked must have been read behind the scripts in front of it.
+fn is_read_behind(ops: &[Op], ask: &Ask) -> bool {
+    matches!(ask, Ask::Op(op) if matches!(ops[*op], Op::Routes { .. }))
 }
 
 /// A command whose arguments are small.

@@ -7,6 +7,7 @@
 //! - Bind: HSETNX (2.5) binds a user who has no route at all. Only the others are compared, by script (6 each for
 //!   64 at once, 7.5 one by one).
 //! - Unbind: by script, 2.6 each for 64 at once, 4.4 one by one.
+//! - Delivered: those that stand side by side in one script.
 //!
 //! [`Hints`] remember which way paid the last time, so that a storm of new users and one of returning ones both take one
 //! round for most.
@@ -49,6 +50,8 @@ pub enum Ask {
     Bind(Vec<usize>),
     /// Unbind: each compared.
     Unbind(Vec<usize>),
+    /// Delivered: each compared.
+    Delivered(Vec<usize>),
 }
 
 /// What most operations met the last time.
@@ -115,6 +118,10 @@ impl<'a> Rounds<'a> {
                 Op::Bind { .. } => self.binds.push(at),
                 Op::Unbind { .. } if in_place => self.asks.push(Ask::Unbind(vec![at])),
                 Op::Unbind { .. } => unbinds.push(at),
+                Op::Delivered { .. } => match self.asks.last_mut() {
+                    Some(Ask::Delivered(some)) if some.len() < SCRIPT_OPS_MAX => some.push(at),
+                    _ => self.asks.push(Ask::Delivered(vec![at])),
+                },
                 _ => self.asks.push(Ask::Op(at)),
             }
         }
@@ -141,7 +148,7 @@ impl<'a> Rounds<'a> {
             Ask::Op(op) | Ask::Known(op) | Ask::Claim(op) | Ask::Winner { op, .. } | Ask::FirstRoute(op) => {
                 fail(*op);
             }
-            Ask::Bind(ops) | Ask::Unbind(ops) => ops.iter().for_each(|op| fail(*op)),
+            Ask::Bind(ops) | Ask::Unbind(ops) | Ask::Delivered(ops) => ops.iter().for_each(|op| fail(*op)),
             Ask::NameRow(op) => {
                 (self.made, self.unnamed) = (false, true);
                 tracing::debug!(%error, op, "a name was not written");
@@ -199,7 +206,9 @@ impl<'a> Rounds<'a> {
                     self.failed(&Ask::Bind(ops), &error);
                 }
             },
-            Ask::Unbind(ops) => ops.into_iter().for_each(|op| self.outcomes[op] = Some(Ok(Answer::Done))),
+            Ask::Unbind(ops) | Ask::Delivered(ops) => {
+                ops.into_iter().for_each(|op| self.outcomes[op] = Some(Ok(Answer::Done)));
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! The Lua scripts of the Redis store. Each is one atomic step in one slot, but for Bind and Unbind, which take many
+//! The Lua scripts of the Redis store. Each is one atomic step in one slot, but for Bind, Unbind and Delivered, which take many
 //! operations, each a step of its own in a slot of its own, and Draw, which changes all buckets or none.
 //!
 //! Trap: Lua numbers are doubles, and `tostring` of a large one gives `1.7e+15`. Numbers that leave a script go through

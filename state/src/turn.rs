@@ -2,7 +2,7 @@
 //! turns may be under way.
 //!
 //! At most three store calls, and one on the common path: what must be known first (names, new devices), what must
-//! stand first (chat lists), and then everything at once.
+//! stand first (chat lists), and then everything at once; behind the messages in it, the routes of who reads them.
 //!
 //! All of them together have [`crate::config::StoreConfig::response_ms_max`]; what is not answered by then is unknown, and
 //! the client asks again.
@@ -12,6 +12,7 @@
 
 mod ask;
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -25,7 +26,7 @@ use proto::wire::{self, Code};
 use ask::{Ask, about, check_login, decode};
 
 use crate::answer;
-use crate::fan_out::Accepted;
+use crate::fan_out::{Accepted, RoutesBehind};
 use crate::lane::Place;
 use crate::ledger::Token;
 use crate::losses;
@@ -103,7 +104,9 @@ pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>, mut 
     // What is decided from here on by what is remembered must not reach another store.
     let generation = core.generation();
     let asks = learn(core, gateway, asks, (generation, until), &mut out).await;
-    let (steps, ops) = plan(core, asks, (generation, until), &mut out).await;
+    let (steps, mut ops) = plan(core, asks, (generation, until), &mut out).await;
+    let asked = ops.len();
+    ops.extend(readers(core, &steps).into_iter().map(|user| Op::Routes { user }));
     place.come_up().await;
     if with_sends {
         crpc::failpoint::here("state_before_store");
@@ -121,16 +124,42 @@ pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>, mut 
     if with_sends {
         crpc::failpoint::here("state_after_store");
     }
+    let routes = routes_behind(generation, &ops[asked..], outcomes.split_off(asked));
+    ops.truncate(asked);
     if let Some(held) = &held {
         note_doubts(core, until, &ops, &outcomes, held);
     }
     losses::prove(core, until, &steps, &ops, &mut outcomes).await;
     settle::settle(core, gateway, steps, outcomes, &mut out, began);
-    if held.is_some() {
-        out.accepted.iter_mut().for_each(|accepted| accepted.held.clone_from(&held));
+    for accepted in &mut out.accepted {
+        accepted.held.clone_from(&held);
+        accepted.routes = Some(routes.clone());
     }
     core.metrics.acknowledge.observe(began.elapsed().as_secs_f64());
     out
+}
+
+/// Who reads the messages of this turn, as far as their numbers are known here: their routes are read in the same call, behind
+/// all appends. That saves the fan-out a round trip, and acknowledgement and push leave in one batch.
+fn readers(core: &Core, steps: &[Step]) -> BTreeSet<u64> {
+    let mut readers = BTreeSet::new();
+    for step in steps {
+        if let Planned::Send { chat, .. } = &step.ask
+            && let Some((low, high)) = chat.pair_members()
+        {
+            readers.extend([low, high].into_iter().filter_map(|name| core.users.number(name)));
+        }
+    }
+    readers
+}
+
+fn routes_behind(generation: u64, ops: &[Op], outcomes: Vec<Outcome>) -> Arc<RoutesBehind> {
+    let read = ops.iter().zip(outcomes).filter_map(|(op, outcome)| match op {
+        // What failed is read again by the fan-out.
+        Op::Routes { user } => Some((*user, read::routes(outcome).ok()?)),
+        _ => None,
+    });
+    Arc::new(RoutesBehind { generation, of: read.collect() })
 }
 
 /// The messages of this turn of which the store has not said what became of them.

@@ -327,3 +327,41 @@ async fn a_chat_that_goes_on_loses_what_is_too_old() {
     assert_eq!((left.len(), left[0].as_str()), (58, "71-0"));
     assert_eq!(seqs(&*store, pull(CHAT, 120, 9, false)).await, [127, 128]);
 }
+
+#[tokio::test]
+async fn what_is_read_behind_a_script_that_had_to_be_loaded_is_read_again() {
+    let redis = Redis::start().unwrap();
+    let store = open(&redis).await;
+    redis::cmd("SCRIPT").arg("FLUSH").exec(&mut redis.connection().unwrap()).unwrap();
+    let bind = Op::Bind { user: 7, device: 1, attempt: 5, connection: 70, devices_max: 2 };
+    let outcomes = store.apply(&[bind, Op::Routes { user: 7 }]).await;
+    assert!(matches!(&outcomes[1], Ok(Answer::Routes(routes)) if routes.len() == 1), "{outcomes:?}");
+}
+
+/// The row of ids lives as long as was asked for behind every message, and is not written for it every time.
+#[tokio::test]
+async fn ids_are_remembered_from_their_last_use_on() {
+    let redis = Redis::start().unwrap();
+    let store = open(&redis).await;
+    let asked_s = i64::from(config(&redis).dedupe_days) * 86_400;
+    let mut connection = redis.connection().unwrap();
+    say(&store, 1).await;
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*:ids:*").query(&mut connection).unwrap();
+    let [key] = &keys[..] else { panic!("{keys:?}") };
+    let mut ttl_s = |say: Option<i64>| -> i64 {
+        if let Some(seconds) = say {
+            redis::cmd("EXPIRE").arg(key).arg(seconds).exec(&mut connection).unwrap();
+        }
+        redis::cmd("TTL").arg(key).query(&mut connection).unwrap()
+    };
+    assert!((asked_s + 3_500..=asked_s + 3_600).contains(&ttl_s(None)));
+    // Still longer than asked for: left alone. Less, and it is written anew; also by an id that comes again.
+    ttl_s(Some(asked_s + 1_000));
+    say(&store, 2).await;
+    assert!((asked_s..=asked_s + 1_000).contains(&ttl_s(None)));
+    for n in [3, 3] {
+        ttl_s(Some(asked_s - 10));
+        say(&store, n).await;
+        assert!(ttl_s(None) >= asked_s + 3_500, "behind {n}");
+    }
+}

@@ -29,6 +29,11 @@ impl Scripted {
         self.held.send_replace(held);
     }
 
+    /// It was emptied, or is an older copy.
+    pub(crate) fn becomes_another(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn calls(&self) -> usize {
         self.asked.lock().len()
     }

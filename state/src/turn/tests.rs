@@ -3,6 +3,8 @@
 use prost::Message;
 
 use super::*;
+use crate::fan_out;
+use crate::gateways::Outgoing;
 use crate::lane::Lane;
 use crate::server::tests::{Scripted, core_and_accepted, core_over};
 use crate::store::{Answer, Appended, Head, Page, StoreError, chat_bucket};
@@ -92,6 +94,51 @@ async fn a_message_holds_the_mark_from_before_its_store_call_until_it_is_dropped
     assert!(!core.ledger.is_clear());
     drop(out);
     assert!(core.ledger.is_clear());
+}
+
+#[tokio::test]
+async fn routes_are_read_behind_the_appends_and_are_good_for_this_store_alone() {
+    let store = Scripted::new(|op| match op {
+        Op::Append(append) => stored(append.n),
+        Op::Routes { user } => {
+            let connection = (1 << 40) + user;
+            Ok(Answer::Routes(vec![crate::store::Route { device: 1, attempt: 1, connection }]))
+        }
+        _ => Ok(Answer::Done),
+    });
+    let (core, _accepted) = core_and_accepted(store.clone());
+    [("alice", 1), ("bob", 2)].into_iter().for_each(|(name, number)| core.users.learn(name, number));
+    core.chats_are_listed(&["alice:bob"]);
+    let sends = vec![send("alice:bob", 1), send("alice:bob", 2)];
+    let mut out = run(&core, &gateway(), sends, Place::default()).await;
+    let kinds: Vec<&str> = store
+        .asked()
+        .iter()
+        .map(|op| match op {
+            Op::Append(_) => "append",
+            Op::Routes { user: 1 } => "alice",
+            Op::Routes { user: 2 } => "bob",
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(kinds, ["append", "append", "alice", "bob"]);
+    let (stream, mut waiting) = core.gateways.open(proto::incarnation_of((1 << 40) + 1));
+    fan_out::round(&core, &mut out.accepted).await;
+    assert_eq!(store.calls(), 1, "the fan-out has nothing to ask");
+    let pushed: usize = waiting
+        .take_now()
+        .iter()
+        .map(|some| if let Outgoing::Pushes(pushes) = some { pushes.pushes.len() } else { 0 })
+        .sum();
+    assert_eq!(pushed, 2);
+    // Behind a change of the store a number may be somebody else's: what was read before is not used.
+    let mut out = run(&core, &gateway(), vec![send("alice:bob", 3)], Place::default()).await;
+    store.becomes_another();
+    core.apply(&[Op::Incarnate]).await;
+    [("alice", 11), ("bob", 12)].into_iter().for_each(|(name, number)| core.users.learn(name, number));
+    fan_out::round(&core, &mut out.accepted).await;
+    assert_eq!(store.last(), Some(Op::Routes { user: 12 }));
+    drop(stream);
 }
 
 #[tokio::test]
