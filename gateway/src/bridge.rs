@@ -69,6 +69,7 @@ impl Bridge {
         let link = Link::new(Bounds {
             batch_frames_max: config.link.batch_frames_max,
             batches_in_flight_max: config.link.batches_in_flight_max,
+            batch_beside_frames_min: config.link.batch_beside_frames_min,
             login_batch_frames_max: config.link.login_batch_frames_max,
             login_batches_in_flight_max: config.link.login_batches_in_flight_max,
             logins_waiting_max: config.link.logins_waiting_max,

@@ -1,4 +1,9 @@
-//! When nobody more gets in: whoever comes is told why and where else to ask, and is let go. On the worker's thread.
+//! When newcomers are let in; and when nobody more gets in: whoever comes is told why and where else to ask, and is let go.
+//! On the worker's thread.
+//!
+//! In a rush, that is while more are logging in than leave in one batch, each worker looks at its door every
+//! `workers.rush_ms` and not when epoll says so. At a million over 53 workers each look found one newcomer, and each answer
+//! woke another worker: 2.2 turns a login. In company they stay together through bridge, state and back.
 //!
 //! Trap: a listener is watched level-triggered, so a connection that cannot be taken off it would wake the worker for ever.
 //! With the fd table full, a spare fd makes room for one at a time, long enough to tell it; without even that the listener
@@ -22,8 +27,12 @@ pub(crate) struct Door {
     refusal: Bytes,
     /// Holds an fd and does nothing. Gone while its fd is lent to a connection, or when none could be had after that.
     spare: Option<Epoll>,
-    /// The listener is not watched.
+    /// There is no fd to let anybody in with.
     paused: bool,
+    /// In a rush: when the door opens next.
+    opens_ms: Option<u64>,
+    /// The listener is not watched.
+    unwatched: bool,
     /// When the log was last told of it.
     warned_ms: Option<u64>,
 }
@@ -34,12 +43,24 @@ const WARN_EVERY_MS: u64 = 10_000;
 impl Door {
     /// Makes the spare fd, in the table of the calling thread. `ipconf_url`: told to whoever is refused, if it is not empty.
     pub fn new(ipconf_url: &str) -> io::Result<Door> {
-        Ok(Door { refusal: refusal(ipconf_url), spare: Some(Epoll::new()?), paused: false, warned_ms: None })
+        Ok(Door {
+            refusal: refusal(ipconf_url),
+            spare: Some(Epoll::new()?),
+            paused: false,
+            opens_ms: None,
+            unwatched: false,
+            warned_ms: None,
+        })
     }
 
     /// Whether it waits for an fd to come free.
     pub fn is_shut(&self) -> bool {
         self.paused || self.spare.is_none()
+    }
+
+    /// When the worker is to look again, in a rush.
+    pub fn opens_ms(&self) -> Option<u64> {
+        self.opens_ms
     }
 
     /// Says why, and that nothing more comes.
@@ -127,11 +148,33 @@ impl Worker {
         }
     }
 
+    /// Whether newcomers are to be let in now, of whom epoll says that there are some.
+    pub(crate) fn lets_in(&mut self, arrivals: bool) -> bool {
+        if self.door.opens_ms.map_or(!arrivals, |opens_ms| self.now_ms < opens_ms) {
+            return false;
+        }
+        let (waiting, rush_ms) =
+            (self.shared.metrics.bridge.logins_waiting.get(), self.shared.config.workers.rush_ms);
+        let is_rush = rush_ms > 0 && waiting >= self.shared.config.link.login_batch_frames_max as u64;
+        self.door.opens_ms = is_rush.then_some(self.now_ms + rush_ms);
+        self.watch_listener();
+        true
+    }
+
     fn pause_listener(&mut self) {
-        if let Some(listener) = &self.listener
-            && self.epoll.modify(listener, LISTENER, Interest::Nothing).is_ok()
+        self.door.paused = true;
+        self.watch_listener();
+    }
+
+    /// Brings epoll's interest in the listener in line with the door.
+    fn watch_listener(&mut self) {
+        let unwatched = self.door.paused || self.door.opens_ms.is_some();
+        let interest = if unwatched { Interest::Nothing } else { Interest::Read };
+        if unwatched != self.door.unwatched
+            && let Some(listener) = &self.listener
+            && self.epoll.modify(listener, LISTENER, interest).is_ok()
         {
-            self.door.paused = true;
+            self.door.unwatched = unwatched;
         }
     }
 
@@ -140,12 +183,8 @@ impl Worker {
         if self.door.spare.is_none() {
             self.door.spare = Epoll::new().ok();
         }
-        if self.door.paused
-            && let Some(listener) = &self.listener
-            && self.epoll.modify(listener, LISTENER, Interest::Read).is_ok()
-        {
-            self.door.paused = false;
-        }
+        self.door.paused = false;
+        self.watch_listener();
     }
 }
 

@@ -36,6 +36,7 @@ pub type StreamKey = u64;
 pub struct Bounds {
     pub batch_frames_max: usize,
     pub batches_in_flight_max: usize,
+    pub batch_beside_frames_min: usize,
     pub login_batch_frames_max: usize,
     pub login_batches_in_flight_max: usize,
     pub logins_waiting_max: usize,
@@ -413,7 +414,10 @@ impl Stream {
         let number = self.next_number;
         let free_bytes = self.credit_bytes.saturating_sub(self.live.out_bytes() + self.logins.out_bytes());
         let mut frames = None;
-        if self.live.batches_out() < bounds.batches_in_flight_max {
+        // Few frames do not leave beside a batch that is out: they go with the next, which costs everybody behind less.
+        let is_worth_it =
+            self.live.batches_out() == 0 || self.live.waiting() >= bounds.batch_beside_frames_min;
+        if is_worth_it && self.live.batches_out() < bounds.batches_in_flight_max {
             let room = Room { frames: bounds.batch_frames_max, bytes: free_bytes };
             frames = self.live.leave(number, self.live.fitting(room), now_ms);
         }

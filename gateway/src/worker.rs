@@ -202,7 +202,7 @@ impl Worker {
         self.expire();
         self.send_up();
         self.flush();
-        if arrivals {
+        if self.lets_in(arrivals) {
             self.reads_arrivals = !self.held_back;
             self.accept();
             self.send_up();
@@ -280,10 +280,12 @@ impl Worker {
         }
         let next_tick_ms = (self.now_ms / 1000 + 1) * 1000;
         let batch_ms = self.news_due_ms();
-        let next_ms = [self.logins.next_ms(), self.stalls.next_ms(), self.lingers.next_ms(), batch_ms]
-            .into_iter()
-            .flatten()
-            .fold(next_tick_ms, u64::min);
+        let door_ms = self.door.opens_ms();
+        let next_ms =
+            [self.logins.next_ms(), self.stalls.next_ms(), self.lingers.next_ms(), batch_ms, door_ms]
+                .into_iter()
+                .flatten()
+                .fold(next_tick_ms, u64::min);
         Duration::from_millis(next_ms.saturating_sub(self.started.elapsed().as_millis() as u64))
     }
 

@@ -12,6 +12,7 @@ fn bounds() -> Bounds {
     Bounds {
         batch_frames_max: 4,
         batches_in_flight_max: 2,
+        batch_beside_frames_min: 1,
         login_batch_frames_max: 3,
         login_batches_in_flight_max: 2,
         logins_waiting_max: 50,
@@ -62,6 +63,24 @@ fn departures_wait_for_room_and_are_never_refused() {
     told.sort_unstable();
     assert_eq!(told, (7..5_000).map(|connection| (0, connection, connection + 1)).collect::<Vec<_>>());
     assert_eq!((link.pending(), link.departed.capacity()), (0, 0));
+}
+
+#[test]
+fn few_frames_wait_for_the_batch_that_is_out() {
+    let mut link = Link::new(Bounds { batch_beside_frames_min: 3, ..bounds() });
+    let key = link.opened("s-1", 1 << 20, 0);
+    let offer = |link: &mut Link, n| assert_eq!(link.offer(frame(n, 5), 0), Ok(key));
+    offer(&mut link, 0);
+    assert_eq!(batch(link.next_up(key, 0)).unwrap().frames.len(), 1, "nothing is out: it leaves at once");
+    offer(&mut link, 1);
+    offer(&mut link, 2);
+    assert!(link.next_up(key, 0).is_none());
+    offer(&mut link, 3);
+    assert_eq!(batch(link.next_up(key, 0)).unwrap().frames.len(), 3);
+    offer(&mut link, 4);
+    assert!(link.next_up(key, 0).is_none());
+    link.acked(key, 2, &[], 0);
+    assert_eq!(batch(link.next_up(key, 0)).unwrap().frames.len(), 1);
 }
 
 #[test]

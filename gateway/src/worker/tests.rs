@@ -123,6 +123,31 @@ fn a_login_that_is_there_goes_up_with_the_turn_that_accepts() {
 }
 
 #[test]
+fn in_a_rush_newcomers_are_let_in_together() {
+    // Longer than this test may take.
+    const RUSH_MS: u64 = 60_000;
+    let workers = crate::config::Workers { rush_ms: RUSH_MS, ..Default::default() };
+    let limits = crate::config::Limits { login_ms_max: 0, ..Default::default() };
+    let mut rig = Rig::with(Config { workers, limits, ..Config::default() }, 1 << 20);
+    let metrics = rig.worker.shared.metrics.clone();
+    let batch = rig.worker.shared.config.link.login_batch_frames_max as u64;
+    metrics.bridge.logins_waiting.set(batch);
+    let mut clients = vec![rig.connect()];
+    rig.turn_until(|rig| rig.worker.table.count() == 1);
+    // The door is shut from then on, whoever comes.
+    clients.extend([rig.connect(), rig.connect()]);
+    (0..10).for_each(|_| rig.step());
+    assert_eq!((rig.worker.table.count(), rig.worker.door.opens_ms().is_some()), (1, true));
+    // It opens by the clock alone, for both. Meanwhile the rush has ended: the next one is let in at once again.
+    metrics.bridge.logins_waiting.set(batch - 1);
+    rig.pass(RUSH_MS);
+    rig.turn_until(|rig| rig.worker.table.count() > 1);
+    assert_eq!((rig.worker.table.count(), rig.worker.door.opens_ms()), (3, None));
+    clients.push(rig.connect());
+    rig.turn_until(|rig| rig.worker.table.count() == 4);
+}
+
+#[test]
 fn half_a_frame_is_charged_until_it_is_whole_or_gone() {
     let mut rig = Rig::new(1 << 20);
     let login = login();
