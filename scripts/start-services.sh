@@ -96,7 +96,8 @@ started=()
 
 start_redis() {
   # `save ""`: the append-only file is the truth, snapshots beside it would only cost. `noeviction`: a store that is
-  # full refuses, it does not forget.
+  # full refuses, it does not forget. While Redis rewrites its file, what is written waits for its fsync behind the
+  # rewrite's, for hundreds of ms: not from 64 MB on, therefore.
   cat >"$data/redis/redis.conf" <<CONF
 bind 127.0.0.1
 port $redis_port
@@ -106,6 +107,7 @@ appendonly yes
 appendfsync always
 no-appendfsync-on-rewrite no
 maxmemory-policy noeviction
+auto-aof-rewrite-min-size 1gb
 save ""
 CONF
   launch redis "$redis_port" redis-server "$data/redis/redis.conf"
