@@ -20,6 +20,7 @@ finds its own processes and leaves them alone. A port that somebody else holds i
   --install-for-tests the same, and also what scripts/test needs beside them: systemd-analyze, which judges the units in
                       scripts/systemd (Debian's package systemd; nothing of it is started), python3, and what loadtest torture
                       makes faults with: strace, nft, ip and tc, faketime
+  --install-for-build only see that what cargo needs beside Rust is installed: a C compiler and make, for the gateway's jemalloc
   --install-peers     the servers that scripts/bench density compares us with: mosquitto, nginx, haproxy. One that cannot be
                       installed is named and left out; that is no error. They are not started
   -h, --help          this page
@@ -44,6 +45,7 @@ while (($#)); do
     --stop) action=stop; shift ;;
     --install-only) action=install; shift ;;
     --install-for-tests) action=install tests=yes; shift ;;
+    --install-for-build) action=build; shift ;;
     --install-peers) action=peers; shift ;;
     -h | --help) usage; exit 0 ;;
     *) fail "$EX_USAGE" "unknown option $1; see --help" ;;
@@ -56,6 +58,7 @@ check_port --etcd-port "$etcd_port"
 main() {
   case $action in
     install) install_missing; return ;;
+    build) install_packages --install-for-build; return ;;
     peers) install_peers; return ;;
     stop) stop_all; return ;;
   esac
@@ -213,7 +216,7 @@ stop_started() {
 # --- installing -------------------------------------------------------------------------------------------------------
 
 install_missing() {
-  local packages=() list
+  local packages=() option=--install-only
   command -v redis-server >/dev/null || packages+=(redis-server)
   command -v redis-cli >/dev/null || packages+=(redis-tools)
   command -v etcd >/dev/null || packages+=(etcd-server)
@@ -225,13 +228,20 @@ install_missing() {
   [[ $tests == no ]] || [[ -n $(PATH=$PATH:/usr/sbin type -P nft) ]] || packages+=(nftables)
   [[ $tests == no ]] || [[ -n $(PATH=$PATH:/usr/sbin type -P tc) ]] || packages+=(iproute2)
   [[ $tests == no ]] || command -v faketime >/dev/null || packages+=(faketime)
+  [[ $tests == no ]] || option=--install-for-tests
+  install_packages "$option" "${packages[@]}"
+}
+
+# install_packages OPTION PACKAGE...: these, and what building needs. OPTION is what root would have to say.
+install_packages() {
+  local option=$1 packages=("${@:2}") list
+  command -v cc >/dev/null || packages+=(gcc libc6-dev)
+  command -v make >/dev/null || packages+=(make)
   ((${#packages[@]})) || return 0
   list=${packages[*]}
   if ! command -v apt-get >/dev/null; then
     fail "$EX_UNAVAILABLE" "not installed: what Debian calls $list; install it (here is no apt-get)"
   elif ((EUID != 0)); then
-    local option=--install-only
-    [[ $tests == no ]] || option=--install-for-tests
     fail "$EX_UNAVAILABLE" "not installed: $list; run: sudo scripts/start-services.sh $option"
   fi
   echo "$me: installing $list" >&2

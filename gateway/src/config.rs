@@ -129,7 +129,7 @@ impl Default for Workers {
             rush_ms: 20,
             accepts_per_turn_max: 64,
             writes_per_turn_max: 200,
-            down_batches_max: 64,
+            down_batches_max: 32,
             up_batches_max: 4_096,
             read_bytes_per_turn_max: 1024 * 1024,
             batch_scheduling: true,

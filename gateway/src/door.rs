@@ -101,7 +101,9 @@ impl Worker {
     /// Tells a connection that there is no room for it, and lets it go.
     pub(crate) fn turn_away(&mut self, fd: &Fd) {
         self.stats().closed(Why::Code(Code::TooManyConnections));
-        self.door.tell(fd, &mut self.buffer);
+        let mut buffer = self.lend_buffer();
+        self.door.tell(fd, &mut buffer);
+        self.return_buffer(buffer);
     }
 
     /// There is no fd, or no memory, for the next connection. True: it was told so by means of the spare fd, and the one

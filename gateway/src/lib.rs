@@ -30,7 +30,6 @@ mod sync;
 pub mod sys;
 pub mod table;
 pub mod tail;
-mod trim;
 mod up;
 mod upstream;
 pub mod wake;

@@ -7,6 +7,10 @@ use crpc::{Fatal, ServerArgs};
 use gateway::config::Config;
 use gateway::machine::{self, Verdict};
 
+/// Configured when it is built, by `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Terminates client connections and carries their frames to and from state servers.
 ///
 /// Configuration: --config FILE (TOML; else /etc/rookery/gateway.toml if present), then environment variables
@@ -39,5 +43,24 @@ fn start(args: &ServerArgs) -> Result<(), Fatal> {
             false => Ok(()),
         };
     }
+    if !heap_is_ours() {
+        eprintln!(
+            "gateway: built without .cargo/config.toml, so what a storm needed is not given back: build within the source tree"
+        );
+    }
     gateway::server::run(config)
+}
+
+/// Whether jemalloc was built with our settings. Cargo reads them only when it is called within the source tree.
+fn heap_is_ours() -> bool {
+    tikv_jemalloc_ctl::opt::narenas::read() == Ok(1) && tikv_jemalloc_ctl::opt::tcache::read() == Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_heap_is_built_as_it_should_be() {
+        assert!(super::heap_is_ours());
+        assert!(tikv_jemalloc_ctl::opt::background_thread::read().unwrap(), "memory goes back by itself");
+    }
 }

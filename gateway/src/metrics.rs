@@ -141,7 +141,6 @@ pub struct BridgeStats {
     pub late_bytes: Cell,
     pub batches_down: Cell,
     pub resent: Cell,
-    pub trims: Cell,
     pub burst_bytes: Cell,
     pub refused_unavailable: Cell,
 }
@@ -267,8 +266,7 @@ impl Collector for Sums {
             let gauge = ConstGauge::new(cell.get() as i64);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
-        let bridge: [(&str, &str, &Cell); 10] = [
-            ("heap_trims", "Times that free memory was given back to the kernel", &self.bridge.trims),
+        let bridge: [(&str, &str, &Cell); 9] = [
             ("link_streams_broken", "Streams to state servers that broke", &self.bridge.streams_broken),
             ("link_frames_up", "Frames sent to state servers, but for logins", &self.bridge.frames_up),
             ("link_batches_up", "Batches of them", &self.bridge.batches_up),

@@ -71,15 +71,23 @@ impl Worker {
         if let Err(error) = added {
             // max_user_watches: the kernel's limit, not the client's doing.
             self.warn("a connection could not be watched; see fs.epoll.max_user_watches", &error);
+            let mut buffer = self.lend_buffer();
             if let Some(connection) = self.table.get_mut(place) {
-                self.door.tell(&connection.fd, &mut self.buffer);
+                self.door.tell(&connection.fd, &mut buffer);
             }
+            self.return_buffer(buffer);
             self.close(place, Some(Why::Code(Code::TooManyConnections)));
         }
     }
 
     /// Reads once, and handles every whole frame.
     pub(crate) fn receive(&mut self, place: Place) {
+        let mut buffer = self.lend_buffer();
+        self.receive_into(place, &mut buffer);
+        self.return_buffer(buffer);
+    }
+
+    fn receive_into(&mut self, place: Place, buffer: &mut [u8]) {
         let Some(connection) = self.table.get_mut(place) else { return };
         if connection.has(flag::DIRTY) {
             // Its answers of the last turn have not left yet. Whoever asks faster than we write waits like this.
@@ -89,8 +97,7 @@ impl Worker {
             // Only an error or a hang-up gets here while reads are parked.
             return self.close(place, Some(Why::Socket));
         }
-        let mut buffer = std::mem::take(&mut self.buffer);
-        match sys::read(&connection.fd, &mut buffer) {
+        match sys::read(&connection.fd, buffer) {
             Ok(0) => {
                 let why = (connection.stage != Stage::Closing).then_some(Why::Peer);
                 self.close(place, why);
@@ -102,7 +109,6 @@ impl Worker {
                 self.close(place, why);
             }
         }
-        self.buffer = buffer;
     }
 
     pub(crate) fn received(&mut self, place: Place, bytes: &[u8]) {

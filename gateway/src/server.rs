@@ -119,7 +119,6 @@ pub fn run(config: Config) -> Result<(), Fatal> {
     let checked = check(&config)?;
     crpc::log::init(&config.log)?;
     log_findings(&checked);
-    sys::steady_heap();
     let plan = checked.plan;
     let config = Arc::new(config);
     let mut registry = crpc::metrics::Metrics::new("gateway");
@@ -151,8 +150,6 @@ pub fn run(config: Config) -> Result<(), Fatal> {
     let shutdown = Shutdown::on_signals()?;
     let readiness = Readiness::starting(&["registry", "state", "listener"]);
     crpc::admin::spawn_thread(config.admin.listen, readiness.clone(), Arc::new(registry), shutdown.clone())?;
-    crate::trim::spawn(admission.clone(), burst, metrics.clone())
-        .map_err(|e| Fatal::internal(format!("starting the thread that gives memory back: {e}")))?;
     tracing::info!(
         version = crpc::VERSION,
         id = config.id(),
@@ -161,7 +158,7 @@ pub fn run(config: Config) -> Result<(), Fatal> {
         registry = %config.registry,
         "gateway starts"
     );
-    let gateway = Gateway { config, plan, metrics, admission, readiness, shutdown, worker_failed };
+    let gateway = Gateway { config, plan, metrics, admission, burst, readiness, shutdown, worker_failed };
     runtime.block_on(gateway.serve(threads, outboxes, up, up_wake))
 }
 
@@ -170,6 +167,7 @@ struct Gateway {
     plan: Plan,
     metrics: Metrics,
     admission: Arc<Admission>,
+    burst: Arc<Burst>,
     readiness: Readiness,
     shutdown: Shutdown,
     worker_failed: Arc<AtomicBool>,
@@ -333,6 +331,7 @@ impl Gateway {
     }
 
     fn report(&self, bridge: &Bridge, draining: bool, meter: &mut Meter) -> GatewayReport {
+        self.metrics.bridge.burst_bytes.set(self.burst.clients_bytes() as u64);
         let bytes = self.metrics.sum(|w| &w.bytes_in) + self.metrics.sum(|w| &w.bytes_out);
         let (bytes_per_s, cpu) = meter.rates(bytes);
         let connections_max = self.plan.workers * self.plan.connections_per_worker_max;

@@ -105,31 +105,6 @@ fn clock(id: libc::clockid_t) -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Allocations of this size and more are mappings of their own, which go back to the kernel when they are freed.
-pub const MMAP_THRESHOLD_BYTES: usize = 128 * 1024;
-
-/// Heaps that malloc may spread threads over. Workers allocate little and keep most of it in malloc's caches per thread, so
-/// they hardly meet; and every heap keeps some pages that a storm has left half used.
-const HEAPS_MAX: c_int = 4;
-
-/// Settles how malloc and the kernel lay out this process's memory, so that what is freed is really given back: the
-/// threshold above stays where it is (glibc raises it with every larger block that is freed, and keeps such blocks in its
-/// heaps from then on), and nothing is rounded up to huge pages. Call it once, before threads start.
-pub fn steady_heap() {
-    // SAFETY: both calls take plain numbers and change only how later allocations are laid out.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES as c_int);
-        libc::mallopt(libc::M_ARENA_MAX, HEAPS_MAX);
-        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
-    }
-}
-
-/// Gives free heap pages back to the kernel.
-pub fn trim_heap() {
-    // SAFETY: glibc's malloc_trim takes its own locks.
-    unsafe { libc::malloc_trim(0) };
-}
-
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

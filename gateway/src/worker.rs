@@ -72,7 +72,10 @@ pub(crate) struct Worker {
     pub(crate) table: Table,
     pub(crate) queues: QueuePool,
     pub(crate) tails: Tails,
-    pub(crate) buffer: Vec<u8>,
+    /// What is read into, see [`Worker::lend_buffer`].
+    buffer: Vec<u8>,
+    /// It was lent in the last second.
+    buffer_used: bool,
     pub(crate) batch: UpBatch,
     pub(crate) dirty: VecDeque<Place>,
     pub(crate) logins: Expiry,
@@ -110,7 +113,8 @@ pub(crate) const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
 
 impl Worker {
-    /// Binds the listener and makes everything that lives in this thread's fd table.
+    /// Binds the listener and makes everything that lives in this thread's fd table. Boxed, because a thread's stack keeps what
+    /// it ever touched.
     pub(crate) fn new(
         index: u8,
         incarnation: u32,
@@ -118,7 +122,7 @@ impl Worker {
         connections_max: usize,
         shared: Shared,
         inbox: Inbox,
-    ) -> io::Result<Worker> {
+    ) -> io::Result<Box<Worker>> {
         let limits = &shared.config.limits;
         let epoll = Epoll::new()?;
         let listener =
@@ -129,7 +133,7 @@ impl Worker {
         }
         epoll.add(&listener, LISTENER, Interest::Read)?;
         epoll.add(&inbox.wake.eventfd(), WAKE, Interest::Wake)?;
-        Ok(Worker {
+        Ok(Box::new(Worker {
             index,
             incarnation,
             epoll,
@@ -138,8 +142,8 @@ impl Worker {
             table: Table::new(connections_max),
             queues: QueuePool::new(shared.burst.clone()),
             tails: Tails::new(shared.burst.clone()),
-            // A whole frame and as much of the next.
-            buffer: vec![0; 2 * limits.frame_bytes_max],
+            buffer: Vec::new(),
+            buffer_used: false,
             batch: UpBatch::default(),
             dirty: VecDeque::new(),
             logins: Expiry::new(limits.login_ms_max),
@@ -162,7 +166,7 @@ impl Worker {
             down_waiting: false,
             drain_page: None,
             shared,
-        })
+        }))
     }
 
     /// The address the listener got.
@@ -171,7 +175,7 @@ impl Worker {
     }
 
     /// Turns until told to stop.
-    pub(crate) fn run(mut self) -> Ended {
+    pub(crate) fn run(mut self: Box<Self>) -> Ended {
         if self.shared.config.workers.batch_scheduling
             && let Err(error) = sys::schedule_batch()
         {
@@ -359,7 +363,24 @@ impl Worker {
             self.dirty = VecDeque::new();
         }
         self.small_frames = BytesMut::new();
+        if !std::mem::take(&mut self.buffer_used) {
+            self.buffer = Vec::new();
+        }
         (self.batch_frames, self.batch_bytes) = (0, 0);
+    }
+
+    /// The one buffer that is read into: a whole frame and as much of the next. It is given back with
+    /// [`Worker::return_buffer`]; who has not read anything for a second has none.
+    pub(crate) fn lend_buffer(&mut self) -> Vec<u8> {
+        self.buffer_used = true;
+        match std::mem::take(&mut self.buffer) {
+            none if none.is_empty() => vec![0; 2 * self.shared.config.limits.frame_bytes_max],
+            buffer => buffer,
+        }
+    }
+
+    pub(crate) fn return_buffer(&mut self, buffer: Vec<u8>) {
+        self.buffer = buffer;
     }
 
     fn begin_drain(&mut self, within_ms: u32) {

@@ -143,7 +143,7 @@ enum Pieces {
 
 /// A worker, and what is kept between inputs.
 struct Rig {
-    worker: Worker,
+    worker: Box<Worker>,
     burst: Arc<Burst>,
     configs: Vec<Arc<Config>>,
     spare: Option<Fd>,

@@ -17,7 +17,7 @@ mod slow_reader;
 mod split;
 
 struct Rig {
-    worker: Worker,
+    worker: Box<Worker>,
     events: Vec<Event>,
     up: Receiver<UpBatch>,
     burst: Arc<Burst>,
