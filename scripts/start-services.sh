@@ -16,7 +16,7 @@ finds its own processes and leaves them alone. A port that somebody else holds i
   --etcd-port PORT    default 2379 (etcd's peer port is any free one: there are no peers)
   --data DIR          data, logs and pid files, default target/services
   --stop              stop what runs in DIR, by pid; the data stays
-  --install-only      only see that the programs are installed: redis-server, redis-cli, etcd, etcdctl
+  --install-only      only see that the programs are installed: redis-server, redis-cli, etcd, etcdctl; and what --install-for-build sees to
   --install-for-tests the same, and also what scripts/test needs beside them: systemd-analyze, which judges the units in
                       scripts/systemd (Debian's package systemd; nothing of it is started), python3, and what loadtest torture
                       makes faults with: strace, nft, ip and tc, faketime
@@ -58,7 +58,7 @@ check_port --etcd-port "$etcd_port"
 main() {
   case $action in
     install) install_missing; return ;;
-    build) install_packages --install-for-build; return ;;
+    build) install_packages yes --install-for-build; return ;;
     peers) install_peers; return ;;
     stop) stop_all; return ;;
   esac
@@ -216,7 +216,9 @@ stop_started() {
 # --- installing -------------------------------------------------------------------------------------------------------
 
 install_missing() {
-  local packages=() option=--install-only
+  local packages=() option=--install-only compiler=no
+  # Who only starts services needs none.
+  [[ $action != install ]] || compiler=yes
   command -v redis-server >/dev/null || packages+=(redis-server)
   command -v redis-cli >/dev/null || packages+=(redis-tools)
   command -v etcd >/dev/null || packages+=(etcd-server)
@@ -229,14 +231,14 @@ install_missing() {
   [[ $tests == no ]] || [[ -n $(PATH=$PATH:/usr/sbin type -P tc) ]] || packages+=(iproute2)
   [[ $tests == no ]] || command -v faketime >/dev/null || packages+=(faketime)
   [[ $tests == no ]] || option=--install-for-tests
-  install_packages "$option" "${packages[@]}"
+  install_packages "$compiler" "$option" "${packages[@]}"
 }
 
-# install_packages OPTION PACKAGE...: these, and what building needs. OPTION is what root would have to say.
+# install_packages yes|no OPTION PACKAGE...: these, and with `yes` what building needs. OPTION is what root would have to say.
 install_packages() {
-  local option=$1 packages=("${@:2}") list
-  command -v cc >/dev/null || packages+=(gcc libc6-dev)
-  command -v make >/dev/null || packages+=(make)
+  local option=$2 packages=("${@:3}") list
+  [[ $1 == no ]] || command -v cc >/dev/null || packages+=(gcc libc6-dev)
+  [[ $1 == no ]] || command -v make >/dev/null || packages+=(make)
   ((${#packages[@]})) || return 0
   list=${packages[*]}
   if ! command -v apt-get >/dev/null; then

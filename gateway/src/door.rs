@@ -150,7 +150,7 @@ impl Worker {
         }
     }
 
-    /// Whether newcomers are to be let in now, of whom epoll says that there are some.
+    /// Whether newcomers are to be let in now: in a rush the clock says so, else epoll, which has told of `arrivals` or not.
     pub(crate) fn lets_in(&mut self, arrivals: bool) -> bool {
         if self.door.opens_ms.map_or(!arrivals, |opens_ms| self.now_ms < opens_ms) {
             return false;
@@ -161,6 +161,13 @@ impl Worker {
         self.door.opens_ms = is_rush.then_some(self.now_ms + rush_ms);
         self.watch_listener();
         true
+    }
+
+    /// As many as fit a turn were let in, and more may be there: the door stays open in a rush too.
+    pub(crate) fn more_wait(&mut self) {
+        if self.door.opens_ms.is_some() {
+            self.door.opens_ms = Some(self.now_ms);
+        }
     }
 
     fn pause_listener(&mut self) {

@@ -2,7 +2,7 @@
 //! Pure (takes `now_ms`); owned by the bridge, behind one lock that only its thread takes.
 //!
 //! A frame is queued in one of two lanes of one stream, leaves in a numbered batch, and is kept until that number is
-//! acknowledged. Logins have a lane of their own, with its own bounds: live frames always leave first, and what waits for
+//! acknowledged. Logins have a lane of their own, with its own bounds: live frames leave first, and what waits for
 //! a storm of logins is logins. When a stream breaks, everything un-acknowledged comes back, in order, to be offered
 //! anew: every command is idempotent.
 //!
@@ -73,6 +73,9 @@ pub struct Link {
     next_key: StreamKey,
     pinged_ms: u64,
 }
+
+/// So many bytes leave beside a batch that is out, however few frames they are: waiting saves nothing any more.
+const BATCH_BESIDE_BYTES_MIN: usize = 64 * 1024;
 
 /// Live frames behind which departures wait elsewhere, so that a million of them stand before nobody's message.
 const DEPARTURES_AHEAD_MAX: usize = 1_024;
@@ -415,8 +418,9 @@ impl Stream {
         let free_bytes = self.credit_bytes.saturating_sub(self.live.out_bytes() + self.logins.out_bytes());
         let mut frames = None;
         // Few frames do not leave beside a batch that is out: they go with the next, which costs everybody behind less.
-        let is_worth_it =
-            self.live.batches_out() == 0 || self.live.waiting() >= bounds.batch_beside_frames_min;
+        let is_worth_it = self.live.batches_out() == 0
+            || self.live.waiting() >= bounds.batch_beside_frames_min
+            || self.live.waiting_bytes() >= BATCH_BESIDE_BYTES_MIN;
         if is_worth_it && self.live.batches_out() < bounds.batches_in_flight_max {
             let room = Room { frames: bounds.batch_frames_max, bytes: free_bytes };
             frames = self.live.leave(number, self.live.fitting(room), now_ms);

@@ -282,7 +282,7 @@ fn user_watches(wanted: &Wanted, found: &Found) -> Finding {
 }
 
 fn map_count(wanted: &Wanted, found: &Found) -> Finding {
-    // A page of the table may be a mapping of its own; a thread is a stack with its guard, and its heap.
+    // A page of the table may be a mapping of its own; a thread is a stack with its guard, and more.
     let need = wanted.connections / 1024 + wanted.workers * 8 + 1_000;
     let row = Row { name: "vm.max_map_count", wanted: at_least(need) };
     let Some(is) = found.map_count else { return row.unknown() };

@@ -40,6 +40,7 @@ impl Worker {
                 },
             }
         }
+        self.more_wait();
     }
 
     fn admit(&mut self, fd: Fd, address: IpAddr) {

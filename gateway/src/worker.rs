@@ -384,6 +384,8 @@ impl Worker {
     }
 
     fn begin_drain(&mut self, within_ms: u32) {
+        // Who stands before a door that was to open in a moment hears of it too, and is not reset.
+        self.accept();
         self.listener = None;
         self.drain_page = Some((0, within_ms));
     }

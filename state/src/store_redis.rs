@@ -15,6 +15,9 @@
 //! call was not done either, so they are loaded and those operations are sent again, in order; so are routes read behind
 //! them, which else would be older than the message that they are for. Between calls, and so between the connections,
 //! there is no order.
+//!
+//! Trap for a cluster of several nodes, which is not served yet: that routes are read behind the appends rests on one
+//! connection to one Redis, and scripts for many (Bind, Unbind, Delivered) take keys of many slots.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -206,9 +206,16 @@ impl<'a> Rounds<'a> {
                     self.failed(&Ask::Bind(ops), &error);
                 }
             },
-            Ask::Unbind(ops) | Ask::Delivered(ops) => {
-                ops.into_iter().for_each(|op| self.outcomes[op] = Some(Ok(Answer::Done)));
-            }
+            Ask::Unbind(ops) => ops.into_iter().for_each(|op| self.outcomes[op] = Some(Ok(Answer::Done))),
+            Ask::Delivered(ops) => match value {
+                Value::Array(answers) if answers.len() == ops.len() => {
+                    ops.into_iter().zip(answers).for_each(|(op, answer)| self.settle(op, answer));
+                }
+                other => {
+                    let error = StoreError::Corrupt(format!("cursors were answered {other:?}"));
+                    self.failed(&Ask::Delivered(ops), &error);
+                }
+            },
         }
     }
 

@@ -145,6 +145,7 @@ fn readers(core: &Core, steps: &[Step]) -> BTreeSet<u64> {
     let mut readers = BTreeSet::new();
     for step in steps {
         if let Planned::Send { chat, .. } = &step.ask
+            && !step.ops.is_empty()
             && let Some((low, high)) = chat.pair_members()
         {
             readers.extend([low, high].into_iter().filter_map(|name| core.users.number(name)));

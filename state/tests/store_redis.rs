@@ -365,3 +365,25 @@ async fn ids_are_remembered_from_their_last_use_on() {
         assert!(ttl_s(None) >= asked_s + 3_500, "behind {n}");
     }
 }
+
+#[tokio::test]
+async fn one_damaged_chat_keeps_nobody_elses_cursor() {
+    let redis = Redis::start().unwrap();
+    let store = open(&redis).await;
+    let chats = ["a:x", "a:y", "a:z"];
+    for chat in chats {
+        appended(&*store, append(chat, "a", 1, 1)).await;
+    }
+    let mut connection = redis.connection().unwrap();
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*:chat:a:y").query(&mut connection).unwrap();
+    let [key] = &keys[..] else { panic!("{keys:?}") };
+    redis::cmd("SET").arg(key).arg("no hash").exec(&mut connection).unwrap();
+    let cursor = |chat: &str| Op::Delivered { chat: chat.into(), user: "a".into(), seq: 1 };
+    let outcomes = store.apply(&chats.map(cursor)).await;
+    assert_eq!((&outcomes[0], &outcomes[2]), (&Ok(Answer::Done), &Ok(Answer::Done)));
+    assert!(matches!(outcomes[1], Err(StoreError::Refused(_))), "{outcomes:?}");
+    assert_eq!(
+        read::head(one(&*store, Op::Head { chat: "a:z".into(), user: "a".into() }).await).unwrap().delivered,
+        1
+    );
+}

@@ -89,6 +89,11 @@ impl Lane {
         self.queue.len()
     }
 
+    /// Bytes of those, as [`held_bytes`] counts them.
+    pub fn waiting_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
     /// Frames that wait or are not acknowledged.
     pub fn pending(&self) -> usize {
         self.queue.len() + self.out_frames

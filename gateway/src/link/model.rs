@@ -289,7 +289,7 @@ fn bounds() -> Bounds {
     Bounds {
         batch_frames_max: 4,
         batches_in_flight_max: 2,
-        batch_beside_frames_min: 1,
+        batch_beside_frames_min: 3,
         login_batch_frames_max: 3,
         login_batches_in_flight_max: 2,
         logins_waiting_max: 8,

@@ -12,10 +12,6 @@ use super::usage;
 use crate::monitor::RunError;
 use crate::supervisor::{PortLease, Process, Ready, Redis, Spec, SupervisorError, binary, http_get};
 
-/// As `scripts/start-services.sh` sets it: a file that is rewritten from 64 MB on is rewritten four times in a storm, and what is
-/// written meanwhile waits for its fsync behind the rewrite's (p99 of a message: 346 ms with nobody idle).
-const REWRITE: (&str, &str) = ("auto-aof-rewrite-min-size", "1gb");
-
 /// See the head of this file.
 pub struct System {
     /// `state`.
@@ -49,7 +45,7 @@ impl System {
         }
         let _ = std::fs::remove_file(folder.join("pids"));
         let data = folder.join("redis").display().to_string();
-        let redis = Redis::start_with(&[("dir", &data), REWRITE]).map_err(broken)?;
+        let redis = Redis::start_with(&[("dir", &data)]).map_err(broken)?;
         let ports = [PortLease::take().map_err(broken)?, PortLease::take().map_err(broken)?];
         let (rpc, admin) = (ports[0].address(), ports[1].address());
         let mut all = vec![

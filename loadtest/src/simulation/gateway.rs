@@ -429,7 +429,7 @@ fn bounds() -> Bounds {
     Bounds {
         batch_frames_max: 8,
         batches_in_flight_max: 2,
-        batch_beside_frames_min: 1,
+        batch_beside_frames_min: 4,
         login_batch_frames_max: 4,
         login_batches_in_flight_max: 2,
         logins_waiting_max: 32,

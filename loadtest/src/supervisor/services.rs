@@ -38,6 +38,8 @@ impl Redis {
             ("appendfsync", "always"),
             ("no-appendfsync-on-rewrite", "no"),
             ("maxmemory-policy", "noeviction"),
+            // As scripts/start-services.sh has it, and why.
+            ("auto-aof-rewrite-min-size", "1gb"),
         ];
         let args = base
             .iter()
