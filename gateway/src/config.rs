@@ -247,7 +247,7 @@ impl Default for Link {
             batch_frames_max: 1_024,
             batches_in_flight_max: 2,
             batch_beside_frames_min: 64,
-            login_batch_frames_max: 48,
+            login_batch_frames_max: 96,
             login_batches_in_flight_max: 2,
             logins_waiting_max: 32_768,
             login_wait_ms_max: 5_000,
