@@ -2,7 +2,7 @@
 //!
 //! Trap: times are the store's own, so a test takes them from what the store answered.
 
-use state::store::{Appended, CHAT_BUCKETS, Head, Mark, Op, Page, Store, chat_bucket, read};
+use state::store::{Answer, Appended, CHAT_BUCKETS, Head, Mark, Op, Page, Store, chat_bucket, read};
 
 use super::{Fixture, append, appended, one, pull, refuse, seqs};
 
@@ -15,6 +15,7 @@ pub async fn keeps_what_it_must<F: Fixture>() {
     a_history_is_lost_once(&*store).await;
     old_messages_go_and_heads_stay(&*store).await;
     every_chat_has_its_turn(&*store).await;
+    cursors_of_many_chats(&*store).await;
     drop(store);
     let store = fixture.open().await;
     reopened(&*store).await;
@@ -31,6 +32,21 @@ fn neighbours(name: &str, count: usize) -> Vec<String> {
     let bucket = chat_bucket(&format!("{name}:z"));
     let all = (0..).map(|n| format!("{name}{n}:z"));
     all.filter(|chat| chat_bucket(chat) == bucket).take(count).collect()
+}
+
+/// Delivered cursors of many chats in one call, each by its own head.
+async fn cursors_of_many_chats(store: &dyn Store) {
+    let chats: Vec<String> = (0..200).map(|n| format!("many{n}:v")).collect();
+    let sends: Vec<Op> = chats.iter().map(|chat| append(chat, "v", 1, 1)).collect();
+    assert!(store.apply(&sends).await.iter().all(Result::is_ok));
+    let cursor =
+        |(chat, n): (&String, u64)| Op::Delivered { chat: chat.clone(), user: "v".into(), seq: n % 3 };
+    let cursors: Vec<Op> = chats.iter().zip(0..).map(cursor).collect();
+    assert!(store.apply(&cursors).await.iter().all(|outcome| *outcome == Ok(Answer::Done)));
+    for (chat, n) in chats.iter().zip(0..) {
+        let at = one(store, Op::Head { chat: chat.clone(), user: "v".into() }).await;
+        assert_eq!(read::head(at).unwrap().delivered, u64::min(n % 3, 1), "{chat}");
+    }
 }
 
 async fn head(store: &dyn Store, chat: &str) -> Head {
