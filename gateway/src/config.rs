@@ -204,7 +204,7 @@ pub struct Link {
     pub batch_frames_max: usize,
     /// Un-acknowledged batches per state server. More than two bring nothing: the store works on one while the next forms.
     pub batches_in_flight_max: usize,
-    /// Frames that a batch must hold to leave while another is un-acknowledged; fewer wait for that answer. At 5,000
+    /// Frames that a batch must hold to leave while another is un-acknowledged; fewer wait for that answer, unless they are 64 KiB. At 5,000
     /// messages a second this is a third fewer round trips, and an earlier answer for it. 1: none waits.
     pub batch_beside_frames_min: usize,
     /// Logins in one batch up. They have batches of their own, behind those of live frames, and a batch is as long as a

@@ -84,6 +84,22 @@ fn few_frames_wait_for_the_batch_that_is_out() {
 }
 
 #[test]
+fn large_frames_do_not_wait_however_few_they_are() {
+    let mut link = Link::new(Bounds { batch_beside_frames_min: 3, queue_bytes_max: 1 << 20, ..bounds() });
+    let key = link.opened("s-1", 1 << 20, 0);
+    let offer = |link: &mut Link, n, bytes| {
+        let body = vec![0; bytes].into();
+        assert_eq!(link.offer(UpFrame { body, ..frame(n, 5) }, 0), Ok(key));
+    };
+    offer(&mut link, 0, 1);
+    assert!(batch(link.next_up(key, 0)).is_some());
+    offer(&mut link, 1, BATCH_BESIDE_BYTES_MIN / 2);
+    assert!(link.next_up(key, 0).is_none());
+    offer(&mut link, 2, BATCH_BESIDE_BYTES_MIN / 2);
+    assert_eq!(batch(link.next_up(key, 0)).unwrap().frames.len(), 2);
+}
+
+#[test]
 fn two_batches_are_out_and_the_rest_waits() {
     let mut link = Link::new(bounds());
     let key = link.opened("s-1", 1 << 20, 0);
