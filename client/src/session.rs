@@ -303,15 +303,9 @@ impl Session {
     async fn end(mut self, ended: Ended) {
         tracing::info!(%ended, "session over");
         let clean = self.outbox.unanswered() == 0 && !matches!(ended, Ended::Store(_));
-        for ticket in self.outbox.abandon() {
-            if let Some(answer) = self.tickets.remove(&ticket) {
-                let _ = answer.send(Err(SendError::NotSent));
-            }
-        }
-        for (_, answer) in self.tickets.drain() {
-            let unanswered = if self.store.is_kept() { SendError::Unanswered } else { SendError::Unknown };
-            let _ = answer.send(Err(unanswered));
-        }
+        let not_sent: Vec<_> =
+            self.outbox.abandon().into_iter().filter_map(|ticket| self.tickets.remove(&ticket)).collect();
+        let unanswered = if self.store.is_kept() { SendError::Unanswered } else { SendError::Unknown };
         if clean && self.options.throw_away {
             if let Err(error) = self.store.remove() {
                 tracing::warn!(%error, "the state of this throw-away device stays");
@@ -319,7 +313,14 @@ impl Session {
         } else {
             drop(self.store);
         }
+        // Before the answers: whoever gets one may ask at once why.
         self.status.send_replace(Status::Ended(ended.clone()));
+        for answer in not_sent {
+            let _ = answer.send(Err(SendError::NotSent));
+        }
+        for (_, answer) in self.tickets.drain() {
+            let _ = answer.send(Err(unanswered.clone()));
+        }
         if let Some(done) = self.closing.take().flatten() {
             let _ = done.send(());
         }

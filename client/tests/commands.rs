@@ -74,8 +74,9 @@ async fn no_answer_is_unknown_and_a_refusal_is_usage() {
     let state = tempfile::tempdir().unwrap();
     fake.world().fault =
         Some(Box::new(|frame| if frame == Frame::Send { Fault::Swallow } else { Fault::None }));
-    let send = ["send", "--user", "alice", "--timeout", "0.3", "--to"];
-    let (code, out, err) = run(&fake, state.path(), &[&send[..], &["bob", "x"]].concat()).await;
+    let send = ["send", "--user", "alice", "--to"];
+    let (code, out, err) =
+        run(&fake, state.path(), &["send", "--user", "alice", "--timeout", "0.3", "--to", "bob", "x"]).await;
     assert_eq!((code, &*out), (69, ""));
     assert!(err.contains("unknown"), "{err}");
     fake.world().fault = None;
@@ -95,7 +96,7 @@ async fn listen_goes_on_where_its_device_was() {
     for number in 1..=5 {
         fake.world().append("alice:bob", "alice", format!("text {number}").into(), 0);
     }
-    let listen = ["--device", "phone", "listen", "--user", "bob", "--json", "--timeout", "20", "--count"];
+    let listen = ["--device", "phone", "listen", "--user", "bob", "--json", "--timeout", "60", "--count"];
     let (code, out, err) = run(&fake, state.path(), &[&listen[..], &["3"]].concat()).await;
     assert_eq!((code, &*err), (0, ""));
     let first = out.lines().next().unwrap();
@@ -185,7 +186,8 @@ async fn a_killed_sender_is_finished_by_its_next_run() {
 async fn a_program_that_stood_still_gives_up_no_good_connection_and_leaves_a_bad_one_at_once() {
     let fake = Fake::start().await;
     let state = tempfile::tempdir().unwrap();
-    fake.world().heartbeat_ms = 400;
+    // A stall of the machine is not to be taken for a dead gateway.
+    fake.world().heartbeat_ms = 1_500;
     let arguments = ["listen", "--user", "bob", "--json"];
     let mut child = client(&fake, state.path(), &arguments).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -201,13 +203,14 @@ async fn a_program_that_stood_still_gives_up_no_good_connection_and_leaves_a_bad
             fake.break_all();
         }
         // The pause is the fault: more than the heartbeats that a silent server is given.
-        tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+        tokio::time::sleep(std::time::Duration::from_secs(6)).await;
         let woken = std::time::Instant::now();
         signal("-CONT").await;
         let line = lines.next_line().await.unwrap().unwrap();
         assert!(line.contains(&format!("\"seq\":{number},")), "{line}");
         fake.until(|world| world.logins.len() == 1 + usize::from(breaks) && world.online("bob") == 1).await;
-        assert!(woken.elapsed() < std::time::Duration::from_secs(1), "{:?}", woken.elapsed());
+        // Not after the time that is given to a gateway which may be slow.
+        assert!(woken.elapsed() < std::time::Duration::from_secs(5), "{:?}", woken.elapsed());
     }
     child.kill().await.unwrap();
 }

@@ -2,6 +2,7 @@
 
 mod fake;
 
+use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,7 +41,7 @@ async fn message(events: &mut Events) -> Message {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), next).await.expect("a message")
+    tokio::time::timeout(Duration::from_secs(60), next).await.expect("a message")
 }
 
 async fn ended(events: &mut Events) -> Ended {
@@ -171,6 +172,37 @@ async fn what_is_written_offline_is_sent_later() {
         assert_eq!(pending.await.unwrap().seq, index as u64 + 1);
     }
     assert_eq!(fake.world().logins.len(), 4);
+}
+
+/// Woken with an answer, it looks at once how the session is doing.
+struct Asks(Client, std::sync::Mutex<Option<client::Status>>);
+
+impl std::task::Wake for Asks {
+    fn wake(self: Arc<Self>) {
+        *self.1.lock().unwrap() = Some(self.0.status());
+    }
+}
+
+#[tokio::test]
+async fn whoever_gets_the_last_answer_can_ask_why() {
+    let fake = Fake::start().await;
+    let text = "no".to_owned();
+    fake.world().refuse.push_back(wire::Error {
+        code: Code::LoginRefused as i32,
+        text: text.clone(),
+        closing: true,
+        ..Default::default()
+    });
+    let (alice, mut events) = Client::start(options(&fake, "alice")).unwrap();
+    let mut pending = std::pin::pin!(alice.try_enqueue("bob", "hello").unwrap());
+    let asks = Arc::new(Asks(alice.clone(), std::sync::Mutex::new(None)));
+    let waker = asks.clone().into();
+    let poll = pending.as_mut().poll(&mut std::task::Context::from_waker(&waker));
+    assert!(poll.is_pending(), "nobody else had a turn yet");
+    let refused = Ended::LoginRefused { code: Code::LoginRefused, text };
+    assert_eq!(ended(&mut events).await, refused);
+    assert!(pending.await.is_err());
+    assert_eq!(*asks.1.lock().unwrap(), Some(client::Status::Ended(refused)));
 }
 
 #[tokio::test]
@@ -328,7 +360,7 @@ async fn told(events: &mut Events) -> Event {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), next).await.expect("an event")
+    tokio::time::timeout(Duration::from_secs(60), next).await.expect("an event")
 }
 
 #[tokio::test]

@@ -93,7 +93,7 @@ mod tests {
     }
 
     fn a_life(notifier: Notifier, systemd: &UnixDatagram) {
-        systemd.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        systemd.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let (readiness, shutdown) = (Readiness::starting(&["store"]), Shutdown::new());
         let (seen, stop) = (readiness.clone(), shutdown.clone());
         let task = std::thread::spawn(move || {

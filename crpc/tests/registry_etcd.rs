@@ -1,13 +1,14 @@
 //! What etcd in particular must survive, beyond the contract of every registry. Each test starts an etcd of its own on
 //! free ports.
 //!
-//! Trap: etcd takes a second or two to notice things itself; the limits here are above that, and below a lease.
+//! Trap: what is to be noticed at once would be noticed in the end without it, by a full list or when a lease is due for
+//! renewal. Where that matters both are set so long that the test would not see it.
 
 mod common;
 mod etcd;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crpc::config::RegistryConfig;
 use crpc::registry::{self, Registry};
@@ -16,8 +17,7 @@ use serde_json::json;
 use common::{gateway, ids, until};
 use etcd::Etcd;
 
-const SOON: Duration = Duration::from_secs(2);
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 
 async fn open(etcd: &Etcd) -> Arc<dyn Registry> {
     registry::open(&config(etcd)).await.unwrap()
@@ -28,23 +28,32 @@ fn config(etcd: &Etcd) -> RegistryConfig {
 }
 
 #[tokio::test]
-async fn a_revoked_lease_is_replaced_within_two_seconds() {
+async fn a_revoked_lease_is_replaced_before_it_is_due() {
     let etcd = Etcd::start();
-    let registry = open(&etcd).await;
+    let registry =
+        registry::open(&RegistryConfig { lease_s: 3_600, relist_s: 3_600, ..config(&etcd) }).await.unwrap();
     let mut tables = registry.watch("gateway").await.unwrap();
     let handle = registry.register(gateway("g-1")).await.unwrap();
     handle.report(json!({ "connections": 7 }));
-    until(&mut tables, SOON, "g-1", |table| table.get("g-1").is_some_and(|g| !g.report.is_null())).await;
-    for lease in etcd.etcdctl(&["lease", "list"]).lines().skip(1) {
+    until(&mut tables, LONG, "g-1", |table| table.get("g-1").is_some_and(|g| !g.report.is_null())).await;
+    let leases = || etcd.etcdctl(&["lease", "list"]).lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
+    let revoked = leases();
+    for lease in &revoked {
         etcd.etcdctl(&["lease", "revoke", lease]);
     }
-    let began = Instant::now();
-    until(&mut tables, SOON, "nobody", |table| table.is_empty()).await;
-    until(&mut tables, SOON, "g-1 again, as it was", |table| {
+    tokio::time::timeout(LONG, async {
+        while leases().iter().all(|lease| revoked.contains(lease)) {
+            tokio::time::sleep(Duration::from_millis(20)).await; // the pace of asking
+        }
+    })
+    .await
+    .expect("another lease");
+    until(&mut tables, LONG, "g-1 again, as it was", |table| {
         table.get("g-1").is_some_and(|gateway| gateway.report["connections"] == 7)
     })
     .await;
-    assert!(began.elapsed() < SOON, "took {:?}", began.elapsed());
+    let kept = etcd.etcdctl(&["get", "--prefix", "--keys-only", "/rookery/gateway/"]);
+    assert!(kept.contains("g-1"), "{kept}");
 }
 
 #[tokio::test]
@@ -54,7 +63,7 @@ async fn the_last_table_outlives_etcd_and_becomes_fresh_again() {
     let mut tables = registry.watch("gateway").await.unwrap();
     let (one, two) =
         (registry.register(gateway("g-1")).await.unwrap(), registry.register(gateway("g-2")).await.unwrap());
-    until(&mut tables, SOON, "both", |table| table.len() == 2).await;
+    until(&mut tables, LONG, "both", |table| table.len() == 2).await;
     etcd.kill();
     // Time enough for the watch to break, be tried again, and for a full list to come due (relist_s is 2).
     let changed = tokio::time::timeout(Duration::from_secs(4), tables.changed()).await;
@@ -68,7 +77,7 @@ async fn the_last_table_outlives_etcd_and_becomes_fresh_again() {
     })
     .await;
     let _three = registry.register(gateway("g-3")).await.unwrap();
-    until(&mut tables, SOON, "watches work again", |table| ids(table) == ["g-2", "g-3"]).await;
+    until(&mut tables, LONG, "watches work again", |table| ids(table) == ["g-2", "g-3"]).await;
 }
 
 #[tokio::test]
@@ -77,7 +86,7 @@ async fn everybody_comes_back_when_etcd_lost_its_data() {
     let registry = open(&etcd).await;
     let mut tables = registry.watch("gateway").await.unwrap();
     let _handle = registry.register(gateway("g-1")).await.unwrap();
-    until(&mut tables, SOON, "g-1", |table| table.len() == 1).await;
+    until(&mut tables, LONG, "g-1", |table| table.len() == 1).await;
     etcd.kill();
     etcd.wipe();
     etcd.restart();
@@ -108,9 +117,8 @@ async fn an_etcd_that_is_away_is_one_clear_line_in_time() {
     // A listener that accepts and then says nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
-    let began = Instant::now();
     let config = RegistryConfig { endpoints: vec![url], ..config };
-    let error = registry::open(&config).await.err().unwrap().to_string();
+    let opened = tokio::time::timeout(LONG, registry::open(&config)).await.expect("it is given up");
+    let error = opened.err().unwrap().to_string();
     assert!(error.contains("does not answer: "), "{error}");
-    assert!(began.elapsed() < Duration::from_secs(2), "took {:?}", began.elapsed());
 }

@@ -84,7 +84,7 @@ async fn a_stop_ends_at_the_hard_limit_though_a_stream_is_open() {
     changes.message().await.unwrap();
     let began = Instant::now();
     server.shutdown.begin();
-    tokio::time::timeout(Duration::from_secs(10), server.task).await.expect("must end").unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), server.task).await.expect("must end").unwrap().unwrap();
     assert!(began.elapsed() >= Duration::from_millis(290), "the stream got its time: {:?}", began.elapsed());
 }
 
@@ -94,7 +94,7 @@ async fn a_stop_without_work_does_not_wait_for_the_limit() {
     let (_table, channels) = channels(&[&server.endpoint]);
     check(&channels).await.unwrap();
     server.shutdown.begin();
-    tokio::time::timeout(Duration::from_secs(10), server.task).await.expect("must end").unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), server.task).await.expect("must end").unwrap().unwrap();
 }
 
 #[tokio::test]

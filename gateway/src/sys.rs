@@ -129,7 +129,7 @@ mod tests {
             let mut events = event_buffer(8);
             let mut seen = Vec::new();
             while seen.len() < 2 {
-                for event in epoll.wait(&mut events, Some(Duration::from_secs(10))).unwrap() {
+                for event in epoll.wait(&mut events, Some(Duration::from_secs(60))).unwrap() {
                     if !seen.contains(&event.token()) {
                         seen.push(event.token());
                     }
@@ -146,7 +146,7 @@ mod tests {
         let epoll = Epoll::new().unwrap();
         epoll.add(&client, 7, Interest::Read).unwrap();
         let mut events = event_buffer(1);
-        let ready = epoll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+        let ready = epoll.wait(&mut events, Some(Duration::from_secs(60))).unwrap();
         assert_eq!(ready.first().map(Event::token), Some(7));
         server.join().unwrap();
     }

@@ -12,6 +12,9 @@ use proto::command::ServerFrame;
 use proto::wire::{self, Code};
 use raw::Raw;
 
+/// Longest that anything here may take before it counts as broken.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn cluster(gateway_sets: &[&str]) -> Cluster {
     let gateway_sets = gateway_sets.iter().map(|set| (*set).to_owned()).collect();
     Cluster::start(ClusterOptions { gateway_sets, ..ClusterOptions::default() }).unwrap()
@@ -30,7 +33,7 @@ fn login(user: &str) -> wire::Login {
 }
 
 fn counter(cluster: &Cluster, line: &str) -> f64 {
-    let text = http_get(cluster.gateways[0].admin, "/metrics", Duration::from_secs(5)).unwrap().body;
+    let text = http_get(cluster.gateways[0].admin, "/metrics", PATIENCE).unwrap().body;
     let found =
         text.lines().find_map(|l| l.strip_prefix(line)).unwrap_or_else(|| panic!("{line} in\n{text}"));
     found.trim().parse().unwrap()
@@ -194,7 +197,7 @@ fn a_pull_never_exceeds_a_frame() {
 #[test]
 fn slow_and_silent_clients() {
     let cluster =
-        cluster(&["limits.login_ms_max=600", "limits.idle_ms_max=4000", "limits.heartbeat_ms=1000"]);
+        cluster(&["limits.login_ms_max=3000", "limits.idle_ms_max=8000", "limits.heartbeat_ms=1000"]);
     let address = cluster.gateways[0].client;
     let mut dripping = Raw::connect(address);
     for byte in raw::frame(Command::Login, &login("drip")) {
@@ -236,7 +239,7 @@ fn a_client_that_never_reads_is_closed_at_its_hard_limit() {
             .send(Command::Send, &wire::Send { stream: 1, n, chat: "deaf:other".into(), body: body.clone() });
         assert!(matches!(other.next(), ServerFrame::SendAck(_)), "at {n}");
     }
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + PATIENCE;
     while counter(&cluster, "rookery_gateway_closed_total{reason=\"slow_reader\"}") < 1.0 {
         assert!(std::time::Instant::now() < deadline, "the stalled connection is closed");
         std::thread::yield_now();
@@ -258,7 +261,7 @@ fn a_full_gateway_says_so() {
     let mut extra = Raw::connect(address);
     assert_eq!(extra.error().code(), Code::TooManyConnections);
     drop(held.pop());
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         let mut raw = Raw::connect(address);
         raw.send(Command::Login, &login("late"));

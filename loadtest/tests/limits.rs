@@ -19,7 +19,7 @@ use proto::wire::{self, Code};
 use raw::Raw;
 
 /// Longest wait for what must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const IPCONF: &str = "http://127.0.0.1:6789";
 

@@ -132,7 +132,7 @@ impl Fake {
                 changed.await;
             }
         };
-        if tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.is_err() {
+        if tokio::time::timeout(std::time::Duration::from_secs(60), wait).await.is_err() {
             let world = self.world();
             let heads: Vec<_> = world.chats.iter().map(|(chat, messages)| (chat, messages.len())).collect();
             panic!("still {heads:?}, {:?}, {} logins", world.delivered, world.logins.len());

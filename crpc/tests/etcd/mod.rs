@@ -66,7 +66,7 @@ impl Etcd {
     }
 
     fn is_up_in_time(&mut self) -> bool {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
             if self.child.try_wait().unwrap().is_some() {
                 return false;

@@ -50,7 +50,7 @@ impl Rig {
 
     fn connect(&self) -> TcpStream {
         let client = TcpStream::connect(self.worker.address().unwrap()).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         client
     }
 
@@ -92,11 +92,11 @@ impl Rig {
         self.worker.started -= Duration::from_millis(ms);
     }
 
-    /// Turns until `is_so`, at most for ten seconds.
+    /// Turns until `is_so`, at most for a minute.
     fn turn_until(&mut self, is_so: impl Fn(&Rig) -> bool) {
         let begin = Instant::now();
         while !is_so(self) {
-            assert!(begin.elapsed() < Duration::from_secs(10), "it never came to that");
+            assert!(begin.elapsed() < Duration::from_secs(60), "it never came to that");
             assert!(self.worker.turn(&mut self.events).unwrap());
         }
     }

@@ -145,7 +145,7 @@ mod tests {
     fn etcd_answers() {
         let etcd = Etcd::start().unwrap();
         let answer =
-            super::super::http_get(etcd.address(), "/version", std::time::Duration::from_secs(5)).unwrap();
+            super::super::http_get(etcd.address(), "/version", std::time::Duration::from_secs(60)).unwrap();
         assert_eq!(answer.status, 200);
         assert!(etcd.endpoint().starts_with("http://127.0.0.1:"));
     }

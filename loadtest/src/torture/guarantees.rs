@@ -146,7 +146,7 @@ const HOW: &[(&str, &str)] = &[
     ("F1", "SIGKILL, one or two servers, then a restart; a probe asks every 10 ms"),
     ("F2", "SIGKILL with 5,000 idle connections on it (gate: 500), then a restart"),
     ("F3", "strace slows fdatasync by 5 to 60 ms; SIGKILL; restart"),
-    ("F3n", "as F3, with syncs of 1.5 s; control: the checker must find loss"),
+    ("F3n", "as F3, with syncs of 10 s; control: the checker must find loss"),
     ("F4", "SIGKILL to gateways, state servers, Redis, etcd; all started again"),
     ("F5", "SIGSTOP, then SIGCONT (gate: 1 s)"),
     ("F6", "SIGTERM, wait for the end, start; two state servers, then two gateways"),

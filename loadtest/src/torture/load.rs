@@ -116,6 +116,7 @@ struct Shared {
     refused_rightly: AtomicU64,
     unanswered: AtomicU64,
     shown: AtomicU64,
+    histories_lost: AtomicU64,
     synced: AtomicU32,
     online: AtomicU32,
     /// Everybody is there, and those who go away are gone.
@@ -157,6 +158,7 @@ impl Load {
             refused_rightly: AtomicU64::new(0),
             unanswered: AtomicU64::new(0),
             shown: AtomicU64::new(0),
+            histories_lost: AtomicU64::new(0),
             synced: AtomicU32::new(0),
             online: AtomicU32::new(0),
             begun: AtomicBool::new(false),
@@ -230,6 +232,11 @@ impl Load {
     pub fn wait_acked(&self, more: u64, within: Duration) -> Result<(), TortureError> {
         let until = self.acked() + more;
         self.wait("acknowledgements", within, |load| load.acked() >= until)
+    }
+
+    /// Waits until some device was told that a chat's history is lost.
+    pub fn wait_history_lost(&self, within: Duration) -> Result<(), TortureError> {
+        self.wait("lost history", within, |load| load.shared.histories_lost.load(Ordering::Relaxed) > 0)
     }
 
     /// Waits until everything acknowledged so far has been shown to everybody. Who was away comes back for it.

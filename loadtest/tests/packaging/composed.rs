@@ -14,6 +14,9 @@ use loadtest::supervisor::{PortLease, Process, Ready, Spec, binary, http_get};
 use crate::compose::{Service, services};
 use crate::workspace::{command, said};
 
+/// Longest that anything here may take before it counts as broken.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 struct Composed {
     /// The last started is the first to go.
     processes: Vec<Process>,
@@ -61,9 +64,9 @@ impl Composed {
         let service = &self.services[at];
         if let Some((port, path)) = &service.health {
             let address = self.ports[&(service.name.clone(), *port)].address();
-            let deadline = Instant::now() + Duration::from_secs(20);
+            let deadline = Instant::now() + PATIENCE;
             loop {
-                let answer = http_get(address, path, Duration::from_secs(5)).unwrap();
+                let answer = http_get(address, path, PATIENCE).unwrap();
                 // The one that asks for the list waits until there is somebody on it.
                 if answer.status == 200 && (path != "/ip/list" || answer.body.contains("addr")) {
                     break;
@@ -100,7 +103,7 @@ impl Composed {
 
         let notify = folder.join("notify");
         let systemd = UnixDatagram::bind(&notify).unwrap();
-        systemd.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        systemd.set_read_timeout(Some(PATIENCE)).unwrap();
         environment.push(("NOTIFY_SOCKET".into(), notify.display().to_string()));
         let admin = service.listeners()["admin.listen"].port();
         let admin = self.ports[&(service.name.clone(), admin)].address();
@@ -172,7 +175,7 @@ impl Composed {
     }
 
     fn is_strict(&self, state: &str) {
-        let body = http_get(self.address(state, 7101), "/readyz", Duration::from_secs(5)).unwrap().body;
+        let body = http_get(self.address(state, 7101), "/readyz", PATIENCE).unwrap().body;
         assert!(body.contains(r#""durability":"strict""#), "{state}: {body}");
     }
 }
@@ -183,9 +186,8 @@ fn the_whole_system_runs_as_composed() {
     composed.is_strict("state-1");
     composed.is_strict("state-2");
     // What clients on this machine are told is the published port.
-    let listed =
-        || http_get(composed.address("ipconf", 6789), "/ip/list", Duration::from_secs(5)).unwrap().body;
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let listed = || http_get(composed.address("ipconf", 6789), "/ip/list", PATIENCE).unwrap().body;
+    let deadline = Instant::now() + PATIENCE;
     let published = composed.address("gateway", 7000).to_string();
     while !listed().contains(&published) {
         assert!(Instant::now() < deadline, "{published} is not in {}", listed());

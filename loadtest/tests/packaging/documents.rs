@@ -98,7 +98,7 @@ fn operations_names_metrics_that_exist() {
     let admins = [cluster.gateways[0].admin, cluster.states[0].admin, cluster.ipconf.as_ref().unwrap().admin];
     let shown: String = admins
         .iter()
-        .map(|admin| http_get(*admin, "/metrics", Duration::from_secs(5)).unwrap().body)
+        .map(|admin| http_get(*admin, "/metrics", Duration::from_secs(60)).unwrap().body)
         .collect();
     let words = code_words(&read("docs/operations.md"));
     let metrics: Vec<_> =

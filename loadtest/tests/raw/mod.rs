@@ -11,7 +11,7 @@ use proto::command::ServerFrame;
 use proto::wire;
 
 /// Longest that an answer may take before it counts as missing.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Raw {
     stream: TcpStream,

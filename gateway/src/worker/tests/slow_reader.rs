@@ -38,7 +38,7 @@ impl Rig {
         let client = runtime.block_on(socket.connect(self.worker.address().unwrap())).unwrap();
         let client = client.into_std().unwrap();
         client.set_nonblocking(false).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         self.bind(client, user)
     }
 
@@ -71,7 +71,7 @@ impl Rig {
         let (mut heard, mut bytes) = (Vec::new(), Vec::new());
         let begin = Instant::now();
         while !is_enough(&heard) {
-            assert!(begin.elapsed() < Duration::from_secs(10), "{} frames", heard.len());
+            assert!(begin.elapsed() < Duration::from_secs(60), "{} frames", heard.len());
             self.step();
             let mut buffer = [0; 16 * 1024];
             match client.read(&mut buffer) {

@@ -41,7 +41,7 @@ impl Rig {
     /// A client whose Login and whose frames behind it come in two pieces each.
     fn converse(&mut self, login_at: usize, stream: &[u8], at: usize, back_bytes: usize) -> Outcome {
         let mut client = self.connect();
-        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let login = login();
         self.feed(&mut client, &login[..login_at]);
         self.feed(&mut client, &login[login_at..]);

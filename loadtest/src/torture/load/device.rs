@@ -76,6 +76,7 @@ async fn listen(shared: Arc<Shared>, number: u32, mut events: Events, leaving: A
                 What::Gap { place: Place { chat, history, seq: from }, to }
             }
             Event::HistoryLost { chat, history, from_seq } => {
+                shared.histories_lost.fetch_add(1, Ordering::Relaxed);
                 What::HistoryLost { place: Place { chat, history, seq: from_seq } }
             }
             Event::Connected { address, .. } => {

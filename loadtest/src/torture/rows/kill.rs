@@ -4,16 +4,19 @@
 //! Trap: the time to accept again counts from the kill, the restart included, and there is one state server in every other
 //! round, so that nobody else accepts meanwhile.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 
 use super::common::{PATIENCE, QUIET_MAX, expect_acked, expect_no_acks, pairs, redis};
+use crate::monitor::interrupted;
 use crate::supervisor::ClusterOptions;
 use crate::torture::history::{History, What};
 use crate::torture::idlers::Idlers;
+use crate::torture::tool::aof;
 use crate::torture::tool::trace::{Inject, Trace};
-use crate::torture::{Excuses, Plan, Round, Row, TortureError, Verdict};
+use crate::torture::{Excuses, Load, Plan, Round, Row, TortureError, Verdict};
 
 /// F1: a state server.
 fn state(round: &mut Round) -> Result<(), TortureError> {
@@ -108,31 +111,64 @@ fn store(round: &mut Round) -> Result<(), TortureError> {
 fn store_everysec(round: &mut Round) -> Result<(), TortureError> {
     let redis_settings = vec![("appendfsync".to_owned(), "everysec".to_owned())];
     let mut world = round.world(ClusterOptions { redis_settings, ..pairs() })?;
-    // Whoever is there is shown a message before it is lost, so some are away.
-    let plan = Plan { away: 6, per_s: CONTROL_PER_S, ..Plan::default() };
-    let load = world.load(plan)?;
-    let pid = redis(&mut world)?.process.pid()?;
+    // Whoever is there is shown a message before it is lost, so everybody has a device that is away.
+    let plan = Plan { per_s: CONTROL_PER_S, too_large_every: 0, ..Plan::default() };
+    let load = world.load(Plan { second_devices: plan.users, away: plan.users, ..plan })?;
+    load.wait_acked(200 + round.random.random_range(0..400), PATIENCE)?;
     let log = round.folder().join(format!("F3n-{}.strace", round.seed));
-    // Redis keeps what it would append to itself while a sync is under way.
-    let trace = Trace::attach(pid, &Inject::SlowSync(Duration::from_millis(1_500)), &log)?;
-    load.wait_acked(1_500 + round.random.random_range(0..1_000), PATIENCE)?;
-    let process = &mut redis(&mut world)?.process;
-    load.fault("redis SIGKILL, everysec, syncs slowed by 1.5 s");
-    process.kill()?;
-    drop(trace);
+    let mut holds_back = false;
+    for _ in 0..CONTROL_KILLS_MAX {
+        let redis = redis(&mut world)?;
+        // Redis keeps what it would append to itself while a sync is under way, for up to two seconds.
+        let trace = Trace::attach(redis.process.pid()?, &Inject::SlowSync(CONTROL_SYNC), &log)?;
+        let bytes = bytes_held_back(&load, redis.folder())?;
+        load.fault(format!("redis SIGKILL, everysec, syncs slowed by {CONTROL_SYNC:?}"));
+        redis.process.kill()?;
+        drop(trace);
+        // Something was written between the last look and the kill: that kill proves nothing.
+        holds_back = aof::bytes(&aof::tail(redis.folder())?)? == bytes;
+        redis.process.restart()?;
+        if holds_back {
+            break;
+        }
+        load.wait_acked(1, PATIENCE)?;
+    }
     for path in [log.with_extension("complaints"), log] {
         let _ = std::fs::remove_file(path);
     }
-    process.restart()?;
+    round.expect(holds_back, || "Redis was never killed with acknowledged messages unwritten".into());
+    // Whoever is there is told with the next message of a chat.
+    let told = load.wait_history_lost(PATIENCE);
     // What was lost never comes: no need to wait for it long.
     let history = load.finish(Duration::from_secs(6))?;
     let verdict = Verdict::of(&history, Excuses::default());
     round.control(verdict.lost, "acknowledged messages that Redis had not written");
     round.worst("lost", verdict.lost as f64);
-    round.expect(verdict.histories_lost > 0, || "nobody was told that history was lost".into());
+    round.expect(told.is_ok() && verdict.histories_lost > 0, || {
+        "nobody was told that history was lost".into()
+    });
     // The store lost its tail; the next round gets a new one.
     drop(world);
     Ok(())
+}
+
+/// Waits until messages are acknowledged that Redis has yet to append to its file: more are than had been sent when the file
+/// had its present length, which is returned.
+fn bytes_held_back(load: &Load, folder: &Path) -> Result<u64, TortureError> {
+    let look = || Ok::<u64, TortureError>(aof::bytes(&aof::tail(folder)?)?);
+    let until = Instant::now() + PATIENCE;
+    let (mut bytes, mut sent) = (look()?, load.sent());
+    while load.acked() < sent + CONTROL_UNWRITTEN {
+        if Instant::now() > until || interrupted() {
+            return Err(TortureError::Late { what: "unwritten messages", waited: PATIENCE });
+        }
+        std::thread::sleep(Duration::from_millis(2));
+        let now = look()?;
+        if now != bytes {
+            (bytes, sent) = (now, load.sent());
+        }
+    }
+    Ok(bytes)
 }
 
 /// F4: everything.
@@ -224,8 +260,14 @@ fn closes(history: &History, from_us: u64, to_us: u64) -> (usize, f64) {
     (times.len(), spread_us as f64 / 1_000.0)
 }
 
-/// Enough for a control: something is always on its way.
-const CONTROL_PER_S: u32 = 1_000;
+/// Few enough for a slow machine to acknowledge [`CONTROL_UNWRITTEN`] of them between two writes of Redis.
+const CONTROL_PER_S: u32 = 200;
+/// So many acknowledged messages at least are lost with what Redis holds back.
+const CONTROL_UNWRITTEN: u64 = 20;
+/// Longer than Redis waits for a sync: it then appends without, every two seconds.
+const CONTROL_SYNC: Duration = Duration::from_secs(10);
+/// A kill that falls between two writes is tried again.
+const CONTROL_KILLS_MAX: u32 = 10;
 /// Of promises: state accepts again after a kill.
 const ACCEPTING_S_MAX: f64 = 2.0;
 /// Of promises: 99 % of a gateway's connections are back.
