@@ -100,8 +100,8 @@ pub struct Workers {
     pub count: usize,
     /// Epoll events taken per turn: 256 reads at 3 µs each keep a turn below 1 ms.
     pub events_per_turn_max: usize,
-    /// While more are logging in than leave in one batch (`link.login_batch_frames_max`), a worker lets newcomers in only so
-    /// often; 0: whenever somebody comes. Their logins wait anyway, and a score of them at a time costs a turn and a wake-up
+    /// While more are logging in than leave in one batch (`link.login_batch_frames_max`), or as many come in that time while
+    /// nobody logs in, a worker lets newcomers in only so often; 0: whenever somebody comes. Their logins wait anyway, and a score of them at a time costs a turn and a wake-up
     /// where else each costs one.
     pub rush_ms: u64,
     /// Connections accepted per turn, after the frames of that turn. Their Logins, if they are there, are read in it too.

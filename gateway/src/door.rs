@@ -3,7 +3,8 @@
 //!
 //! In a rush, that is while more are logging in than leave in one batch, each worker looks at its door every
 //! `workers.rush_ms` and not when epoll says so. At a million over 53 workers each look found one newcomer, and each answer
-//! woke another worker: 2.2 turns a login. In company they stay together through bridge, state and back.
+//! woke another worker: 2.2 turns a login. In company they stay together through bridge, state and back. A crowd that comes
+//! while nobody logs in is a rush as well (see [`Crowd`]); beside logins it is not, or live frames would wait for it.
 //!
 //! Trap: a listener is watched level-triggered, so a connection that cannot be taken off it would wake the worker for ever.
 //! With the fd table full, a spare fd makes room for one at a time, long enough to tell it; without even that the listener
@@ -31,6 +32,7 @@ pub(crate) struct Door {
     paused: bool,
     /// In a rush: when the door opens next.
     opens_ms: Option<u64>,
+    crowd: Crowd,
     /// The listener is not watched.
     unwatched: bool,
     /// When the log was last told of it.
@@ -48,6 +50,7 @@ impl Door {
             spare: Some(Epoll::new()?),
             paused: false,
             opens_ms: None,
+            crowd: Crowd::default(),
             unwatched: false,
             warned_ms: None,
         })
@@ -70,6 +73,29 @@ impl Door {
             // A close over unread bytes is a reset, which may overtake the reason. A Login that has come is read, therefore.
             let _ = sys::read(fd, buffer);
         }
+    }
+}
+
+/// Those who come and do not log in: what this worker saw of the whole gateway when it began to count. Pure.
+#[derive(Default)]
+struct Crowd {
+    since_ms: u64,
+    connections: u64,
+    logins: u64,
+}
+
+impl Crowd {
+    /// Whether at least `rush` newcomers came per `rush_ms` while nobody logged in. `connections`: now, on this gateway;
+    /// `logins`: of all time. Counts anew after each `rush_ms`, and after each login.
+    fn is_rush(&mut self, now_ms: u64, rush_ms: u64, rush: u64, connections: u64, logins: u64) -> bool {
+        let came = connections.saturating_sub(self.connections);
+        let passed_ms = now_ms.saturating_sub(self.since_ms);
+        // Whoever looks late has seen more come, which is no rush by itself.
+        let is_rush = logins == self.logins && came * rush_ms >= rush * passed_ms.max(rush_ms);
+        if passed_ms >= rush_ms || logins != self.logins {
+            *self = Crowd { since_ms: now_ms, connections, logins };
+        }
+        is_rush
     }
 }
 
@@ -155,9 +181,11 @@ impl Worker {
         if self.door.opens_ms.map_or(!arrivals, |opens_ms| self.now_ms < opens_ms) {
             return false;
         }
-        let (waiting, rush_ms) =
-            (self.shared.metrics.bridge.logins_waiting.get(), self.shared.config.workers.rush_ms);
-        let is_rush = rush_ms > 0 && waiting >= self.shared.config.link.login_batch_frames_max as u64;
+        let (bridge, rush_ms) = (&self.shared.metrics.bridge, self.shared.config.workers.rush_ms);
+        let rush = self.shared.config.link.login_batch_frames_max as u64;
+        let connections = self.shared.admission.connections() as u64;
+        let crowd = self.door.crowd.is_rush(self.now_ms, rush_ms, rush, connections, bridge.logins_up.get());
+        let is_rush = rush_ms > 0 && (crowd || bridge.logins_waiting.get() >= rush);
         self.door.opens_ms = is_rush.then_some(self.now_ms + rush_ms);
         self.watch_listener();
         true
@@ -202,6 +230,25 @@ mod tests {
     use proto::command::ServerFrame;
 
     use super::*;
+
+    #[test]
+    fn a_crowd_is_a_rush_while_nobody_logs_in() {
+        const RUSH_MS: u64 = 20;
+        let mut crowd = Crowd::default();
+        let mut look = |now_ms, connections, logins| crowd.is_rush(now_ms, RUSH_MS, 100, connections, logins);
+        assert!(!look(5, 0, 0));
+        assert!(!look(10, 99, 0), "one is missing");
+        assert!(look(19, 100, 0), "within the time");
+        assert!(look(20, 150, 0));
+        assert!(!look(39, 160, 0), "these were counted from the last time on");
+        assert!(!look(41, 249, 0));
+        assert!(look(71, 400, 0), "151 in 30 ms");
+        assert!(!look(10_000, 1_000, 0), "over a long time they are not many");
+        assert!(!look(10_010, 2_000, 1), "somebody logs in");
+        assert!(!look(10_020, 2_050, 1));
+        assert!(look(10_025, 2_100, 1), "and nobody did since");
+        assert!(!look(10_050, 500, 1), "many left");
+    }
 
     #[test]
     fn the_refusal_names_ipconf_when_there_is_one() {

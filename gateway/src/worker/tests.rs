@@ -148,6 +148,42 @@ fn in_a_rush_newcomers_are_let_in_together() {
 }
 
 #[test]
+fn a_crowd_that_does_not_log_in_is_let_in_together() {
+    // Longer than this test may take.
+    const RUSH_MS: u64 = 60_000;
+    let workers = crate::config::Workers { rush_ms: RUSH_MS, ..Default::default() };
+    let limits = crate::config::Limits { login_ms_max: 0, idle_ms_max: 250_000, ..Default::default() };
+    let link = crate::config::Link { login_batch_frames_max: 3, ..Default::default() };
+    let mut rig = Rig::with(Config { workers, limits, link, ..Config::default() }, 1 << 20);
+    let metrics = rig.worker.shared.metrics.clone();
+    let mut clients = Vec::new();
+    let mut one_more_is_let_in = |rig: &mut Rig| {
+        clients.push(rig.connect());
+        rig.turn_until(|rig| rig.worker.table.count() == clients.len());
+    };
+    (0..3).for_each(|_| one_more_is_let_in(&mut rig));
+    assert_eq!(rig.worker.door.opens_ms(), None, "three came, and nobody has looked since");
+    one_more_is_let_in(&mut rig);
+    // The door is shut from then on, whoever comes, until the clock opens it for both.
+    let waiting = [rig.connect(), rig.connect()];
+    (0..10).for_each(|_| rig.step());
+    assert_eq!((rig.worker.table.count(), rig.worker.door.opens_ms().is_some()), (4, true));
+    rig.pass(RUSH_MS);
+    rig.turn_until(|rig| rig.worker.table.count() == 6);
+    clients.extend(waiting);
+    // Few came in that time: the next one is let in at once again.
+    rig.pass(RUSH_MS);
+    rig.turn_until(|rig| rig.worker.door.opens_ms().is_none());
+    // So are others when somebody logs in meanwhile.
+    for logins in 1..=8 {
+        metrics.bridge.logins_up.set(logins);
+        clients.push(rig.connect());
+        rig.turn_until(|rig| rig.worker.table.count() == clients.len());
+    }
+    assert_eq!(rig.worker.door.opens_ms(), None);
+}
+
+#[test]
 fn half_a_frame_is_charged_until_it_is_whole_or_gone() {
     let mut rig = Rig::new(1 << 20);
     let login = login();
