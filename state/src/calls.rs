@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use crate::fan_out::{Accepted, From};
 use crate::server::Core;
 use crate::settle;
-use crate::store::{Append, Appended, Op, StoreError, read};
+use crate::store::{Append, Appended, MessageId, Op, StoreError, read};
 
 /// Implements the state service over the core.
 pub struct StateService {
@@ -70,8 +70,7 @@ impl State for StateService {
         let append = Append {
             chat: chat.to_string(),
             sender: request.sender,
-            stream: request.stream,
-            n: request.n,
+            id: MessageId::Numbered { stream: request.stream, n: request.n },
             body: request.body,
             refusal: too_large.then_some(Code::MessageTooLarge),
         };
@@ -83,6 +82,7 @@ impl State for StateService {
             }
             Appended::Refused(code) => Err(Status::out_of_range(code.as_str_name())),
             Appended::Expected(n) => Err(Status::failed_precondition(format!("n = {n} comes first"))),
+            Appended::Conflict => Err(Status::already_exists("this id was given to another message")),
             Appended::TooOld => Err(Status::failed_precondition("the answer to this n is forgotten")),
         }
     }
@@ -120,11 +120,13 @@ impl State for StateService {
 async fn store_and_push(core: Arc<Core>, generation: u64, append: Append) -> Result<Appended, StoreError> {
     let (held, began) = (core.ledger.hold(), core.clock.now());
     let (chat, sender, body) = (append.chat.clone(), append.sender.clone(), append.body.clone());
-    let (stream, n) = (append.stream, append.n);
+    let id = append.id.clone();
     let outcome = core.apply_as(generation, &[Op::Append(append)]).await.swap_remove(0);
     match &outcome {
-        Err(StoreError::Unknown(_)) => core.doubts.note((&chat, stream, n), began, core.clock.now(), &held),
-        _ => core.doubts.settled((&chat, stream, n)),
+        Err(StoreError::Unknown(_)) => {
+            core.doubts.note((&chat, &sender, &id), began, core.clock.now(), &held)
+        }
+        _ => core.doubts.settled((&chat, &sender, &id)),
     }
     let appended = read::appended(outcome)?;
     let held = Some(held);

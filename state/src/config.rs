@@ -74,6 +74,8 @@ pub struct StoreConfig {
     pub route_buckets: u32,
     /// Days that the ids of a client's stream are remembered after their last use.
     pub dedupe_days: u32,
+    /// Hours that an id which a web service gave its message is remembered after its first use.
+    pub named_ids_hours: u32,
     /// Days that messages are kept. 0: for ever.
     pub retention_days: u32,
     /// Messages that a chat keeps, the newest ones; a few more (less than a 64th, at most 63) for a while. 0: all.
@@ -100,6 +102,7 @@ impl Default for StoreConfig {
             url: "redis://127.0.0.1:6379".to_owned(),
             route_buckets: 8_192,
             dedupe_days: 7,
+            named_ids_hours: 24,
             retention_days: 30,
             retention_messages_max: 100_000,
             // Well within the 10 s of a client that logs in.
@@ -192,6 +195,7 @@ impl Config {
             (limits.delivered_flush_ms == 0, "limits.delivered_flush_ms must be at least 1"),
             (self.store.route_buckets == 0, "store.route_buckets must be at least 1"),
             (self.store.dedupe_days == 0, "store.dedupe_days must be at least 1"),
+            (self.store.named_ids_hours == 0, "store.named_ids_hours must be at least 1"),
             (
                 self.store.url == "redb:" || self.store.url.starts_with("redb://"),
                 "store.url: write redb:PATH, as in redb:/var/lib/rookery/store.redb",

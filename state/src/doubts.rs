@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::ledger::Token;
+use crate::store::MessageId;
 
 /// See the head of this file.
 #[derive(Debug, Default)]
@@ -19,8 +20,8 @@ pub struct Doubts {
     doubts: Mutex<BTreeMap<Id, Doubt>>,
 }
 
-/// Chat, stream, n.
-type Id = (String, u64, u64);
+/// Chat, sender, and which of his messages. Those without a name share a doubt.
+type Id = (String, String, MessageId);
 
 #[derive(Debug)]
 struct Doubt {
@@ -46,10 +47,10 @@ const DOUBTS_MAX: usize = 16_384;
 
 impl Doubts {
     /// The store was asked after `began` to append this, and has not answered by now.
-    pub fn note(&self, (chat, stream, n): (&str, u64, u64), began: Instant, now: Instant, held: &Token) {
+    pub fn note(&self, of: (&str, &str, &MessageId), began: Instant, now: Instant, held: &Token) {
         let mut doubts = self.doubts.lock();
         let is_full = doubts.len() >= DOUBTS_MAX;
-        let id = (chat.to_owned(), stream, n);
+        let id = owned(of);
         let due = now + PAUSES[0];
         match doubts.get_mut(&id) {
             // Sent again, in vain again.
@@ -59,11 +60,11 @@ impl Doubts {
         }
     }
 
-    /// It has been sent again and is stored.
-    pub fn settled(&self, (chat, stream, n): (&str, u64, u64)) {
+    /// It has been sent again and is stored. What has no name is never sent again.
+    pub fn settled(&self, of: (&str, &str, &MessageId)) {
         let mut doubts = self.doubts.lock();
-        if !doubts.is_empty() {
-            doubts.remove(&(chat.to_owned(), stream, n));
+        if !doubts.is_empty() && *of.2 != MessageId::Unnamed {
+            doubts.remove(&owned(of));
         }
     }
 
@@ -84,21 +85,29 @@ impl Doubts {
     }
 }
 
+fn owned((chat, sender, id): (&str, &str, &MessageId)) -> Id {
+    (chat.to_owned(), sender.to_owned(), id.clone())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ledger::Ledger;
+
+    fn id(n: u64) -> MessageId {
+        MessageId::Numbered { stream: 9, n }
+    }
 
     #[test]
     fn a_chat_is_looked_at_a_few_times_unless_the_message_is_sent_again() {
         let (doubts, ledger, start) = (Doubts::default(), Ledger::default(), Instant::now());
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let token = ledger.hold();
-        doubts.note(("a:b", 9, 1), start, at(2), &token);
-        doubts.note(("a:b", 9, 2), at(1), at(3), &token);
-        doubts.note(("a:c", 9, 1), at(1), at(2), &token);
+        doubts.note(("a:b", "a", &id(1)), start, at(2), &token);
+        doubts.note(("a:b", "a", &id(2)), at(1), at(3), &token);
+        doubts.note(("a:c", "a", &id(1)), at(1), at(2), &token);
         drop(token);
-        doubts.settled(("a:c", 9, 1));
+        doubts.settled(("a:c", "a", &id(1)));
         assert!(doubts.due(at(3)).is_empty());
         let mut looks = Vec::new();
         for second in 4..60 {
@@ -117,15 +126,29 @@ mod tests {
     }
 
     #[test]
+    fn names_are_of_their_sender_and_what_has_none_stays_in_doubt() {
+        let (doubts, ledger, start) = (Doubts::default(), Ledger::default(), Instant::now());
+        let token = ledger.hold();
+        let named = MessageId::Named("x".into());
+        doubts.note(("a:b", "a", &named), start, start, &token);
+        doubts.note(("a:b", "a", &MessageId::Unnamed), start, start, &token);
+        doubts.settled(("a:b", "b", &named));
+        doubts.settled(("a:b", "a", &MessageId::Unnamed));
+        assert_eq!(doubts.doubts.lock().len(), 2);
+        doubts.settled(("a:b", "a", &named));
+        assert_eq!(doubts.doubts.lock().len(), 1);
+    }
+
+    #[test]
     fn what_is_in_doubt_is_bounded_and_a_vain_resend_begins_anew_from_the_first_time() {
         let (doubts, ledger, start) = (Doubts::default(), Ledger::default(), Instant::now());
         let token = ledger.hold();
         for n in 0..2 * DOUBTS_MAX as u64 {
-            doubts.note(("a:b", 9, n), start, start, &token);
+            doubts.note(("a:b", "a", &id(n)), start, start, &token);
         }
         assert_eq!(doubts.doubts.lock().len(), DOUBTS_MAX);
         let later = start + Duration::from_secs(1);
-        doubts.note(("a:b", 9, 0), later, later, &token);
+        doubts.note(("a:b", "a", &id(0)), later, later, &token);
         assert_eq!(doubts.due(start + PAUSES[0]).len(), 1);
         assert_eq!(doubts.due(later + PAUSES[0])["a:b"], start);
     }

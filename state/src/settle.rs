@@ -16,7 +16,7 @@ use crate::answer;
 use crate::fan_out::{Accepted, From};
 use crate::marks;
 use crate::server::Core;
-use crate::store::{Appended, Bound, Head, Outcome, Page, StoreError, read};
+use crate::store::{Appended, Bound, Head, MessageId, Outcome, Page, StoreError, read};
 use crate::turn::{Gateway, Outcomes, Planned, Step};
 
 /// Makes the answers, in the order of the frames.
@@ -141,7 +141,8 @@ fn send_answer(
     let refused = |code: Code, text: &str| answer::about_send(&send, code, text);
     let error = match appended {
         Ok(Appended::Stored { seq, time_us, history, again }) => {
-            core.doubts.settled((&chat, send.stream, send.n));
+            let id = MessageId::Numbered { stream: send.stream, n: send.n };
+            core.doubts.settled((&chat, &sender, &id));
             let ack =
                 wire::SendAck { stream: send.stream, n: send.n, chat: chat.clone(), seq, time_us, history };
             out.answers.push(answer::reply(frame, Command::SendAck, &ack));
@@ -169,6 +170,8 @@ fn send_answer(
             ..refused(Code::OutOfOrder, "another n comes first in this stream and chat")
         },
         Ok(Appended::TooOld) => refused(Code::TooOld, "answered so long ago that the answer is forgotten"),
+        // Of names alone; clients send numbers.
+        Ok(Appended::Conflict) => refused(Code::BadRequest, "this id was given to another message"),
         // A fault that the tortures must find.
         Err(_) if crpc::failpoint::switch("ack_before_persist") => {
             let (seq, time_us, history) = (1, core.unix_us(), 1);

@@ -9,10 +9,11 @@
 //! interleave. Operations of one call are done in their order. Between calls there is no order.
 //!
 //! Trap: an error does not mean that nothing happened. [`StoreError::Unknown`] is what a timeout is, and whoever gets it
-//! may only ask again, under the same id.
+//! may only ask again, under the same id; who has none ([`MessageId::Unnamed`]) may never.
 
 use bytes::Bytes;
 use proto::wire::{Code, Durability};
+use sha2::Digest;
 
 /// One question or change.
 #[derive(Debug, Clone, PartialEq)]
@@ -164,15 +165,33 @@ pub struct Append {
     pub chat: String,
     /// Name of the sender.
     pub sender: String,
-    /// With `n` the message's id within chat and sender.
-    pub stream: u64,
-    /// From 1 without gaps.
-    pub n: u64,
+    /// Which of the sender's messages in this chat it is.
+    pub id: MessageId,
     /// The message.
     pub body: Bytes,
-    /// Consume the id with this final refusal instead of storing.
+    /// Answer with this final refusal instead of storing, unless the id has been answered before. A number is used up by it,
+    /// a name is not.
     pub refusal: Option<Code>,
 }
+
+/// What tells a message that is sent again from a new one, within chat and sender.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MessageId {
+    /// Of a connected client.
+    Numbered {
+        /// Drawn at random by the client.
+        stream: u64,
+        /// From 1 without gaps.
+        n: u64,
+    },
+    /// Any text of 1 to [`MESSAGE_NAME_BYTES_MAX`] bytes, bound to one body for `store.named_ids_hours`.
+    Named(String),
+    /// None: whatever comes is another message.
+    Unnamed,
+}
+
+/// Longest name of a message.
+pub const MESSAGE_NAME_BYTES_MAX: usize = 64;
 
 /// What a question brought.
 #[derive(Debug, Clone, PartialEq)]
@@ -239,6 +258,8 @@ pub enum Appended {
     Expected(u64),
     /// The id is so old that its answer is forgotten.
     TooOld,
+    /// The name was given to another body.
+    Conflict,
 }
 
 /// Where a chat stands. `seq` 0: nothing was ever stored.
@@ -412,6 +433,12 @@ pub const PULL_BYTES_MAX: usize = proto::FRAME_BYTES_MAX;
 /// So most messages pay nothing for retention.
 pub fn retention_step(messages_max: u64) -> u64 {
     if messages_max == 0 { 64 } else { (messages_max / 64).clamp(1, 64) }
+}
+
+/// What a named id remembers of its body: two bodies that share it are not found by chance, nor by trying.
+pub fn body_digest(body: &[u8]) -> [u8; 16] {
+    let digest: [u8; 32] = sha2::Sha256::digest(body).into();
+    std::array::from_fn(|at| digest[at])
 }
 
 /// Checksum of a stored message: what a reader compares before it shows it.

@@ -12,9 +12,10 @@ use parking_lot::Mutex;
 use proto::wire::Durability;
 
 use crate::store::{
-    Answer, Append, Appended, Bound, CHAT_BUCKETS, Head, Mark, Marks, Op, Outcome, PULL_BYTES_MAX, Page,
-    Recent, Route, Store, StoreError, Stored, chat_bucket, message_crc,
+    Answer, Append, Appended, Bound, CHAT_BUCKETS, Head, Mark, Marks, MessageId, Op, Outcome, Page, Recent,
+    Route, Store, StoreError, Stored, chat_bucket, message_crc,
 };
+use crate::store_memory_chat::{Chat, Kept};
 
 /// Faults on purpose.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub struct MemoryStore {
 pub struct Terms {
     /// Faults on purpose.
     pub plants: Plants,
+    /// Hours that a name is remembered.
+    pub named_ids_hours: u64,
     /// Messages that a chat keeps; 0: all.
     pub retention_messages_max: u64,
     /// Days that a message is kept; 0: for ever.
@@ -76,28 +79,6 @@ struct Data {
     expired: BTreeMap<u32, String>,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Chat {
-    seq: u64,
-    time_us: u64,
-    messages: BTreeMap<u64, Kept>,
-    ids: BTreeMap<(String, u64), Ids>,
-    delivered: BTreeMap<String, u64>,
-}
-
-#[derive(Debug, Clone)]
-struct Kept {
-    crc: u32,
-    message: Stored,
-}
-
-/// Of one stream: the answers to the last ids.
-#[derive(Debug, Clone, Default)]
-struct Ids {
-    watermark: u64,
-    answers: BTreeMap<u64, Appended>,
-}
-
 impl Default for MemoryStore {
     /// With the clock of this machine.
     fn default() -> Self {
@@ -111,7 +92,13 @@ impl Default for MemoryStore {
 
 impl Default for Terms {
     fn default() -> Self {
-        Terms { plants: Plants::default(), retention_messages_max: 100_000, retention_days: 30, seed: 1 }
+        Terms {
+            plants: Plants::default(),
+            named_ids_hours: 24,
+            retention_messages_max: 100_000,
+            retention_days: 30,
+            seed: 1,
+        }
     }
 }
 
@@ -313,30 +300,20 @@ impl Step<'_> {
         let history = self.history(&append.chat);
         let (now_us, terms) = (self.now_us, *self.terms);
         let chat = self.data.chats.entry(append.chat.clone()).or_default();
-        let ids = chat.ids.entry((append.sender.clone(), append.stream)).or_default();
-        if append.n <= ids.watermark && !terms.plants.dedupe_off {
-            return match ids.answers.get(&append.n).cloned() {
-                Some(Appended::Stored { seq, time_us, history, .. }) => {
-                    Appended::Stored { seq, time_us, history, again: true }
-                }
-                Some(answer) => answer,
-                None => Appended::TooOld,
-            };
-        }
-        if append.n > ids.watermark + 1 {
-            return Appended::Expected(ids.watermark + 1);
+        if let Some(answer) = chat.known(append, terms.plants, now_us) {
+            return answer;
         }
         if let Some(code) = append.refusal {
             let answer = Appended::Refused(code);
-            if !terms.plants.refusal_keeps_id {
-                ids.remember(append.n, answer.clone());
+            if !terms.plants.refusal_keeps_id && matches!(append.id, MessageId::Numbered { .. }) {
+                chat.remember(append, &answer, 0);
             }
             return answer;
         }
         let seq = chat.seq + 1;
         let time_us = now_us.max(chat.time_us + 1);
         let answer = Appended::Stored { seq, time_us, history, again: false };
-        ids.remember(append.n, answer.clone());
+        chat.remember(append, &answer, now_us + terms.named_ids_hours * 3_600_000_000);
         let old_time_us = std::mem::replace(&mut chat.time_us, time_us);
         chat.seq = seq;
         let (sender, body) = (append.sender.clone(), append.body.clone());
@@ -374,61 +351,6 @@ impl Step<'_> {
             if let Some(chat) = self.data.chats.get_mut(&name) {
                 chat.messages.retain(|_, kept| kept.message.time_us >= before_us);
             }
-        }
-    }
-}
-
-impl Chat {
-    /// The first seq that is kept.
-    fn first(&self) -> u64 {
-        self.messages.first_key_value().map_or(self.seq + 1, |(seq, _)| *seq)
-    }
-
-    /// What is over the bounds goes: of many messages a 64th at a time.
-    fn retain(&mut self, terms: &Terms, now_us: u64) {
-        let most = match terms.retention_messages_max {
-            0 => u64::MAX,
-            most => most,
-        };
-        if self.messages.len() as u64 > most.saturating_add(most / 64) {
-            self.messages.retain(|seq, _| *seq + most > self.seq);
-        }
-        let oldest_us = match terms.retention_days {
-            0 => 0,
-            days => now_us.saturating_sub(days * 24 * 3_600_000_000),
-        };
-        while let Some(first) =
-            self.messages.first_entry().filter(|first| first.get().message.time_us < oldest_us)
-        {
-            first.remove();
-        }
-    }
-
-    fn pull(&self, name: &str, cursor: u64, limit: usize, reverse: bool) -> (Vec<Stored>, u64) {
-        let mut bytes = 0;
-        let fits = |kept: &&Kept| {
-            let room = bytes < PULL_BYTES_MAX;
-            bytes += kept.message.body.len();
-            room
-        };
-        let found: Vec<&Kept> = if reverse {
-            let until = if cursor == 0 { u64::MAX } else { cursor };
-            self.messages.range(..until).rev().map(|(_, kept)| kept).take(limit).take_while(fits).collect()
-        } else {
-            self.messages.range(cursor + 1..).map(|(_, kept)| kept).take(limit).take_while(fits).collect()
-        };
-        let intact = |kept: &&Kept| message_crc(name, &kept.message.sender, &kept.message.body) == kept.crc;
-        let read_to = found.last().map_or(0, |kept| kept.message.seq);
-        (found.into_iter().filter(intact).map(|kept| kept.message.clone()).collect(), read_to)
-    }
-}
-
-impl Ids {
-    fn remember(&mut self, n: u64, answer: Appended) {
-        self.watermark = self.watermark.max(n);
-        self.answers.insert(n, answer);
-        while self.answers.len() as u64 > proto::UNANSWERED_MAX {
-            self.answers.pop_first();
         }
     }
 }

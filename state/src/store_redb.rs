@@ -55,6 +55,7 @@ impl RedbStore {
         let file = Arc::new(file);
         let terms = Terms {
             dedupe_s: u64::from(config.dedupe_days) * 86_400,
+            named_us: u64::from(config.named_ids_hours) * 3_600_000_000,
             messages_max: config.retention_messages_max,
             kept_us: u64::from(config.retention_days) * 86_400 * 1_000_000,
         };

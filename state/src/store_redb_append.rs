@@ -8,7 +8,7 @@
 
 use redb::ReadableTable;
 
-use crate::store::{Append, Appended};
+use crate::store::{Append, Appended, MessageId};
 use crate::store_redb_read::{CHAT, FORGET, Fault, OLDEST, RECENT, Read, wrong};
 use crate::store_redb_row::{self as row, ChatRow, Given, Kind, Stream, USED_STEP_S};
 use crate::store_redb_step::{Step, open};
@@ -38,17 +38,34 @@ pub struct Row {
 impl Step<'_> {
     /// The atomic step of a message: dedupe, next seq, time, append; the recency index follows in [`Step::write`].
     pub fn append(&mut self, append: &Append) -> Read<Appended> {
-        let Append { chat, sender, stream, n, body, refusal } = append;
-        let (now_us, now_s, history) = (self.now_us, self.now_s(), self.history(chat));
+        match &append.id {
+            MessageId::Numbered { stream, n } => self.append_numbered(append, *stream, *n),
+            MessageId::Named(name) => self.append_named(append, name),
+            MessageId::Unnamed => match append.refusal {
+                Some(code) => Ok(Appended::Refused(code)),
+                None => self.append_new(append),
+            },
+        }
+    }
+
+    /// Whatever its id.
+    pub fn append_new(&mut self, append: &Append) -> Read<Appended> {
+        let (seq, time_us) = self.next(&append.chat)?;
+        self.put(append, seq, time_us)
+    }
+
+    fn append_numbered(&mut self, append: &Append, stream: u64, n: u64) -> Read<Appended> {
+        let Append { chat, sender, refusal, .. } = append;
+        let (now_s, history) = (self.now_s(), self.history(chat));
         let dedupe_s = self.terms.dedupe_s;
-        self.load_stream(chat, sender, *stream)?;
+        self.load_stream(chat, sender, stream)?;
         let row = self.row(chat)?;
         let streams = &mut row.chat.streams;
         streams.retain(|stream| !stream.is_forgotten(now_s, dedupe_s));
-        let at = streams.iter().position(|known| known.stream == *stream && known.sender == *sender);
+        let at = streams.iter().position(|known| known.stream == stream && known.sender == *sender);
         let watermark = at.map_or(0, |at| streams[at].watermark);
         if let Some(at) = at
-            && *n <= watermark
+            && n <= watermark
         {
             if watermark - n >= proto::UNANSWERED_MAX {
                 return Ok(Appended::TooOld);
@@ -58,26 +75,23 @@ impl Step<'_> {
                 known.used_s = now_s;
                 row.changed = true;
             }
-            return match known.given(*n).ok_or_else(|| wrong("a stream of", chat))? {
+            return match known.given(n).ok_or_else(|| wrong("a stream of", chat))? {
                 Given::Stored { seq, time_us } => Ok(Appended::Stored { seq, time_us, history, again: true }),
                 Given::Refused(code) => Ok(Appended::Refused(code)),
             };
         }
-        if *n != watermark + 1 {
+        if n != watermark + 1 {
             return Ok(Appended::Expected(watermark + 1));
         }
         let given = match refusal {
             Some(code) => Given::Refused(*code),
             None => {
-                row.chat.seq += 1;
-                row.chat.time_us = now_us.max(row.chat.time_us + 1);
-                if row.chat.first == row.chat.seq {
-                    row.chat.first_us = row.chat.time_us;
-                }
-                Given::Stored { seq: row.chat.seq, time_us: row.chat.time_us }
+                let (seq, time_us) = self.next(chat)?;
+                Given::Stored { seq, time_us }
             }
         };
-        let new = || Stream { sender: sender.clone(), stream: *stream, ..Stream::default() };
+        let row = self.row(chat)?;
+        let new = || Stream { sender: sender.clone(), stream, ..Stream::default() };
         let mut known = at.map_or_else(new, |at| row.chat.streams.remove(at));
         known.give(given);
         known.used_s = now_s;
@@ -85,18 +99,34 @@ impl Step<'_> {
         row.changed = true;
         match given {
             Given::Refused(code) => Ok(Appended::Refused(code)),
-            Given::Stored { seq, time_us } => {
-                let value = row::message_row(chat, sender, time_us, body);
-                let table = open(&mut self.chat, self.transaction, CHAT)?;
-                if table.insert(&row::message_key(chat, seq)[..], &value[..])?.is_some() {
-                    // A message that its head does not know was acknowledged once. Nothing of this is committed.
-                    let wrong = format!("message {seq} of {chat} is behind its head");
-                    return Err(Fault::File(redb::Error::Corrupted(wrong)));
-                }
-                self.retain(chat)?;
-                Ok(Appended::Stored { seq, time_us, history, again: false })
-            }
+            Given::Stored { seq, time_us } => self.put(append, seq, time_us),
         }
+    }
+
+    /// Seq and time of a chat's next message, which its row has from now on.
+    fn next(&mut self, chat: &str) -> Read<(u64, u64)> {
+        let now_us = self.now_us;
+        let row = self.row(chat)?;
+        row.chat.seq += 1;
+        row.chat.time_us = now_us.max(row.chat.time_us + 1);
+        if row.chat.first == row.chat.seq {
+            row.chat.first_us = row.chat.time_us;
+        }
+        row.changed = true;
+        Ok((row.chat.seq, row.chat.time_us))
+    }
+
+    fn put(&mut self, append: &Append, seq: u64, time_us: u64) -> Read<Appended> {
+        let Append { chat, sender, body, .. } = append;
+        let value = row::message_row(chat, sender, time_us, body);
+        let table = open(&mut self.chat, self.transaction, CHAT)?;
+        if table.insert(&row::message_key(chat, seq)[..], &value[..])?.is_some() {
+            // A message that its head does not know was acknowledged once. Nothing of this is committed.
+            let wrong = format!("message {seq} of {chat} is behind its head");
+            return Err(Fault::File(redb::Error::Corrupted(wrong)));
+        }
+        self.retain(chat)?;
+        Ok(Appended::Stored { seq, time_us, history: self.history(chat), again: false })
     }
 
     /// The row of a chat, from memory or from the table.
@@ -213,10 +243,15 @@ mod tests {
     use crate::store::{Answer, Op};
     use crate::store_redb_history::Histories;
     use crate::store_redb_marks::LifeMarks;
-    use crate::store_redb_read::{Definition, TABLES};
+    use crate::store_redb_read::{Definition, NAMED, TABLES};
     use crate::store_redb_step::Terms;
 
-    const TERMS: Terms = Terms { dedupe_s: 7 * DAY_S, messages_max: 0, kept_us: 30 * DAY_S * 1_000_000 };
+    const TERMS: Terms = Terms {
+        dedupe_s: 7 * DAY_S,
+        named_us: 24 * 3_600_000_000,
+        messages_max: 0,
+        kept_us: 30 * DAY_S * 1_000_000,
+    };
     const BEGAN_S: u64 = 20_000 * DAY_S;
 
     fn database() -> Database {
@@ -235,6 +270,7 @@ mod tests {
         let mut step = Step::new(&change, TERMS, histories, &mut marks, (BEGAN_S + s) * 1_000_000);
         let answers = ops.iter().map(|op| step.apply(op).unwrap().unwrap()).collect();
         step.forget().unwrap();
+        step.forget_names().unwrap();
         let changed = step.finish().unwrap().changed;
         change.commit().unwrap();
         (answers, changed)
@@ -242,7 +278,8 @@ mod tests {
 
     fn append(chat: &str, stream: u64, n: u64) -> Op {
         let (chat, sender) = (chat.to_owned(), "s".to_owned());
-        Op::Append(Append { chat, sender, stream, n, body: "b".into(), refusal: None })
+        let id = MessageId::Numbered { stream, n };
+        Op::Append(Append { chat, sender, id, body: "b".into(), refusal: None })
     }
 
     fn rows(database: &Database, table: Definition) -> u64 {
@@ -275,6 +312,40 @@ mod tests {
             row.get(&row::chat_key("a:s", Kind::Head)[..]).unwrap().map(|row| ChatRow::read(row.value()));
         let streams: Vec<u64> = row.flatten().unwrap().streams.iter().map(|stream| stream.stream).collect();
         assert_eq!((streams, rows(&database, CHAT), rows(&database, FORGET)), (vec![9, 1], 23, 2));
+    }
+
+    #[test]
+    fn names_are_forgotten_after_their_hours_and_not_before() {
+        let database = database();
+        let named = |name: &str, body: &'static str| {
+            let id = MessageId::Named(name.into());
+            Op::Append(Append {
+                chat: "a:s".into(),
+                sender: "s".into(),
+                id,
+                body: body.into(),
+                refusal: None,
+            })
+        };
+        at(&database, 0, &[named("x", "1"), named("y", "1")]);
+        at(&database, 10, &[named("z", "1")]);
+        assert_eq!((rows(&database, CHAT), rows(&database, NAMED)), (1 + 3 + 3, 3));
+        let day = 24 * 3_600;
+        let stored = |answers: Vec<Answer>| match answers[..] {
+            [Answer::Appended(Appended::Stored { seq, again, .. })] => (seq, again),
+            _ => panic!("{answers:?}"),
+        };
+        assert_eq!(stored(at(&database, day - 1, &[named("x", "1")]).0), (1, true), "to the last second");
+        assert_eq!(rows(&database, NAMED), 3, "use does not make it last longer");
+        // Forgotten in time, whether or not it has been taken out of the file.
+        assert_eq!(stored(at(&database, day, &[named("x", "2")]).0), (4, false));
+        assert_eq!(
+            (rows(&database, CHAT), rows(&database, NAMED)),
+            (1 + 4 + 2, 2),
+            "and y is out of the file"
+        );
+        at(&database, 2 * day, &[append("b:s", 1, 1)]);
+        assert_eq!((rows(&database, CHAT), rows(&database, NAMED)), (1 + 4 + 2, 0));
     }
 
     #[test]

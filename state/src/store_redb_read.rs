@@ -34,11 +34,13 @@ pub const NAME: Definition = TableDefinition::new("name");
 pub const LISTED: Definition = TableDefinition::new("listed");
 /// Day of last use, key of a stream's row → nothing: what may be forgotten after that day plus `dedupe_days`.
 pub const FORGET: Definition = TableDefinition::new("forget");
+/// Time until which a name is remembered, key of its row → nothing.
+pub const NAMED: Definition = TableDefinition::new("named");
 /// Layout, counters, histories.
 pub const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 /// All tables but [`META`].
-pub const TABLES: [Definition; 9] = [CHAT, RECENT, OLDEST, MARK, ROUTE, USER, NAME, LISTED, FORGET];
+pub const TABLES: [Definition; 10] = [CHAT, RECENT, OLDEST, MARK, ROUTE, USER, NAME, LISTED, FORGET, NAMED];
 
 /// Why there is no answer.
 #[derive(Debug)]

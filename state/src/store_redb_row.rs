@@ -30,6 +30,8 @@ pub enum Kind {
     Message = 2,
     /// The delivered cursor of a user.
     Delivered = 3,
+    /// A message that its sender named, by sender and name.
+    Named = 4,
 }
 
 /// The key of a chat's row, or the beginning of the keys of its rows of that kind.
@@ -59,6 +61,14 @@ pub fn stream_key(chat: &str, sender: &str, stream: u64) -> Vec<u8> {
 pub fn delivered_key(chat: &str, user: &str) -> Vec<u8> {
     let mut key = chat_key(chat, Kind::Delivered);
     key.extend(user.as_bytes());
+    key
+}
+
+/// Key of a named id.
+pub fn named_key(chat: &str, sender: &str, name: &str) -> Vec<u8> {
+    let mut key = chat_key(chat, Kind::Named);
+    text(&mut key, sender);
+    key.extend(name.as_bytes());
     key
 }
 

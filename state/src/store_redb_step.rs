@@ -24,6 +24,8 @@ use crate::store_redb_row as row;
 pub struct Terms {
     /// How long ids are remembered.
     pub dedupe_s: u64,
+    /// How long a name is remembered.
+    pub named_us: u64,
     /// Messages that a chat keeps; 0: all.
     pub messages_max: u64,
     /// How long they are kept; 0: for ever.
@@ -56,6 +58,7 @@ pub struct Step<'t> {
     name: Slot<'t>,
     listed: Slot<'t>,
     pub(crate) forget: Slot<'t>,
+    pub(crate) named: Slot<'t>,
     pub(crate) rows: BTreeMap<String, Row>,
     pub(crate) changed: bool,
 }
@@ -86,6 +89,7 @@ impl<'t> Step<'t> {
             name: None,
             listed: None,
             forget: None,
+            named: None,
             rows: BTreeMap::new(),
             changed: false,
         }

@@ -35,7 +35,7 @@ pub struct Writer {
 /// A transaction takes no further call when it has so many operations: the first ones wait for the last.
 const GROUP_OPS_MAX: usize = 512;
 
-/// Time between two looks for streams to forget.
+/// Time between two looks for streams and names to forget.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
 
 impl Writer {
@@ -103,7 +103,8 @@ impl Writer {
             }
             if self.forgot.is_none_or(|forgot| forgot.elapsed() > FORGET_EVERY) {
                 step.forget()?;
-                self.forgot = Some(Instant::now());
+                let more = step.forget_names()?;
+                self.forgot = (!more).then(Instant::now);
             }
             Ok((outcomes, step.finish()?))
         };
@@ -175,7 +176,7 @@ mod tests {
             })
             .collect();
         drop(sender);
-        let terms = Terms { dedupe_s: 1, messages_max: 0, kept_us: 0 };
+        let terms = Terms { dedupe_s: 1, named_us: 1, messages_max: 0, kept_us: 0 };
         let writer = Writer::new(file, terms, LifeMarks::default(), calls);
         let commits = std::thread::spawn(move || writer.run()).join().unwrap();
         assert_eq!(commits, 1);

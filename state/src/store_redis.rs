@@ -7,7 +7,7 @@
 //! Keys (`store_redis_key` has the names). `{cNNNN}` is the bucket of a chat, so that a chat stands in one slot also in
 //! Redis Cluster: `{cNNNN}:chat:CHAT` hash `seq` and `time` of the head, `first` kept, time of the `oldest`, `d:USER`;
 //! `{cNNNN}:messages:CHAT` stream with id `SEQ-0`; `{cNNNN}:ids:CHAT:SENDER:STREAM` hash `w` and a ring of answers;
-//! `{cNNNN}:recent` zset of all chats by time; `{cNNNN}:history`. `route:NNNNN` hash user → entries of 20 bytes.
+//! `{cNNNN}:named:CHAT:SENDER:NAME` string, digest and answer; `{cNNNN}:recent` zset of all chats by time; `{cNNNN}:history`. `route:NNNNN` hash user → entries of 20 bytes.
 //! `user:NNNNN` hash name → number. `name:NNNNN` hash number → name. `chats:USER` zset, all of score 0. `rookery:meta`
 //! hash: layout and record. `rookery:marks` hash. `rookery:incarnations`, `rookery:users` counters.
 //!
@@ -28,7 +28,8 @@ use redis::{Cmd, Pipeline, RedisError, RedisResult, RedisWrite, Value};
 
 use crate::config::StoreConfig;
 use crate::store::{
-    Answer, Appended, Op, Outcome, Store, StoreError, chat_bucket, message_crc, retention_step,
+    Answer, Appended, MessageId, Op, Outcome, Store, StoreError, body_digest, chat_bucket, message_crc,
+    retention_step,
 };
 use crate::store_redis_connection::{Connection, Dialer};
 use crate::store_redis_key as key;
@@ -49,6 +50,7 @@ pub struct RedisStore {
     expired_to: Mutex<HashMap<u32, String>>,
     route_buckets: u32,
     dedupe_seconds: u64,
+    named_seconds: u64,
     messages_max: u64,
     kept_us: u64,
 }
@@ -66,6 +68,7 @@ impl RedisStore {
             expired_to: Mutex::default(),
             route_buckets: config.route_buckets,
             dedupe_seconds: u64::from(config.dedupe_days) * 86_400,
+            named_seconds: u64::from(config.named_ids_hours) * 3_600,
             messages_max: config.retention_messages_max,
             kept_us: u64::from(config.retention_days) * 86_400 * 1_000_000,
         })
@@ -218,19 +221,35 @@ impl RedisStore {
             }
             Op::Append(append) => {
                 let chat = &append.chat;
+                let (ids, seconds) = match &append.id {
+                    MessageId::Numbered { stream, .. } => {
+                        (key::ids(chat, &append.sender, *stream), self.dedupe_seconds)
+                    }
+                    MessageId::Named(name) => (key::named(chat, &append.sender, name), self.named_seconds),
+                    // Any key of the slot: it is not looked at.
+                    MessageId::Unnamed => (key::chat(chat), 0),
+                };
                 let mut command = Script::Append.call(&[
                     &key::chat(chat),
-                    &key::ids(chat, &append.sender, append.stream),
+                    &ids,
                     &key::messages(chat),
                     &key::recent(chat_bucket(chat)),
                     &key::history(chat_bucket(chat)),
                 ]);
                 let refused = append.refusal.is_some();
                 let body: &[u8] = if refused { &[] } else { &append.body };
-                command.arg(append.n).arg(chat).arg(&append.sender).arg(body);
+                match &append.id {
+                    MessageId::Numbered { n, .. } => command.arg(n),
+                    MessageId::Named(_) => {
+                        let digest = u128::from_be_bytes(body_digest(&append.body));
+                        command.arg(format!("={digest:032x}"))
+                    }
+                    MessageId::Unnamed => command.arg("-"),
+                };
+                command.arg(chat).arg(&append.sender).arg(body);
                 command.arg(message_crc(chat, &append.sender, body));
                 command.arg(append.refusal.map_or(0, |code| code as i32));
-                command.arg(self.dedupe_seconds).arg(proto::UNANSWERED_MAX).arg(new_history());
+                command.arg(seconds).arg(proto::UNANSWERED_MAX).arg(new_history());
                 command.arg(self.messages_max).arg(self.kept_us).arg(retention_step(self.messages_max));
                 command
             }

@@ -48,6 +48,12 @@ pub fn ids(chat: &str, sender: &str, stream: u64) -> String {
     format!("{}:ids:{chat}:{sender}:{stream:016x}", tag(chat_bucket(chat)))
 }
 
+/// String, expires: digest of the body and answer of a message that its sender named.
+pub fn named(chat: &str, sender: &str, name: &str) -> String {
+    // No sender's name holds a colon, so that no two have one key.
+    format!("{}:named:{chat}:{sender}:{name}", tag(chat_bucket(chat)))
+}
+
 /// String: the history of a bucket.
 pub fn history(bucket: u32) -> String {
     format!("{}:history", tag(bucket))

@@ -119,6 +119,7 @@ fn appended(append: &Append, value: &Value) -> Option<Appended> {
         b"again" => true,
         b"expected" => return Some(Appended::Expected(number(what)?)),
         b"old" => return Some(Appended::TooOld),
+        b"conflict" => return Some(Appended::Conflict),
         _ => return None,
     };
     let answer = text(what)?;

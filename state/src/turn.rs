@@ -32,7 +32,7 @@ use crate::ledger::Token;
 use crate::losses;
 use crate::server::Core;
 use crate::settle;
-use crate::store::{Append, Op, Outcome, StoreError, read};
+use crate::store::{Append, MessageId, Op, Outcome, StoreError, read};
 use crate::users::device_number;
 
 /// What a gateway said of itself when it opened the stream.
@@ -168,8 +168,8 @@ fn note_doubts(core: &Core, until: Instant, ops: &[Op], outcomes: &[Outcome], he
     let began = until - Duration::from_millis(core.config.store.response_ms_max);
     for (op, outcome) in ops.iter().zip(outcomes) {
         if let (Op::Append(append), Err(StoreError::Unknown(_))) = (op, outcome) {
-            let id = (append.chat.as_str(), append.stream, append.n);
-            core.doubts.note(id, began, core.clock.now(), held);
+            let of = (append.chat.as_str(), append.sender.as_str(), &append.id);
+            core.doubts.note(of, began, core.clock.now(), held);
         }
     }
 }
@@ -460,8 +460,11 @@ fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
             ops.push(Op::Append(Append {
                 chat: chat.to_string(),
                 sender: step.user_name.clone(),
-                stream: if undone { rand::random() } else { send.stream },
-                n: if undone { 1 } else { send.n },
+                id: if undone {
+                    MessageId::Unnamed
+                } else {
+                    MessageId::Numbered { stream: send.stream, n: send.n }
+                },
                 body: send.body.clone(),
                 refusal,
             }));

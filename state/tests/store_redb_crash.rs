@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
 use state::config::{Config, StoreConfig};
-use state::store::{Append, Appended, Op, Store, read};
+use state::store::{Append, Appended, MessageId, Op, Store, read};
 use state::store_redb::{OpenError, RedbStore};
 
 /// Names the file to the program started again.
@@ -26,7 +26,7 @@ async fn open(path: &Path) -> RedbStore {
 fn append(chat: u64, n: u64) -> Op {
     let body = Bytes::from(format!("{chat}/{n}"));
     let (chat, sender) = (format!("kill:w{chat}"), "kill".to_owned());
-    Op::Append(Append { chat, sender, stream: 7, n, body, refusal: None })
+    Op::Append(Append { chat, sender, id: MessageId::Numbered { stream: 7, n }, body, refusal: None })
 }
 
 fn head(chat: u64) -> Op {

@@ -14,7 +14,7 @@ use loadtest::supervisor::Redis;
 use ops::{append, appended, one, pull, seqs};
 use proto::wire::Durability;
 use state::config::StoreConfig;
-use state::store::{Answer, Appended, Head, Op, Store, StoreError, chat_bucket, read};
+use state::store::{Answer, Append, Appended, Head, MessageId, Op, Store, StoreError, chat_bucket, read};
 use state::store_redis::RedisStore;
 
 const CHAT: &str = "a:r";
@@ -365,6 +365,31 @@ async fn ids_are_remembered_from_their_last_use_on() {
         say(&store, n).await;
         assert!(ttl_s(None) >= asked_s + 3_500, "behind {n}");
     }
+}
+
+/// From its first use on; the store itself takes it away.
+#[tokio::test]
+async fn names_are_remembered_for_their_hours() {
+    let redis = Redis::start().unwrap();
+    let config = StoreConfig { named_ids_hours: 3, ..config(&redis) };
+    let store = RedisStore::open(&config).await.unwrap();
+    let id = MessageId::Named("x".into());
+    let named = Append { chat: CHAT.into(), sender: "r".into(), id, body: "1".into(), refusal: None };
+    let mut connection = redis.connection().unwrap();
+    appended(&store, Op::Append(named.clone())).await;
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*:named:*").query(&mut connection).unwrap();
+    let [key] = &keys[..] else { panic!("{keys:?}") };
+    let ttl_s: i64 = redis::cmd("TTL").arg(key).query(&mut connection).unwrap();
+    assert!((3 * 3_600 - 120..=3 * 3_600).contains(&ttl_s), "{ttl_s}");
+    redis::cmd("EXPIRE").arg(key).arg(1_000).exec(&mut connection).unwrap();
+    let answer = appended(&store, Op::Append(named.clone())).await;
+    assert!(matches!(answer, Appended::Stored { seq: 1, again: true, .. }), "{answer:?}");
+    let ttl_s: i64 = redis::cmd("TTL").arg(key).query(&mut connection).unwrap();
+    assert!(ttl_s <= 1_000, "use does not make it last longer");
+    redis::cmd("DEL").arg(key).exec(&mut connection).unwrap();
+    let other = Append { body: "2".into(), ..named };
+    let answer = appended(&store, Op::Append(other)).await;
+    assert!(matches!(answer, Appended::Stored { seq: 2, again: false, .. }), "{answer:?}");
 }
 
 #[tokio::test]

@@ -1,24 +1,35 @@
 -- One message, one atomic step: dedupe, next seq, time, append, recency index, and what retention takes for it.
--- KEYS: 1 chat (hash), 2 ids of (chat, sender, stream) (hash), 3 messages (stream), 4 recency (zset), 5 history
--- ARGV: 1 n, 2 chat, 3 sender, 4 body, 5 crc, 6 refusal code (0: none), 7 seconds to remember the ids at least,
+-- KEYS: 1 chat (hash), 2 ids of (chat, sender, stream) (hash) or the named id (string), 3 messages (stream), 4 recency (zset), 5 history
+-- ARGV: 1 n, or "=" and the digest of the body of a named one, or "-" for one without a name, 2 chat, 3 sender, 4 body, 5 crc, 6 refusal code (0: none), 7 seconds to remember the id at least,
 --       8 ids remembered, 9 history to begin with, 10 messages kept (0: all), 11 µs that they are kept (0: for ever),
 --       12 seqs between two looks for what is due
--- Returns {'ok', answer} {'again', answer} {'expected', n} {'old', n}; answer: "seq time_us history", or "! code".
+-- Returns {'ok', answer} {'again', answer} {'expected', n} {'old', n} {'conflict', ''}; answer: "seq time_us history", or
+-- "! code", which uses up a number and not a name.
 local function remember(key, seconds)
   -- An hour more than asked for, so that this is written once an hour and not with every message.
   if redis.call('TTL', key) < seconds then redis.call('EXPIRE', key, string.format('%.0f', seconds + 3600)) end
 end
 
-local n, window = tonumber(ARGV[1]), tonumber(ARGV[8])
-local place = tostring(n % window)
-local row = redis.call('HMGET', KEYS[2], 'w', place)
-local watermark = tonumber(row[1]) or 0
-if n <= watermark then
-  if watermark - n >= window then return {'old', string.format('%.0f', watermark + 1)} end
-  remember(KEYS[2], tonumber(ARGV[7]))
-  return {'again', row[2]}
+local n, place = tonumber(ARGV[1]), nil
+if n then
+  local window = tonumber(ARGV[8])
+  place = tostring(n % window)
+  local row = redis.call('HMGET', KEYS[2], 'w', place)
+  local watermark = tonumber(row[1]) or 0
+  if n <= watermark then
+    if watermark - n >= window then return {'old', string.format('%.0f', watermark + 1)} end
+    remember(KEYS[2], tonumber(ARGV[7]))
+    return {'again', row[2]}
+  end
+  if n ~= watermark + 1 then return {'expected', string.format('%.0f', watermark + 1)} end
+elseif ARGV[1] ~= '-' then
+  local known = redis.call('GET', KEYS[2])
+  if known then
+    local digest, answer = string.match(known, '^(=%x+) (.*)$')
+    if digest ~= ARGV[1] then return {'conflict', ''} end
+    return {'again', answer}
+  end
 end
-if n ~= watermark + 1 then return {'expected', string.format('%.0f', watermark + 1)} end
 local answer
 if ARGV[6] ~= '0' then
   answer = '! ' .. ARGV[6]
@@ -57,6 +68,10 @@ else
   end
   answer = seq .. ' ' .. time .. ' ' .. history
 end
-redis.call('HSET', KEYS[2], 'w', ARGV[1], place, answer)
-remember(KEYS[2], tonumber(ARGV[7]))
+if n then
+  redis.call('HSET', KEYS[2], 'w', ARGV[1], place, answer)
+  remember(KEYS[2], tonumber(ARGV[7]))
+elseif ARGV[1] ~= '-' and ARGV[6] == '0' then
+  redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. answer, 'EX', ARGV[7])
+end
 return {'ok', answer}

@@ -22,6 +22,10 @@ fn send(chat: &str, n: u64) -> UpFrame {
     frame(Command::Send, &wire::Send { stream: 9, n, chat: chat.into(), body: "x".into() })
 }
 
+fn n_of(append: &Append) -> u64 {
+    if let MessageId::Numbered { n, .. } = append.id { n } else { 0 }
+}
+
 fn stored(seq: u64) -> Outcome {
     Ok(Answer::Appended(Appended::Stored { seq, time_us: seq, history: 7, again: false }))
 }
@@ -58,7 +62,7 @@ async fn a_turn_that_must_ask_first_is_not_overtaken_by_the_next_of_its_lane() {
     let appended: Vec<u64> = store
         .asked()
         .iter()
-        .filter_map(|op| if let Op::Append(append) = op { Some(append.n) } else { None })
+        .filter_map(|op| if let Op::Append(append) = op { Some(n_of(append)) } else { None })
         .collect();
     assert_eq!(appended, [1, 1, 2]);
 }
@@ -99,7 +103,7 @@ async fn a_message_holds_the_mark_from_before_its_store_call_until_it_is_dropped
 #[tokio::test]
 async fn routes_are_read_behind_the_appends_and_are_good_for_this_store_alone() {
     let store = Scripted::new(|op| match op {
-        Op::Append(append) => stored(append.n),
+        Op::Append(append) => stored(n_of(append)),
         Op::Routes { user } => {
             let connection = (1 << 40) + user;
             Ok(Answer::Routes(vec![crate::store::Route { device: 1, attempt: 1, connection }]))
@@ -148,10 +152,10 @@ async fn a_message_without_an_answer_is_in_doubt_until_it_is_sent_again() {
     let away = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let is_away = away.clone();
     let store = Scripted::new(move |op| match op {
-        Op::Append(append) if is_away.load(std::sync::atomic::Ordering::Relaxed) && append.n == 1 => {
+        Op::Append(append) if is_away.load(std::sync::atomic::Ordering::Relaxed) && n_of(append) == 1 => {
             Err(StoreError::Unknown("no answer in time".into()))
         }
-        Op::Append(append) if append.n == 2 => Err(StoreError::Refused("nothing was done".into())),
+        Op::Append(append) if n_of(append) == 2 => Err(StoreError::Refused("nothing was done".into())),
         _ => stored(1),
     });
     let (core, _accepted) = core_and_accepted(store);

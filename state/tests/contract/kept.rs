@@ -266,3 +266,33 @@ async fn many_go_at_once(store: &dyn Store) {
     firsts.dedup();
     assert!(firsts.len() <= 40, "two go at once: {firsts:?}");
 }
+
+/// A damaged message is told as such, not shown; what else the call asked is answered.
+pub async fn tells_of_a_flipped_body<F: Fixture>() {
+    let fixture = F::start();
+    let store = fixture.open().await;
+    for n in 1..=3 {
+        appended(&*store, append("crc:q", "q", 1, n)).await;
+    }
+    drop(store);
+    fixture.damage("crc:q", b"q/1/9").await;
+    let store = fixture.open().await;
+    let page = read::page(one(&*store, pull("crc:q", 0, 5, false)).await).unwrap();
+    let left: Vec<u64> = page.messages.iter().map(|message| message.seq).collect();
+    assert_eq!((left, page.head), (vec![2, 3], 3), "it is left out, and its neighbours are not");
+    // A page tells how far it read, so that what is behind a damaged message is reached by who asks for one at a time.
+    for reverse in [false, true] {
+        let (mut cursor, mut reached) = (0, Vec::new());
+        for _ in 0..4 {
+            let page = read::page(one(&*store, pull("crc:q", cursor, 1, reverse)).await).unwrap();
+            reached.extend(page.messages.iter().map(|message| message.seq));
+            assert!(page.messages.last().is_none_or(|last| last.seq <= page.read_to || reverse), "{page:?}");
+            if page.read_to == 0 {
+                break;
+            }
+            assert!(if reverse && cursor > 0 { page.read_to < cursor } else { page.read_to > cursor });
+            cursor = page.read_to;
+        }
+        assert_eq!(reached, if reverse { vec![3, 2] } else { vec![2, 3] });
+    }
+}

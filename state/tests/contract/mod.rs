@@ -4,15 +4,16 @@
 
 mod kept;
 mod model;
+mod named;
 mod ops;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::wire::{Code, Durability};
-use state::store::{Answer, Append, Appended, Bound, Head, Op, PULL_BYTES_MAX, Store, read};
+use state::store::{Answer, Append, Appended, Bound, Head, MessageId, Op, PULL_BYTES_MAX, Store, read};
 
-pub use kept::keeps_what_it_must;
+pub use kept::{keeps_what_it_must, tells_of_a_flipped_body};
 pub use model::{follows_the_model, routes_follow_the_model};
 pub use ops::{append, appended, one, pull, seqs};
 
@@ -42,6 +43,9 @@ pub async fn holds<F: Fixture>() {
     an_id_is_answered_once_and_for_ever(&*store).await;
     many_streams_are_remembered(&*store).await;
     a_refusal_uses_its_id_up(&*store).await;
+    named::a_name_is_bound_to_its_body(&*store).await;
+    named::a_refusal_leaves_its_name(&*store).await;
+    named::what_has_no_name_is_always_new(&*store).await;
     bodies_are_any_bytes(&*store).await;
     ranges(&*store).await;
     a_pull_stops_at_its_bytes(&*store).await;
@@ -56,7 +60,9 @@ pub async fn holds<F: Fixture>() {
     numbers_are_given_once(&*store).await;
     assert_eq!(store.durability().await.unwrap().0, Durability::Strict);
     drop(store);
-    everything_is_there_after_reopening(&*fixture.open().await).await;
+    let store = fixture.open().await;
+    everything_is_there_after_reopening(&*store).await;
+    named::names_are_there_after_reopening(&*store).await;
 }
 
 /// A store made with another layout is left alone.
@@ -67,40 +73,16 @@ pub async fn refuses_another_layout<F: Fixture>() {
     assert!(named.iter().all(|part| error.contains(part)), "{error}");
 }
 
-/// A damaged message is told as such, not shown; what else the call asked is answered.
-pub async fn tells_of_a_flipped_body<F: Fixture>() {
-    let fixture = F::start();
-    let store = fixture.open().await;
-    for n in 1..=3 {
-        appended(&*store, append("crc:q", "q", 1, n)).await;
-    }
-    drop(store);
-    fixture.damage("crc:q", b"q/1/9").await;
-    let store = fixture.open().await;
-    let page = read::page(one(&*store, pull("crc:q", 0, 5, false)).await).unwrap();
-    let left: Vec<u64> = page.messages.iter().map(|message| message.seq).collect();
-    assert_eq!((left, page.head), (vec![2, 3], 3), "it is left out, and its neighbours are not");
-    // A page tells how far it read, so that what is behind a damaged message is reached by who asks for one at a time.
-    for reverse in [false, true] {
-        let (mut cursor, mut reached) = (0, Vec::new());
-        for _ in 0..4 {
-            let page = read::page(one(&*store, pull("crc:q", cursor, 1, reverse)).await).unwrap();
-            reached.extend(page.messages.iter().map(|message| message.seq));
-            assert!(page.messages.last().is_none_or(|last| last.seq <= page.read_to || reverse), "{page:?}");
-            if page.read_to == 0 {
-                break;
-            }
-            assert!(if reverse && cursor > 0 { page.read_to < cursor } else { page.read_to > cursor });
-            cursor = page.read_to;
-        }
-        assert_eq!(reached, if reverse { vec![3, 2] } else { vec![2, 3] });
-    }
-}
-
 /// A final refusal.
 pub fn refuse(chat: &str, sender: &str, stream: u64, n: u64) -> Op {
     let refusal = Some(Code::MessageTooLarge);
-    Op::Append(Append { chat: chat.into(), sender: sender.into(), stream, n, body: Bytes::new(), refusal })
+    Op::Append(Append {
+        chat: chat.into(),
+        sender: sender.into(),
+        id: MessageId::Numbered { stream, n },
+        body: Bytes::new(),
+        refusal,
+    })
 }
 
 /// Seqs without gaps, times that rise, in one call and over calls.
@@ -181,8 +163,7 @@ async fn bodies_are_any_bytes(store: &dyn Store) {
     let op = Append {
         chat: chat.clone(),
         sender: "ü 日本".into(),
-        stream: u64::MAX,
-        n: 1,
+        id: MessageId::Numbered { stream: u64::MAX, n: 1 },
         body: body.clone(),
         refusal: None,
     };

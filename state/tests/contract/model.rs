@@ -48,6 +48,7 @@ pub fn follows_the_model<F: Fixture>() {
                     Appended::Refused(_) => Ok(None),
                     Appended::Expected(n) => Err(n),
                     Appended::TooOld => Err(0),
+                    Appended::Conflict => panic!("numbers have none"),
                 };
                 prop_assert_eq!(found, expected);
             }

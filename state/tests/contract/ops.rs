@@ -3,7 +3,7 @@
 //! Trap: included by several test programs, each of which must use all of it.
 
 use bytes::Bytes;
-use state::store::{Append, Appended, Op, Outcome, Store, read};
+use state::store::{Append, Appended, MessageId, Op, Outcome, Store, read};
 
 /// One operation, one outcome.
 pub async fn one(store: &dyn Store, op: Op) -> Outcome {
@@ -15,7 +15,13 @@ pub async fn one(store: &dyn Store, op: Op) -> Outcome {
 /// A message that says which one it is.
 pub fn append(chat: &str, sender: &str, stream: u64, n: u64) -> Op {
     let body = Bytes::from(format!("{sender}/{stream}/{n}"));
-    Op::Append(Append { chat: chat.into(), sender: sender.into(), stream, n, body, refusal: None })
+    Op::Append(Append {
+        chat: chat.into(),
+        sender: sender.into(),
+        id: MessageId::Numbered { stream, n },
+        body,
+        refusal: None,
+    })
 }
 
 /// The outcome of an append.
