@@ -6,12 +6,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use bytes::Bytes;
 use proto::name::{Chat, NameError};
-use proto::wire::Code;
+use proto::wire::{Code, GroupAction, GroupChange, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::body::{AskError, Body, Group, change};
 use crate::event::{Ended, Events, Status};
 use crate::options::{ConnectError, Keep, Options};
 use crate::session::{Control, Session, Submission};
@@ -137,25 +138,59 @@ impl Client {
     }
 
     /// Sends to a user (`bob`), a chat (`alice:bob`) or a group (`#17`), and waits for the answer.
-    pub async fn send(&self, to: &str, body: impl Into<Bytes>) -> Result<Sent, SendError> {
+    pub async fn send(&self, to: &str, body: impl Into<Body>) -> Result<Sent, SendError> {
         self.enqueue(to, body).await?.await
     }
 
     /// Sends, waiting for a place in the queue only: many can be on their way, in this order per chat.
-    pub async fn enqueue(&self, to: &str, body: impl Into<Bytes>) -> Result<Pending, SendError> {
+    pub async fn enqueue(&self, to: &str, body: impl Into<Body>) -> Result<Pending, SendError> {
         let (submission, pending) = self.submission(to, body.into())?;
         self.submissions.send(submission).await.map_err(|_| SendError::NotSent)?;
         Ok(pending)
     }
 
     /// Sends without waiting for anything.
-    pub fn try_enqueue(&self, to: &str, body: impl Into<Bytes>) -> Result<Pending, SendError> {
+    pub fn try_enqueue(&self, to: &str, body: impl Into<Body>) -> Result<Pending, SendError> {
         let (submission, pending) = self.submission(to, body.into())?;
         self.submissions.try_send(submission).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => SendError::QueueFull,
             mpsc::error::TrySendError::Closed(_) => SendError::NotSent,
         })?;
         Ok(pending)
+    }
+
+    /// Makes a group with this title, of the user and these members (500 at most; more are added by
+    /// [`Client::change_group`]). The name of the new chat is in the answer.
+    pub async fn create_group(&self, title: &str, members: &[(&str, Role)]) -> Result<Sent, SendError> {
+        loop {
+            let chat = Chat::Group(rand::random_range(1..=proto::NUMBER_MAX)).to_string();
+            let made = change(GroupAction::GroupCreate, title, members);
+            match self.change_group(&chat, &made).await {
+                Err(SendError::Refused { code: Code::GroupExists, .. }) => continue,
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Changes a group; [`change`] writes what.
+    pub async fn change_group(&self, chat: &str, change: &GroupChange) -> Result<Sent, SendError> {
+        self.send(chat, Body::group(change)).await
+    }
+
+    /// Who is in this group, as of one moment. Waits until the session is logged in, and asks again while the server says
+    /// that it cannot tell right now.
+    pub async fn group(&self, chat: &str) -> Result<Group, AskError> {
+        loop {
+            let (answer, told) = oneshot::channel();
+            let chat = chat.to_owned();
+            self.controls.send(Control::Members { chat, answer }).map_err(|_| AskError::Over)?;
+            match told.await.map_err(|_| AskError::Over)? {
+                Err(AskError::Refused { code: Code::Unavailable, .. }) => {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Ends the session: stores what is confirmed, sends the last acknowledgements, and lets go of the state folder.
@@ -168,7 +203,7 @@ impl Client {
         }
     }
 
-    fn submission(&self, to: &str, body: Bytes) -> Result<(Submission, Pending), SendError> {
+    fn submission(&self, to: &str, body: Body) -> Result<(Submission, Pending), SendError> {
         let is_chat = to.starts_with('#') || to.contains(':');
         let chat = if is_chat { Chat::parse(to)? } else { Chat::pair(&self.user, to)? };
         if body.len() > proto::MESSAGE_BYTES_MAX {
@@ -190,3 +225,5 @@ impl Future for Pending {
 }
 
 const EVENTS_QUEUED_MAX: usize = 64;
+/// As the server's own `retry_after_ms`.
+const ASK_AGAIN: Duration = Duration::from_millis(250);

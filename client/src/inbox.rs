@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use crate::body::Body;
 use proto::wire::{self, Code};
 
 use chat::{Chat, PullState};
@@ -69,7 +69,7 @@ pub struct Message {
     pub seq: u64,
     pub sender: String,
     pub time_us: u64,
-    pub body: Bytes,
+    pub body: Body,
 }
 
 /// What is to be done now, in this order.

@@ -10,6 +10,7 @@
 //! [`inbox::Limits::unconfirmed_messages_max`] are unconfirmed no more are handed out.
 
 mod backoff;
+mod body;
 mod client;
 mod connection;
 mod event;
@@ -22,6 +23,7 @@ mod resolve;
 mod session;
 pub mod store;
 
+pub use body::{AskError, Body, Content, Group, change};
 pub use client::{Client, Pending, SendError, Sent};
 pub use event::{Ended, Event, Events, Status};
 pub use inbox::Message;

@@ -17,9 +17,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use proto::wire::{self, Code};
 
+use crate::body::Body;
 use queue::{Queue, Waiting};
 
 /// What bounds an [`Outbox`].
@@ -58,7 +58,7 @@ pub enum Outcome {
         /// The store's time.
         time_us: u64,
         /// The body that was sent.
-        body: Bytes,
+        body: Body,
     },
     /// Final: it never appears.
     Refused {
@@ -83,7 +83,7 @@ pub enum Action {
         /// The number within stream and chat.
         n: u64,
         /// The body.
-        body: Bytes,
+        body: Body,
     },
     /// The chat has a new stream; whatever was kept of the old one is void.
     StoreStream {
@@ -130,7 +130,7 @@ pub struct StoredChat {
     /// The next n.
     pub next_n: u64,
     /// Unanswered messages, ascending.
-    pub unanswered: Vec<(u64, Bytes)>,
+    pub unanswered: Vec<(u64, Body)>,
     /// Nothing behind this was lost. Else the stream ends with what is unanswered.
     pub intact: bool,
     /// The oldest unanswered message is older than [`Limits::resend_days_max`].
@@ -180,9 +180,16 @@ impl Outbox {
     }
 
     /// Takes a message for a chat (in the form that answers use). `ticket` comes back in [`Action::Done`].
-    pub fn submit(&mut self, ticket: u64, chat: &str, body: Bytes, now: Instant) -> Result<(), Full> {
+    pub fn submit(
+        &mut self,
+        ticket: u64,
+        chat: &str,
+        body: impl Into<Body>,
+        now: Instant,
+    ) -> Result<(), Full> {
         let name: Arc<str> =
             self.chats.get_key_value(chat).map_or_else(|| chat.into(), |(name, _)| name.clone());
+        let body = body.into();
         if self.connected && body.len() > self.body_bytes_max {
             self.actions.push_back(too_long(Some(ticket), &name, &body, self.body_bytes_max));
             return Ok(());
@@ -265,7 +272,13 @@ impl Outbox {
             // Decided by the chat's name alone, so nothing of it is stored, no id is used, and all of it is refused.
             Code::BadChat => self.refuse_chat(&name, code, &error.text),
             Code::NotAMember if !name.starts_with('#') => self.refuse_chat(&name, code, &error.text),
-            Code::NotAMember | Code::MessageTooLarge => {
+            // Decided in the message's own step: the id is used up.
+            Code::NotAMember
+            | Code::MessageTooLarge
+            | Code::GroupExists
+            | Code::GroupFull
+            | Code::NotAllowed
+            | Code::BadChange => {
                 let Some(entry) = queue.take(error.stream, error.n) else { return };
                 self.actions.push_back(Action::StoreAnswered { chat: name.clone(), n: error.n });
                 let outcome = Outcome::Refused { code, text: error.text };
@@ -378,7 +391,7 @@ impl Outbox {
     }
 }
 
-fn too_long(ticket: Option<u64>, name: &Arc<str>, body: &Bytes, body_bytes_max: usize) -> Action {
+fn too_long(ticket: Option<u64>, name: &Arc<str>, body: &Body, body_bytes_max: usize) -> Action {
     let text = format!("{} bytes, {body_bytes_max} allowed", body.len());
     let outcome = Outcome::Refused { code: Code::MessageTooLarge, text };
     Action::Done { ticket, chat: name.clone(), outcome }

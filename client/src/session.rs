@@ -4,6 +4,7 @@
 //! and nothing reads or writes the connection in between.
 
 mod app;
+mod members;
 mod online;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use app::{App, Input};
 pub(crate) use app::{Control, Submission};
+use members::Lists;
 
 use crate::backoff::Backoff;
 use crate::client::{SendError, Sent};
@@ -37,6 +39,7 @@ pub(crate) struct Session {
     /// Who waits for the answer to which message.
     tickets: HashMap<u64, oneshot::Sender<Result<Sent, SendError>>>,
     next_ticket: u64,
+    lists: Lists,
     backoff: Backoff,
     /// The gateway that was left last.
     avoid: Option<String>,
@@ -76,6 +79,7 @@ impl Session {
             status,
             tickets: HashMap::new(),
             next_ticket: 0,
+            lists: Lists::default(),
             backoff,
             avoid: None,
             closing: None,
@@ -213,6 +217,7 @@ impl Session {
             Input::Control(Control::Confirm { chat, history, seq }) => {
                 self.inbox.confirm(&chat, history, seq, now);
             }
+            Input::Control(Control::Members { chat, answer }) => self.lists.ask(chat, answer),
             Input::Control(Control::Close { done }) => self.closing = Some(Some(done)),
             Input::Gone => self.closing = Some(None),
             Input::Told => {}
@@ -259,6 +264,11 @@ impl Session {
                 break;
             }
         }
+        if connection.is_some() {
+            for asked in self.lists.due() {
+                frames += put(&mut connection, Command::Members, &asked);
+            }
+        }
         self.commit().await?;
         Ok(frames > 0)
     }
@@ -275,7 +285,8 @@ impl Session {
         let result = match outcome {
             Outcome::Sent { history, seq, time_us, body } => {
                 if self.options.receive {
-                    let message = wire::Message { seq, sender: self.options.user.clone(), time_us, body };
+                    let sender = self.options.user.clone();
+                    let message = body.into_message(seq, sender, time_us);
                     self.inbox.sent(chat, history, message, Instant::now());
                 }
                 Ok(Sent { chat: chat.clone(), history, seq, time_us })

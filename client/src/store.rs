@@ -16,11 +16,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 pub use place::{default_root, device_folder, file_name};
 use record::Record;
 
+use crate::body::Body;
 use crate::outbox::StoredChat;
 
 /// Why there is no store.
@@ -79,7 +78,7 @@ pub(crate) struct Chat {
     pub next_n: u64,
     pub torn: bool,
     /// n → body, and the wall clock in ms when it got its id.
-    pub unanswered: BTreeMap<u64, (Bytes, u64)>,
+    pub unanswered: BTreeMap<u64, (Body, u64)>,
 }
 
 impl Store {
@@ -185,9 +184,9 @@ impl Store {
     }
 
     /// See [`crate::outbox::Action::Store`].
-    pub fn put_message(&mut self, chat: &str, n: u64, body: Bytes, now_ms: u64) {
+    pub fn put_message(&mut self, chat: &str, n: u64, body: impl Into<Body>, now_ms: u64) {
         self.must_sync = true;
-        self.put(Record::message(chat, n, body, now_ms));
+        self.put(Record::message(chat, n, body.into(), now_ms));
     }
 
     /// See [`crate::outbox::Action::StoreAnswered`].
@@ -274,7 +273,7 @@ mod tests {
         store.put_complete();
         store.put_stream("a:b", 99);
         for n in 1..=200 {
-            store.put_message("a:b", n, vec![0u8; 32 * 1024].into(), 1_000);
+            store.put_message("a:b", n, vec![0u8; 32 * 1024], 1_000);
             assert!(store.write().unwrap().is_some() || store.disk.as_ref().unwrap().log_bytes < 200_000);
             if n > 1 {
                 store.put_answered("a:b", n - 1);
@@ -299,8 +298,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mut store = Store::open(root.path(), "alice", "x").unwrap();
         store.put_stream("a:b", 99);
-        store.put_message("a:b", 1, Bytes::from_static(b"one"), 1);
-        store.put_message("a:b", 2, Bytes::from_static(b"two"), 1);
+        store.put_message("a:b", 1, "one", 1);
+        store.put_message("a:b", 2, "two", 1);
         store.write().unwrap();
         let path = store.disk.as_ref().unwrap().folder.join("log");
         drop(store);

@@ -337,7 +337,14 @@ fn what_retention_cut_is_a_gap() {
         }
     };
     let asked = request(&mut inbox);
-    let head = wire::ChatHead { chat: "a:b".into(), history: 9, head: 12, delivered: 4, first: 0 };
+    let head = wire::ChatHead {
+        chat: "a:b".into(),
+        history: 9,
+        head: 12,
+        delivered: 4,
+        first: 0,
+        ..Default::default()
+    };
     inbox.sync_ack(wire::SyncAck { request: asked, chats: vec![head], ..Default::default() }, now);
     let asked = request(&mut inbox);
     let messages = (10..=12).map(|seq| message(9, seq)).collect();
@@ -350,6 +357,7 @@ fn what_retention_cut_is_a_gap() {
             has_more: false,
             head: 12,
             first: 0,
+            ..Default::default()
         },
         now,
     );

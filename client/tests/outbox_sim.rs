@@ -114,7 +114,7 @@ impl World {
                     let row = self.disk.0.entry(chat.to_string()).or_default();
                     assert_eq!((row.0, row.1), (stream, n), "numbers rise without gaps");
                     row.1 = n + 1;
-                    row.2.insert(n, body);
+                    row.2.insert(n, body.bytes);
                 }
                 Action::StoreStream { chat, stream } => {
                     self.disk.0.insert(chat.to_string(), (stream, 1, BTreeMap::new()));
@@ -163,7 +163,7 @@ impl World {
             chat: chat.clone(),
             stream: *stream,
             next_n: *next_n,
-            unanswered: unanswered.iter().map(|(n, body)| (*n, body.clone())).collect(),
+            unanswered: unanswered.iter().map(|(n, body)| (*n, body.clone().into())).collect(),
             intact,
             expired: false,
         });
@@ -276,7 +276,7 @@ proptest! {
             let stored = world.server.chats.remove(chat).unwrap_or_default();
             prop_assert_eq!(&stored, &expected.iter().map(|(_, body)| body.clone()).collect::<Vec<_>>());
             for (index, (ticket, body)) in expected.iter().enumerate() {
-                let outcome = Outcome::Sent { history: 7, seq: index as u64 + 1, time_us: 1, body: body.clone() };
+                let outcome = Outcome::Sent { history: 7, seq: index as u64 + 1, time_us: 1, body: body.clone().into() };
                 prop_assert_eq!(world.outcomes.remove(ticket), Some(outcome));
             }
             for (ticket, _) in list.iter().filter(|(_, body)| body.starts_with(b"refuse")) {
@@ -416,7 +416,7 @@ fn an_unanswered_message_older_than_the_servers_memory_is_unknown_and_not_sent()
         chat: "a:b".into(),
         stream: 5,
         next_n: 2,
-        unanswered: vec![(1, Bytes::new())],
+        unanswered: vec![(1, Bytes::new().into())],
         intact: true,
         expired: true,
     };

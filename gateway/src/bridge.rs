@@ -267,6 +267,7 @@ impl Bridge {
             }
             Command::Sync => error.request = wire::Sync::decode(frame.body.clone()).ok()?.request,
             Command::Pull => error.request = wire::Pull::decode(frame.body.clone()).ok()?.request,
+            Command::Members => error.request = wire::Members::decode(frame.body.clone()).ok()?.request,
             _ => return None,
         }
         if code == Code::Unavailable {

@@ -47,7 +47,8 @@ impl MisfitMode {
         let body = bytes::Bytes::from_static(&[b'x'; BODY_BYTES]);
         self.out.clear();
         for n in 1..=MESSAGES {
-            let send = wire::Send { stream: 1, n, chat: chat.clone(), body: body.clone() };
+            let send =
+                wire::Send { stream: 1, n, chat: chat.clone(), body: body.clone(), ..Default::default() };
             frame::put(Command::Send, &send, &mut self.out);
         }
         for _ in 0..PULLS {

@@ -118,8 +118,13 @@ fn what_is_refused_leaves_the_connection() {
     let cluster = cluster(&[]);
     let mut raw = Raw::connect(cluster.gateways[0].client);
     raw.login(&login("ann"));
-    let send =
-        |n: u64, chat: &str, body: Vec<u8>| wire::Send { stream: 7, n, chat: chat.into(), body: body.into() };
+    let send = |n: u64, chat: &str, body: Vec<u8>| wire::Send {
+        stream: 7,
+        n,
+        chat: chat.into(),
+        body: body.into(),
+        ..Default::default()
+    };
     let long = vec![b'x'; proto::MESSAGE_BYTES_MAX + 1];
     for (what, send, code, expected) in [
         ("no chat", send(1, "ann", vec![1]), Code::BadChat, 0),
@@ -175,7 +180,10 @@ fn a_pull_never_exceeds_a_frame() {
     raw.login(&login("ann"));
     for n in 1..=5 {
         let body = vec![n as u8; proto::MESSAGE_BYTES_MAX].into();
-        raw.send(Command::Send, &wire::Send { stream: 7, n, chat: "ann:ann".into(), body });
+        raw.send(
+            Command::Send,
+            &wire::Send { stream: 7, n, chat: "ann:ann".into(), body, ..Default::default() },
+        );
         assert!(matches!(raw.next(), ServerFrame::SendAck(_)));
     }
     let (mut cursor, mut seqs) = (0, Vec::new());
@@ -235,8 +243,10 @@ fn a_client_that_never_reads_is_closed_at_its_hard_limit() {
     let body = bytes::Bytes::from(vec![7u8; 16 * 1024]);
     // 16 MB of pushes to somebody who takes none: far more than kernel and gateway hold for one connection.
     for n in 1..=1_000 {
-        other
-            .send(Command::Send, &wire::Send { stream: 1, n, chat: "deaf:other".into(), body: body.clone() });
+        other.send(
+            Command::Send,
+            &wire::Send { stream: 1, n, chat: "deaf:other".into(), body: body.clone(), ..Default::default() },
+        );
         assert!(matches!(other.next(), ServerFrame::SendAck(_)), "at {n}");
     }
     let deadline = std::time::Instant::now() + PATIENCE;

@@ -28,11 +28,13 @@ pub enum Command {
     Kick = 16,
     GoAway = 18,
     Error = 20,
+    Members = 21,
+    MembersAck = 22,
 }
 
 impl Command {
     /// Every command, in the order of its number.
-    pub const ALL: [Command; 16] = [
+    pub const ALL: [Command; 18] = [
         Command::Login,
         Command::LoginAck,
         Command::Ping,
@@ -49,12 +51,14 @@ impl Command {
         Command::Kick,
         Command::GoAway,
         Command::Error,
+        Command::Members,
+        Command::MembersAck,
     ];
 
     /// Whether a client may send it.
     pub fn is_from_client(self) -> bool {
         use Command::*;
-        matches!(self, Login | Ping | Send | Sync | Pull | PushAck)
+        matches!(self, Login | Ping | Send | Sync | Pull | PushAck | Members)
     }
 }
 
@@ -81,6 +85,7 @@ pub enum ServerFrame {
     Kick(wire::Kick),
     GoAway(wire::GoAway),
     Error(wire::Error),
+    MembersAck(wire::MembersAck),
 }
 
 /// Why a frame from a server could not be read.
@@ -111,12 +116,14 @@ impl ServerFrame {
             Command::Kick => Self::Kick(read(command, body)?),
             Command::GoAway => Self::GoAway(read(command, body)?),
             Command::Error => Self::Error(read(command, body)?),
+            Command::MembersAck => Self::MembersAck(read(command, body)?),
             Command::Login
             | Command::Ping
             | Command::Send
             | Command::Sync
             | Command::Pull
-            | Command::PushAck => return Err(DecodeError::Command(command)),
+            | Command::PushAck
+            | Command::Members => return Err(DecodeError::Command(command)),
         })
     }
 }

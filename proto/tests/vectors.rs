@@ -108,6 +108,8 @@ fn through_the_codec(command: Command, body: &[u8]) -> Result<Vec<u8>, prost::De
         Command::Kick => through::<wire::Kick>(command, body),
         Command::GoAway => through::<wire::GoAway>(command, body),
         Command::Error => through::<wire::Error>(command, body),
+        Command::Members => through::<wire::Members>(command, body),
+        Command::MembersAck => through::<wire::MembersAck>(command, body),
     }
 }
 

@@ -73,6 +73,7 @@ impl State for StateService {
             id: MessageId::Numbered { stream: request.stream, n: request.n },
             body: request.body,
             refusal: too_large.then_some(Code::MessageTooLarge),
+            ..Append::default()
         };
         // A task of its own: a caller that gives up must not take the pushes of a stored message with it.
         let stored = tokio::spawn(store_and_push(self.core.clone(), generation, append));
@@ -130,12 +131,13 @@ async fn store_and_push(core: Arc<Core>, generation: u64, append: Append) -> Res
     }
     let appended = read::appended(outcome)?;
     let held = Some(held);
-    if let Appended::Stored { seq, time_us, history, again } = appended {
-        let message = wire::Message { seq, sender, time_us, body };
+    if let Appended::Stored { seq, time_us, history, version, again } = appended {
+        let message = wire::Message { seq, sender, time_us, body, ..Default::default() };
         let accepted = Accepted {
             chat,
             history,
             message,
+            version,
             again,
             from: From::default(),
             at: Instant::now(),

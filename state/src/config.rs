@@ -137,6 +137,10 @@ pub struct Limits {
     pub user_cache_max: usize,
     /// Chats that are known to stand in their members' lists.
     pub chat_cache_max: usize,
+    /// Members of one group.
+    pub group_members_max: usize,
+    /// Members of groups, over all groups, that are kept in memory for pushing; one group always is.
+    pub group_cache_members_max: usize,
     /// Accepted messages waiting to be pushed. Beyond it the store waits, and with it the acknowledgements.
     pub fan_out_max: usize,
     /// Bytes of frames that one gateway may have un-acknowledged here.
@@ -159,6 +163,9 @@ impl Default for Limits {
             // About 230 bytes each, so 7.5 MB and 4 MB: in proportion to a million sessions.
             user_cache_max: 32_768,
             chat_cache_max: 32_768,
+            group_members_max: 10_000,
+            // 24 bytes each.
+            group_cache_members_max: 65_536,
             fan_out_max: 65_536,
             link_credit_bytes: 8 * 1024 * 1024,
             delivered_flush_ms: 200,
@@ -190,6 +197,10 @@ impl Config {
                 "limits.user_cache_max and chat_cache_max must be at least 1",
             ),
             (limits.pulls_per_turn_max == 0, "limits.pulls_per_turn_max must be at least 1"),
+            (
+                !(1..=100_000).contains(&limits.group_members_max),
+                "limits.group_members_max must be between 1 and 100000: each message reads where they all are",
+            ),
             (limits.fan_out_max == 0, "limits.fan_out_max must be at least 1"),
             (limits.link_credit_bytes < 256 * 1024, "limits.link_credit_bytes must be at least 262144"),
             (limits.delivered_flush_ms == 0, "limits.delivered_flush_ms must be at least 1"),

@@ -129,7 +129,28 @@ pub async fn flush(core: &Core) {
     }
 }
 
+/// The cursors of a part but those of groups that their user never was in, which are forgotten. Whoever was in a group stays
+/// known to it, so that nothing changes until they are written.
+async fn of_members<'a>(
+    core: &Core,
+    part: &'a [(Key, Cursor)],
+) -> Result<Vec<&'a (Key, Cursor)>, StoreError> {
+    let in_group = |entry: &&(Key, Cursor)| entry.0.0.starts_with('#');
+    let (of_groups, mut theirs): (Vec<_>, Vec<_>) = part.iter().partition(in_group);
+    let ask = |((chat, user), _): &&(Key, Cursor)| Op::Member { chat: chat.clone(), user: user.clone() };
+    let ops: Vec<Op> = of_groups.iter().map(ask).collect();
+    for (entry, outcome) in of_groups.into_iter().zip(core.apply(&ops).await) {
+        if read::standing(outcome)?.member.is_some() {
+            theirs.push(entry);
+        } else {
+            core.delivered.settled(&entry.0, entry.1);
+        }
+    }
+    Ok(theirs)
+}
+
 async fn flush_part(core: &Core, part: &[(Key, Cursor)]) -> Result<(), StoreError> {
+    let part = of_members(core, part).await?;
     let mut writes = Vec::with_capacity(part.len());
     let mut doubtful = Vec::new();
     for (key, cursor) in part {

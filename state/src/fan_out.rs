@@ -1,5 +1,6 @@
 //! From accepted messages to pushes: who is addressed, where they are connected, one push per message and gateway. One
-//! task, so that pushes of a chat leave in the order of acceptance as far as one server knows it.
+//! task for one-to-one chats and one for groups, so that pushes of a chat leave in the order of acceptance as far as one
+//! server knows it, and nobody waits behind the thousands of routes of somebody else's group.
 //!
 //! Trap: routes are read after the append, every time, and never cached: a device that logs in later than that sees the
 //! message in its first Sync. A turn reads them right behind its appends, in the same call of the store; what it read is good
@@ -17,6 +18,7 @@ use tokio::sync::mpsc;
 use crate::answer;
 use crate::gateways::{Outgoing, push_to};
 use crate::ledger::Token;
+use crate::roster::Readers;
 use crate::server::Core;
 use crate::store::{Op, Outcome, Route, StoreError, read};
 use crate::unplaced::Pushes;
@@ -30,6 +32,8 @@ pub struct Accepted {
     pub history: u64,
     /// As stored, unless `again`.
     pub message: wire::Message,
+    /// Version of its group then; 0: a one-to-one chat.
+    pub version: u64,
     /// The id was answered before: what was stored then counts, not the body that came now.
     pub again: bool,
     /// The connection that sent it.
@@ -66,7 +70,8 @@ impl Accepted {
     /// One that is pushed again.
     pub fn pushed_again(chat: String, history: u64, message: wire::Message) -> Self {
         let from = From::default();
-        Accepted { chat, history, message, again: false, from, at: Instant::now(), held: None, routes: None }
+        let (at, held, routes) = (Instant::now(), None, None);
+        Accepted { chat, history, message, version: UNKNOWN, again: false, from, at, held, routes }
     }
 
     /// The routes of a user, if they were read behind this message's append, of a store of this generation.
@@ -76,11 +81,34 @@ impl Accepted {
     }
 }
 
+/// A group version that no list is as new as: the list is read again.
+pub const UNKNOWN: u64 = u64::MAX;
+
+/// Routes that are read, and connections that are pushed to, at a time: others have their turn in between.
+const READERS_AT_ONCE: usize = 512;
+
 /// Messages taken at a time.
 const MESSAGES_PER_ROUND: usize = 1024;
 
+/// The same of groups: few, because their readers are read once a round.
+const GROUP_MESSAGES_PER_ROUND: usize = 16;
+
 /// Pushes for ever.
 pub async fn run(core: Arc<Core>, mut accepted: mpsc::Receiver<Accepted>) {
+    let (to_groups, of_groups) = mpsc::channel(core.config.limits.fan_out_max);
+    let groups = async {
+        let mut of_groups = of_groups;
+        let mut taken = Vec::with_capacity(GROUP_MESSAGES_PER_ROUND);
+        while of_groups.recv_many(&mut taken, GROUP_MESSAGES_PER_ROUND).await > 0 {
+            round(&core, &mut taken).await;
+        }
+    };
+    let pairs = pairs(&core, &mut accepted, to_groups);
+    futures_util::future::join(pairs, groups).await;
+}
+
+/// One-to-one chats; what is of a group is passed on.
+async fn pairs(core: &Core, accepted: &mut mpsc::Receiver<Accepted>, groups: mpsc::Sender<Accepted>) {
     let mut taken = Vec::with_capacity(MESSAGES_PER_ROUND);
     while accepted.recv_many(&mut taken, MESSAGES_PER_ROUND).await > 0 {
         if crpc::failpoint::due("state_after_ack") {
@@ -88,7 +116,11 @@ pub async fn run(core: Arc<Core>, mut accepted: mpsc::Receiver<Accepted>) {
             core.clock.pause(Duration::from_millis(50)).await;
             crpc::failpoint::die();
         }
-        round(&core, &mut taken).await;
+        for accepted in taken.extract_if(.., |accepted| accepted.version > 0) {
+            // It ends behind this.
+            let _ = groups.send(accepted).await;
+        }
+        round(core, &mut taken).await;
     }
 }
 
@@ -122,9 +154,7 @@ async fn restore(core: &Core, taken: &mut Vec<Accepted>) {
         if found.seq != accepted.message.seq {
             return false;
         }
-        let body = found.body;
-        accepted.message =
-            wire::Message { seq: found.seq, sender: found.sender, time_us: found.time_us, body };
+        accepted.message = found.into();
         true
     });
 }
@@ -133,27 +163,36 @@ async fn restore(core: &Core, taken: &mut Vec<Accepted>) {
 pub async fn push_all(core: &Core, taken: &[Accepted], only: &BTreeMap<u32, u64>) {
     let chats: Vec<Option<Chat>> = taken.iter().map(|accepted| Chat::parse(&accepted.chat).ok()).collect();
     let names = members(chats.iter().flatten());
-    let (generation, numbers, read) = loop {
+    let (generation, numbers, readers, read) = loop {
         let generation = core.generation();
         let numbers = numbers_of(core, &names).await;
+        let mut readers = Vec::with_capacity(taken.len());
         let mut unread = BTreeSet::new();
         for (accepted, chat) in taken.iter().zip(&chats) {
-            let all = numbers_in(&numbers, chat);
-            unread.extend(all.filter(|number| accepted.routes_of(*number, generation).is_none()));
+            let all: Vec<u64> = match chat {
+                Some(Chat::Group(_)) => {
+                    readers_of(core, accepted, generation).await.of(accepted.message.seq).collect()
+                }
+                _ => numbers_in(&numbers, chat).collect(),
+            };
+            let is_unread = |number: &&u64| accepted.routes_of(**number, generation).is_none();
+            unread.extend(all.iter().filter(is_unread));
+            readers.push(all);
         }
         let read = routes_of(core, unread).await;
         // In another store a number may be somebody else's.
         if core.generation() == generation {
-            break (generation, numbers, read);
+            break (generation, numbers, readers, read);
         }
     };
     let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
-    for (accepted, chat) in taken.iter().zip(&chats) {
+    for (accepted, readers) in taken.iter().zip(&readers) {
         let time_us = accepted.message.time_us;
         let routes = |number: u64| accepted.routes_of(number, generation).or_else(|| read.get(&number));
-        let targets = numbers_in(&numbers, chat)
+        let targets = readers
+            .iter()
             .flat_map(|number| {
-                routes(number).into_iter().flatten().map(move |route| (route.connection, number))
+                routes(*number).into_iter().flatten().map(move |route| (route.connection, *number))
             })
             .filter(|(connection, _)| *connection != accepted.from.connection);
         let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
@@ -163,9 +202,10 @@ pub async fn push_all(core: &Core, taken: &[Accepted], only: &BTreeMap<u32, u64>
                 by_gateway.entry(incarnation).or_default().push((connection, number));
             }
         }
-        if let Some(number) = numbers.get(accepted.message.sender.as_str())
-            && let Some(routes) = routes(*number)
-            && let Some(end) = end_of_ghost(&accepted.from, *number, routes)
+        let sender = accepted.message.sender.as_str();
+        if let Some(number) = numbers.get(sender).copied().or_else(|| core.users.number(sender))
+            && let Some(routes) = routes(number)
+            && let Some(end) = end_of_ghost(&accepted.from, number, routes)
         {
             tell(core, end);
         }
@@ -175,14 +215,47 @@ pub async fn push_all(core: &Core, taken: &[Accepted], only: &BTreeMap<u32, u64>
         let frame = answer::push(&accepted.chat, accepted.history, accepted.message.clone());
         for (incarnation, targets) in by_gateway {
             let (pushes, since_us) = per_gateway.entry(incarnation).or_insert((Vec::new(), u64::MAX));
-            pushes.push(push_to(frame.clone(), &targets));
+            pushes.extend(targets.chunks(READERS_AT_ONCE).map(|some| push_to(frame.clone(), some)));
             *since_us = time_us.min(*since_us);
         }
     }
     let held = tokens(taken);
     for (incarnation, (pushes, since_us)) in per_gateway {
-        hand_over(core, incarnation, Pushes { pushes, since_us, held: held.clone(), second: false });
+        for pushes in in_parts(pushes) {
+            hand_over(core, incarnation, Pushes { pushes, since_us, held: held.clone(), second: false });
+        }
     }
+}
+
+/// Pushes of at most some connections together, so that what else goes to that gateway comes in between.
+fn in_parts(pushes: Vec<Push>) -> Vec<Vec<Push>> {
+    let mut parts: Vec<Vec<Push>> = Vec::with_capacity(1);
+    let mut connections = usize::MAX;
+    for push in pushes {
+        connections = connections.saturating_add(push.connections.len());
+        match parts.last_mut() {
+            Some(part) if connections <= 2 * READERS_AT_ONCE => part.push(push),
+            _ => {
+                connections = push.connections.len();
+                parts.push(vec![push]);
+            }
+        }
+    }
+    parts
+}
+
+/// Who reads a message of a group: out of a list that is as new as the message.
+async fn readers_of(core: &Core, accepted: &Accepted, generation: u64) -> Arc<Readers> {
+    if let Some(known) = core.rosters.get(&accepted.chat, accepted.version, generation) {
+        return known;
+    }
+    let outcome = insist(core, &[Op::Members { chat: accepted.chat.clone() }]).await.swap_remove(0);
+    let roster = read::roster(outcome).inspect_err(|error| {
+        tracing::error!(chat = accepted.chat, %error, "the readers of a group are not to be had");
+    });
+    let readers = Arc::new(Readers::new(&roster.unwrap_or_default(), generation));
+    core.rosters.put(&accepted.chat, readers.clone());
+    readers
 }
 
 /// What holds the mark for these: few, because those of one turn share theirs.
@@ -285,7 +358,10 @@ async fn numbers_of<'a>(core: &Core, names: &BTreeSet<&'a str>) -> HashMap<&'a s
 /// Where these users are connected.
 pub async fn routes_of(core: &Core, numbers: BTreeSet<u64>) -> HashMap<u64, Vec<Route>> {
     let ops: Vec<Op> = numbers.iter().map(|user| Op::Routes { user: *user }).collect();
-    let outcomes = insist(core, &ops).await;
+    let mut outcomes = Vec::with_capacity(ops.len());
+    for some in ops.chunks(READERS_AT_ONCE) {
+        outcomes.extend(insist(core, some).await);
+    }
     numbers
         .into_iter()
         .zip(outcomes)

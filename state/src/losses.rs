@@ -67,7 +67,9 @@ pub fn with_held(listed: Vec<String>, sync: &wire::Sync, user: &str) -> Vec<Stri
 /// Whether this is a chat of the user, and its name as it is stored.
 fn is_of(chat: &str, user: &str) -> bool {
     let parsed = Chat::parse(chat).ok().filter(|parsed| parsed.to_string() == chat);
-    parsed.is_some_and(|parsed| parsed.pair_members().is_some_and(|(low, high)| low == user || high == user))
+    // Of a group its rows tell, which are read with its head.
+    let is_theirs = |(low, high): (&str, &str)| low == user || high == user;
+    parsed.is_some_and(|parsed| parsed.pair_members().is_none_or(is_theirs))
 }
 
 /// Looks for proofs among what a batch asks, has new histories drawn, and reads again what the answers would tell.
@@ -95,7 +97,7 @@ pub async fn prove(core: &Core, until: Instant, steps: &[Step], ops: &[Op], outc
     let drawn = asks.len();
     let mut places = Vec::new();
     for (place, op) in ops.iter().enumerate() {
-        if let Op::Head { chat, .. } | Op::Pull { chat, .. } = op
+        if let Op::Head { chat, .. } | Op::Pull { chat, .. } | Op::Member { chat, .. } = op
             && buckets.contains(&chat_bucket(chat))
         {
             places.push(place);
@@ -125,7 +127,12 @@ fn proofs(step: &Step, outcomes: &[Outcome]) -> Vec<(u32, u64)> {
         Planned::Sync { sync, chats, .. } if !sync.cursors.is_empty() => {
             let held: std::collections::HashMap<&str, _> =
                 sync.cursors.iter().map(|cursor| (cursor.chat.as_str(), cursor)).collect();
+            // Behind the heads, in the order of the groups among them.
+            let mut standings = outcomes.iter().skip(chats.len());
             for (chat, outcome) in chats.iter().zip(outcomes) {
+                if chat.starts_with('#') && !standings.next().is_some_and(is_of_a_member) {
+                    continue;
+                }
                 if let (Some(cursor), Ok(Answer::Head(head))) = (held.get(chat.as_str()), outcome)
                     && is_proof((cursor.history, cursor.seq), (head.history, head.seq))
                 {
@@ -136,6 +143,7 @@ fn proofs(step: &Step, outcomes: &[Outcome]) -> Vec<(u32, u64)> {
         Planned::Pull { pull, chat, .. } => {
             if let Some(Ok(Answer::Messages(page))) = outcomes.first()
                 && !pull.reverse
+                && (chat.pair_members().is_some() || outcomes.get(1).is_some_and(is_of_a_member))
                 && is_proof((pull.history, pull.cursor), (page.history, page.head))
             {
                 proofs.push((chat_bucket(&chat.to_string()), page.history));
@@ -144,6 +152,10 @@ fn proofs(step: &Step, outcomes: &[Outcome]) -> Vec<(u32, u64)> {
         _ => {}
     }
     proofs
+}
+
+fn is_of_a_member(outcome: &Outcome) -> bool {
+    matches!(outcome, Ok(Answer::Standing(standing)) if standing.member.is_some())
 }
 
 /// Whether a client that holds this cursor holds what the store, which stands at that head, has lost.

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use proto::name::Chat;
-use proto::wire;
 use tokio::sync::Notify;
 
 use crate::fan_out::{self, Accepted};
@@ -407,7 +406,8 @@ async fn with_readers<'a>(
     let names: Vec<Option<Chat>> = chats.iter().map(|recent| Chat::parse(&recent.chat).ok()).collect();
     let routes = fan_out::routes_of_members(core, names.iter().flatten()).await;
     let is_read = |chat: &Chat| {
-        let Some((low, high)) = chat.pair_members() else { return false };
+        // Who reads a group is looked for when it is pushed.
+        let Some((low, high)) = chat.pair_members() else { return true };
         [low, high]
             .iter()
             .filter_map(|name| routes.get(*name))
@@ -470,11 +470,7 @@ fn accepted(chat: &str, page: Page, job: &Job) -> Vec<Accepted> {
         .into_iter()
         .rev()
         .filter(meant)
-        .map(|stored| {
-            let Stored { seq, sender, time_us, body } = stored;
-            let message = wire::Message { seq, sender, time_us, body };
-            Accepted::pushed_again(chat.to_owned(), page.history, message)
-        })
+        .map(|stored| Accepted::pushed_again(chat.to_owned(), page.history, stored.into()))
         .collect()
 }
 

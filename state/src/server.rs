@@ -33,6 +33,7 @@ use crate::losses::Losses;
 use crate::marks;
 use crate::metrics::Metrics;
 use crate::repush::{self, Repush};
+use crate::roster::Rosters;
 use crate::service::LinkService;
 use crate::store::{Op, Outcome, Store, StoreError};
 use crate::store_redb::{OpenError, RedbStore};
@@ -48,6 +49,8 @@ pub struct Core {
     pub store: Box<dyn Store>,
     /// Names and numbers.
     pub users: Users,
+    /// Who reads groups, as read lately.
+    pub rosters: Rosters,
     /// Delivered cursors on their way to the store.
     pub delivered: Delivered,
     /// Open streams.
@@ -111,6 +114,7 @@ impl Core {
         let room = NonZeroUsize::new(config.limits.chat_cache_max).unwrap_or(NonZeroUsize::MIN);
         let core = Core {
             users: Users::new(config.limits.user_cache_max),
+            rosters: Rosters::new(config.limits.group_cache_members_max),
             delivered: Delivered::new(config.limits.delivered_waiting_max),
             gateways: Gateways::default(),
             accepted: sender,

@@ -13,11 +13,13 @@ use proto::link::{Bind, DownFrame, UpFrame};
 use proto::wire::{self, Code};
 
 use crate::answer;
-use crate::fan_out::{Accepted, From};
+use crate::fan_out::{Accepted, From, UNKNOWN};
+use crate::group::Member;
 use crate::marks;
 use crate::server::Core;
-use crate::store::{Appended, Bound, Head, MessageId, Outcome, Page, StoreError, read};
-use crate::turn::{Gateway, Outcomes, Planned, Step};
+use crate::store::{Appended, Bound, Head, MessageId, Outcome, Page, Roster, Standing, StoreError, read};
+use crate::turn::{Gateway, Outcomes, Planned, Step, not_a_member};
+use crate::visible;
 
 /// Makes the answers, in the order of the frames.
 pub fn settle(
@@ -41,13 +43,16 @@ pub fn settle(
                 login_answer(core, gateway, &frame, &login, (number, device), bound, out);
                 core.metrics.login.observe(took_s);
             }
-            Planned::Send { send, chat } => {
+            Planned::Send { send, chat, .. } => {
                 let appended =
                     results.next().unwrap_or_else(missing).and_then(|answer| read::appended(Ok(answer)));
                 send_answer(core, &frame, send, chat.to_string(), user_name, appended, out);
             }
             Planned::Sync { sync, chats, more } => {
-                let heads: Result<Vec<Head>, StoreError> = results.map(read::head).collect();
+                let heads: Result<Vec<Head>, StoreError> =
+                    results.by_ref().take(chats.len()).map(read::head).collect();
+                let standings: Result<Vec<Standing>, StoreError> = results.map(read::standing).collect();
+                let heads = heads.and_then(|heads| Ok(seen(&chats, heads, standings?)));
                 out.answers.push(sync_answer(
                     core,
                     gateway,
@@ -59,7 +64,17 @@ pub fn settle(
             }
             Planned::Pull { pull, chat, limit } => {
                 let page = results.next().unwrap_or_else(missing).and_then(|answer| read::page(Ok(answer)));
+                let page = match (page, results.next().map(read::standing)) {
+                    (Ok(page), None) => Ok(Some((page, 0))),
+                    (Ok(page), Some(Ok(standing))) => Ok(visible::page(page, &standing)),
+                    (Err(error), _) | (_, Some(Err(error))) => Err(error),
+                };
                 out.answers.push(pull_answer(core, gateway, &frame, pull, chat.to_string(), limit, page));
+            }
+            Planned::Members { members, .. } => {
+                let roster =
+                    results.next().unwrap_or_else(missing).and_then(|answer| read::roster(Ok(answer)));
+                out.answers.push(members_answer(core, gateway, (&frame, &user_name), members, roster));
             }
             Planned::Closed => {
                 if let Some(Err(error)) = results.next() {
@@ -140,7 +155,7 @@ fn send_answer(
 ) {
     let refused = |code: Code, text: &str| answer::about_send(&send, code, text);
     let error = match appended {
-        Ok(Appended::Stored { seq, time_us, history, again }) => {
+        Ok(Appended::Stored { seq, time_us, history, version, again }) => {
             let id = MessageId::Numbered { stream: send.stream, n: send.n };
             core.doubts.settled((&chat, &sender, &id));
             let ack =
@@ -151,11 +166,14 @@ fn send_answer(
                 // An answer that is given again tells the history of its time.
                 core.histories.note(&chat, history);
             }
-            let message = wire::Message { seq, sender, time_us, body: send.body };
+            let message = wire::Message { seq, sender, time_us, body: send.body, kind: send.kind };
+            // What is answered again was stored in some version before.
+            let version = if again && chat.starts_with('#') { UNKNOWN } else { version };
             out.accepted.push(Accepted {
                 chat,
                 history,
                 message,
+                version,
                 again,
                 from: From { connection: frame.connection, device: frame.device, binding: frame.binding },
                 at: Instant::now(),
@@ -197,7 +215,7 @@ fn sync_answer(
     (frame, user_name): (&UpFrame, &str),
     sync: wire::Sync,
     (chats, more): (Vec<String>, bool),
-    heads: Result<Vec<Head>, StoreError>,
+    heads: Result<Vec<(Head, u64)>, StoreError>,
 ) -> DownFrame {
     let unread = more && chats.is_empty();
     let heads = match heads {
@@ -215,7 +233,7 @@ fn sync_answer(
     let mut room = (gateway.frame_bytes_max as usize).saturating_sub(ANSWER_OVERHEAD_BYTES);
     // The chat before, from which the next Sync goes on if this one does not fit any more.
     let mut before = String::new();
-    for (chat, head) in chats.into_iter().zip(heads) {
+    for (chat, (head, joined)) in chats.into_iter().zip(heads) {
         let is_news = match cursors.get(chat.as_str()) {
             // Also where nothing is left of what it holds: just that it must be told.
             Some(cursor) if cursor.seq > 0 => (cursor.history, cursor.seq) != (head.history, head.seq),
@@ -226,7 +244,7 @@ fn sync_answer(
             let noted = core.delivered.noted(&chat, user_name, head.history).unwrap_or(0).min(head.seq);
             let delivered = noted.max(head.delivered);
             let Head { history, seq, first, .. } = head;
-            let news = wire::ChatHead { chat: chat.clone(), history, head: seq, delivered, first };
+            let news = wire::ChatHead { chat: chat.clone(), history, head: seq, delivered, first, joined };
             // Key and length in front of it.
             let bytes = news.encoded_len() + 4;
             if bytes > room && !before.is_empty() {
@@ -251,10 +269,13 @@ fn pull_answer(
     pull: wire::Pull,
     chat: String,
     limit: usize,
-    page: Result<Page, StoreError>,
+    page: Result<Option<(Page, u64)>, StoreError>,
 ) -> DownFrame {
-    let page = match page {
-        Ok(page) => page,
+    let (page, joined) = match page {
+        Ok(Some(page)) => page,
+        Ok(None) => {
+            return answer::error(frame, wire::Error { request: pull.request, chat, ..not_a_member() });
+        }
         Err(error) => {
             core.store_failed(&error);
             let error = match error {
@@ -268,12 +289,7 @@ fn pull_answer(
     let mut room = (gateway.frame_bytes_max as usize).saturating_sub(ANSWER_OVERHEAD_BYTES);
     let mut messages = Vec::with_capacity(found.min(limit));
     for stored in page.messages.into_iter().take(limit) {
-        let message = wire::Message {
-            seq: stored.seq,
-            sender: stored.sender,
-            time_us: stored.time_us,
-            body: stored.body,
-        };
+        let message = wire::Message::from(stored);
         // Key and length in front of it.
         let bytes = message.encoded_len() + 8;
         if bytes > room && !messages.is_empty() {
@@ -292,8 +308,67 @@ fn pull_answer(
         has_more,
         head: page.head,
         first,
+        joined,
     };
     answer::reply(frame, Command::PullAck, &ack)
+}
+
+/// The heads as this user may see them, with the first seq of each group that is theirs. `standings`: of the groups among the
+/// chats, in their order.
+fn seen(chats: &[String], heads: Vec<Head>, standings: Vec<Standing>) -> Vec<(Head, u64)> {
+    let mut standings = standings.into_iter();
+    let mut see = |(chat, head): (&String, Head)| match chat.starts_with('#') {
+        true => visible::head(head, &standings.next().unwrap_or_default()),
+        false => (head, 0),
+    };
+    chats.iter().zip(heads).map(&mut see).collect()
+}
+
+fn members_answer(
+    core: &Core,
+    gateway: &Gateway,
+    (frame, user_name): (&UpFrame, &str),
+    asked: wire::Members,
+    roster: Result<Roster, StoreError>,
+) -> DownFrame {
+    let chat = asked.chat;
+    let refused = |error: wire::Error| wire::Error { request: asked.request, chat: chat.clone(), ..error };
+    let Roster { group, members } = match roster {
+        Ok(roster) => roster,
+        Err(error) => {
+            core.store_failed(&error);
+            return answer::error(frame, refused(answer::unavailable(core.config.limits.retry_after_ms)));
+        }
+    };
+    let is_in = |(_, member): &(String, Member)| member.is_in(&group);
+    if !members.iter().any(|row| row.0 == user_name && is_in(row)) {
+        return answer::error(frame, refused(not_a_member()));
+    }
+    let mut ack = wire::MembersAck {
+        request: asked.request,
+        chat,
+        version: group.version,
+        count: group.count as u32,
+        ..Default::default()
+    };
+    let mut room = (gateway.frame_bytes_max as usize).saturating_sub(ANSWER_OVERHEAD_BYTES);
+    for (user, member) in members.iter().filter(|row| row.0 > asked.after && is_in(row)) {
+        let one = wire::Member { user: user.clone(), role: member.role as i32, joined: member.joined };
+        // Key and length in front of it.
+        let bytes = one.encoded_len() + 2;
+        if bytes > room {
+            ack.has_more = true;
+            break;
+        }
+        room -= bytes;
+        ack.next.clone_from(user);
+        ack.members.push(one);
+    }
+    if !ack.has_more {
+        ack.next.clear();
+    }
+    ack.title = group.title;
+    answer::reply(frame, Command::MembersAck, &ack)
 }
 
 /// `has_more` and `first` of a Pull's answer. Where the store read nothing but damaged messages and more lies above, the answer
@@ -330,11 +405,11 @@ mod tests {
         {
             let body = vec![0; message_bytes_max(of_state, frame_bytes_max) as usize].into();
             let n = proto::NUMBER_MAX;
-            let send = wire::Send { chat: chat.clone(), stream: u64::MAX, n, body };
+            let send = wire::Send { chat: chat.clone(), stream: u64::MAX, n, body, kind: 4 };
             let frame = proto::frame::encode(Command::Send, &send);
             assert!(frame.len() <= frame_bytes_max as usize, "{of_state} {frame_bytes_max} {}", frame.len());
             let sender = "a".repeat(longest);
-            let message = wire::Message { seq: n, sender, time_us: u64::MAX, body: send.body };
+            let message = wire::Message { seq: n, sender, time_us: u64::MAX, body: send.body, kind: 4 };
             let push = answer::push(&chat, u64::MAX, message);
             assert!(push.len() <= frame_bytes_max as usize, "{of_state} {frame_bytes_max} {}", push.len());
         }

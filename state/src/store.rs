@@ -12,8 +12,10 @@
 //! may only ask again, under the same id; who has none ([`MessageId::Unnamed`]) may never.
 
 use bytes::Bytes;
-use proto::wire::{Code, Durability};
+use proto::wire::{self, Code, Durability, Kind};
 use sha2::Digest;
+
+use crate::group::{Act, Group, Member};
 
 /// One question or change.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,6 +89,19 @@ pub enum Op {
     },
     /// The atomic step of a message. → [`Answer::Appended`]
     Append(Append),
+    /// A group, and what somebody is or was in it. Asked behind [`Op::Pull`] or [`Op::Head`] in the same call it says what of
+    /// their answers this user may see. → [`Answer::Standing`]
+    Member {
+        /// The group.
+        chat: String,
+        /// Name of the user.
+        user: String,
+    },
+    /// A group, and everybody who is or was in it, in byte order of their names. → [`Answer::Roster`]
+    Members {
+        /// The group.
+        chat: String,
+    },
     /// Where a chat stands. → [`Answer::Head`]
     Head {
         /// The chat.
@@ -159,7 +174,7 @@ pub enum Op {
 }
 
 /// A message on its way in.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Append {
     /// As [`proto::name::Chat`] writes it.
     pub chat: String,
@@ -172,10 +187,14 @@ pub struct Append {
     /// Answer with this final refusal instead of storing, unless the id has been answered before. A number is used up by it,
     /// a name is not.
     pub refusal: Option<Code>,
+    /// What the body is.
+    pub kind: Kind,
+    /// What else the step does. In a group it decides first whether the sender may.
+    pub act: Act,
 }
 
 /// What tells a message that is sent again from a new one, within chat and sender.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum MessageId {
     /// Of a connected client.
     Numbered {
@@ -187,6 +206,7 @@ pub enum MessageId {
     /// Any text of 1 to [`MESSAGE_NAME_BYTES_MAX`] bytes, bound to one body for `store.named_ids_hours`.
     Named(String),
     /// None: whatever comes is another message.
+    #[default]
     Unnamed,
 }
 
@@ -205,6 +225,8 @@ pub enum Answer {
     Routes(Vec<Route>),
     Chats(Vec<String>),
     Appended(Appended),
+    Standing(Standing),
+    Roster(Roster),
     Head(Head),
     Messages(Page),
     Marks(Marks),
@@ -238,6 +260,24 @@ pub struct Route {
     pub connection: u64,
 }
 
+/// What somebody is in a group.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// The group; of version 0 if there is none.
+    pub group: Group,
+    /// `None`: never was in it.
+    pub member: Option<Member>,
+}
+
+/// Everybody in a group.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Roster {
+    /// The group.
+    pub group: Group,
+    /// By name, those who left included.
+    pub members: Vec<(String, Member)>,
+}
+
 /// How a message fared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Appended {
@@ -249,6 +289,8 @@ pub enum Appended {
         time_us: u64,
         /// History of the bucket then.
         history: u64,
+        /// Version of the group with this message; 0 in a one-to-one chat.
+        version: u64,
         /// This id had been answered before.
         again: bool,
     },
@@ -281,6 +323,14 @@ pub struct Stored {
     pub sender: String,
     pub time_us: u64,
     pub body: Bytes,
+    pub kind: Kind,
+}
+
+impl From<Stored> for wire::Message {
+    fn from(stored: Stored) -> Self {
+        let Stored { seq, sender, time_us, body, kind } = stored;
+        wire::Message { seq, sender, time_us, body, kind: kind as i32 }
+    }
 }
 
 /// Messages, with where the chat stands.
@@ -388,7 +438,9 @@ macro_rules! expect {
 
 /// Reads an outcome as the kind that its operation gives.
 pub mod read {
-    use super::{Answer, Appended, Bound, Head, Marks, Outcome, Page, Recent, Route, StoreError};
+    use super::{
+        Answer, Appended, Bound, Head, Marks, Outcome, Page, Recent, Roster, Route, Standing, StoreError,
+    };
 
     expect! {
         /// Of `Incarnate`.
@@ -407,6 +459,10 @@ pub mod read {
         chats: Chats -> Vec<String>;
         /// Of `Append`.
         appended: Appended -> Appended;
+        /// Of `Member`.
+        standing: Standing -> Standing;
+        /// Of `Members`.
+        roster: Roster -> Roster;
         /// Of `Head`.
         head: Head -> Head;
         /// Of `Pull`.
@@ -441,8 +497,9 @@ pub fn body_digest(body: &[u8]) -> [u8; 16] {
     std::array::from_fn(|at| digest[at])
 }
 
-/// Checksum of a stored message: what a reader compares before it shows it.
-pub fn message_crc(chat: &str, sender: &str, body: &[u8]) -> u32 {
+/// Checksum of a stored message: what a reader compares before it shows it. Text has no kind in it, as before there were kinds.
+pub fn message_crc(chat: &str, sender: &str, kind: Kind, body: &[u8]) -> u32 {
     let crc = crc32c::crc32c(chat.as_bytes());
-    crc32c::crc32c_append(crc32c::crc32c_append(crc, sender.as_bytes()), body)
+    let crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, sender.as_bytes()), body);
+    if kind == Kind::Text { crc } else { crc32c::crc32c_append(crc, &[kind as u8]) }
 }

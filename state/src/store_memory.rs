@@ -13,7 +13,7 @@ use proto::wire::Durability;
 
 use crate::store::{
     Answer, Append, Appended, Bound, CHAT_BUCKETS, Head, Mark, Marks, MessageId, Op, Outcome, Page, Recent,
-    Route, Store, StoreError, Stored, chat_bucket, message_crc,
+    Roster, Route, Standing, Store, StoreError, Stored, chat_bucket, message_crc,
 };
 use crate::store_memory_chat::{Chat, Kept};
 
@@ -244,6 +244,20 @@ impl Step<'_> {
                 }
                 Answer::Done
             }
+            Op::Member { chat, user } => {
+                let found = self.data.chats.get(chat);
+                let standing = |chat: &Chat| Standing {
+                    group: chat.group.clone(),
+                    member: chat.members.get(user).copied(),
+                };
+                Answer::Standing(found.map(standing).unwrap_or_default())
+            }
+            Op::Members { chat } => {
+                let all = |chat: &Chat| chat.members.iter().map(|(user, row)| (user.clone(), *row)).collect();
+                let found = self.data.chats.get(chat);
+                let roster = |chat: &Chat| Roster { group: chat.group.clone(), members: all(chat) };
+                Answer::Roster(found.map(roster).unwrap_or_default())
+            }
             Op::Mark { server, life, pushed_us } => {
                 let pushed_us = if *pushed_us == 0 { now_us } else { *pushed_us };
                 self.data.marks.insert((server.clone(), *life), (pushed_us, now_us));
@@ -303,7 +317,14 @@ impl Step<'_> {
         if let Some(answer) = chat.known(append, terms.plants, now_us) {
             return answer;
         }
-        if let Some(code) = append.refusal {
+        let (refusal, effect) = match append.refusal {
+            Some(code) => (Some(code), None),
+            None => match chat.decide(append) {
+                Ok(effect) => (None, effect),
+                Err(code) => (Some(code), None),
+            },
+        };
+        if let Some(code) = refusal {
             let answer = Appended::Refused(code);
             if !terms.plants.refusal_keeps_id && matches!(append.id, MessageId::Numbered { .. }) {
                 chat.remember(append, &answer, 0);
@@ -312,13 +333,18 @@ impl Step<'_> {
         }
         let seq = chat.seq + 1;
         let time_us = now_us.max(chat.time_us + 1);
-        let answer = Appended::Stored { seq, time_us, history, again: false };
+        if let Some(effect) = effect {
+            chat.group = effect.group;
+            chat.members.extend(effect.rows);
+        }
+        let version = chat.group.version;
+        let answer = Appended::Stored { seq, time_us, history, version, again: false };
         chat.remember(append, &answer, now_us + terms.named_ids_hours * 3_600_000_000);
         let old_time_us = std::mem::replace(&mut chat.time_us, time_us);
         chat.seq = seq;
-        let (sender, body) = (append.sender.clone(), append.body.clone());
-        let crc = message_crc(&append.chat, &sender, &body);
-        chat.messages.insert(seq, Kept { crc, message: Stored { seq, sender, time_us, body } });
+        let (sender, body, kind) = (append.sender.clone(), append.body.clone(), append.kind);
+        let crc = message_crc(&append.chat, &sender, kind, &body);
+        chat.messages.insert(seq, Kept { crc, message: Stored { seq, sender, time_us, body, kind } });
         chat.retain(&terms, now_us);
         let recent = self.data.recent.entry(bucket).or_default();
         recent.remove(&(old_time_us, append.chat.clone()));

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use proto::wire::Code;
+
+use crate::group::{self, Act, Effect, Group, Member};
 use crate::store::{Append, Appended, MessageId, PULL_BYTES_MAX, Stored, body_digest, message_crc};
 use crate::store_memory::{Plants, Terms};
 
@@ -14,6 +17,8 @@ pub(crate) struct Chat {
     /// By sender and name.
     named: BTreeMap<(String, String), Named>,
     pub delivered: BTreeMap<String, u64>,
+    pub group: Group,
+    pub members: BTreeMap<String, Member>,
 }
 
 #[derive(Debug, Clone)]
@@ -41,8 +46,8 @@ impl Chat {
     /// The answer to an id that has one, or is not the next.
     pub fn known(&mut self, append: &Append, plants: Plants, now_us: u64) -> Option<Appended> {
         let again = |answer: Appended| match answer {
-            Appended::Stored { seq, time_us, history, .. } => {
-                Appended::Stored { seq, time_us, history, again: true }
+            Appended::Stored { seq, time_us, history, version, .. } => {
+                Appended::Stored { seq, time_us, history, version, again: true }
             }
             answer => answer,
         };
@@ -83,6 +88,21 @@ impl Chat {
         }
     }
 
+    /// Whether the sender may say this, and what it brings about in a group.
+    pub fn decide(&self, append: &Append) -> Result<Option<Effect>, Code> {
+        let effect = if append.chat.starts_with('#') {
+            let find = |user: &str| Ok::<_, std::convert::Infallible>(self.members.get(user).copied());
+            let Ok(decided) = group::decide(&append.act, &append.sender, &self.group, self.seq, find);
+            decided?
+        } else {
+            None
+        };
+        if let Act::Refer(seq) = append.act {
+            group::may_edit(self.messages.get(&seq).map(|kept| &kept.message), &append.sender)?;
+        }
+        Ok(effect)
+    }
+
     /// The first seq that is kept.
     pub fn first(&self) -> u64 {
         self.messages.first_key_value().map_or(self.seq + 1, |(seq, _)| *seq)
@@ -121,7 +141,10 @@ impl Chat {
         } else {
             self.messages.range(cursor + 1..).map(|(_, kept)| kept).take(limit).take_while(fits).collect()
         };
-        let intact = |kept: &&Kept| message_crc(name, &kept.message.sender, &kept.message.body) == kept.crc;
+        let intact = |kept: &&Kept| {
+            let Stored { sender, kind, body, .. } = &kept.message;
+            message_crc(name, sender, *kind, body) == kept.crc
+        };
         let read_to = found.last().map_or(0, |kept| kept.message.seq);
         (found.into_iter().filter(intact).map(|kept| kept.message.clone()).collect(), read_to)
     }

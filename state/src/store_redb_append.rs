@@ -8,6 +8,7 @@
 
 use redb::ReadableTable;
 
+use crate::group::Effect;
 use crate::store::{Append, Appended, MessageId};
 use crate::store_redb_read::{CHAT, FORGET, Fault, OLDEST, RECENT, Read, wrong};
 use crate::store_redb_row::{self as row, ChatRow, Given, Kind, Stream, USED_STEP_S};
@@ -41,21 +42,23 @@ impl Step<'_> {
         match &append.id {
             MessageId::Numbered { stream, n } => self.append_numbered(append, *stream, *n),
             MessageId::Named(name) => self.append_named(append, name),
-            MessageId::Unnamed => match append.refusal {
-                Some(code) => Ok(Appended::Refused(code)),
-                None => self.append_new(append),
-            },
+            MessageId::Unnamed => self.append_new(append),
         }
     }
 
     /// Whatever its id.
     pub fn append_new(&mut self, append: &Append) -> Read<Appended> {
-        let (seq, time_us) = self.next(&append.chat)?;
-        self.put(append, seq, time_us)
+        match self.decide(append)? {
+            Err(code) => Ok(Appended::Refused(code)),
+            Ok(effect) => {
+                let (seq, time_us) = self.next(&append.chat)?;
+                self.put(append, seq, time_us, effect)
+            }
+        }
     }
 
     fn append_numbered(&mut self, append: &Append, stream: u64, n: u64) -> Read<Appended> {
-        let Append { chat, sender, refusal, .. } = append;
+        let Append { chat, sender, .. } = append;
         let (now_s, history) = (self.now_s(), self.history(chat));
         let dedupe_s = self.terms.dedupe_s;
         self.load_stream(chat, sender, stream)?;
@@ -76,16 +79,19 @@ impl Step<'_> {
                 row.changed = true;
             }
             return match known.given(n).ok_or_else(|| wrong("a stream of", chat))? {
-                Given::Stored { seq, time_us } => Ok(Appended::Stored { seq, time_us, history, again: true }),
+                Given::Stored { seq, time_us } => {
+                    Ok(Appended::Stored { seq, time_us, history, version: 0, again: true })
+                }
                 Given::Refused(code) => Ok(Appended::Refused(code)),
             };
         }
         if n != watermark + 1 {
             return Ok(Appended::Expected(watermark + 1));
         }
-        let given = match refusal {
-            Some(code) => Given::Refused(*code),
-            None => {
+        let decided = self.decide(append)?;
+        let given = match &decided {
+            Err(code) => Given::Refused(*code),
+            Ok(_) => {
                 let (seq, time_us) = self.next(chat)?;
                 Given::Stored { seq, time_us }
             }
@@ -99,7 +105,7 @@ impl Step<'_> {
         row.changed = true;
         match given {
             Given::Refused(code) => Ok(Appended::Refused(code)),
-            Given::Stored { seq, time_us } => self.put(append, seq, time_us),
+            Given::Stored { seq, time_us } => self.put(append, seq, time_us, decided.ok().flatten()),
         }
     }
 
@@ -116,9 +122,9 @@ impl Step<'_> {
         Ok((row.chat.seq, row.chat.time_us))
     }
 
-    fn put(&mut self, append: &Append, seq: u64, time_us: u64) -> Read<Appended> {
-        let Append { chat, sender, body, .. } = append;
-        let value = row::message_row(chat, sender, time_us, body);
+    fn put(&mut self, append: &Append, seq: u64, time_us: u64, effect: Option<Effect>) -> Read<Appended> {
+        let Append { chat, sender, body, kind, .. } = append;
+        let value = row::message_row(chat, sender, time_us, *kind, body);
         let table = open(&mut self.chat, self.transaction, CHAT)?;
         if table.insert(&row::message_key(chat, seq)[..], &value[..])?.is_some() {
             // A message that its head does not know was acknowledged once. Nothing of this is committed.
@@ -126,7 +132,8 @@ impl Step<'_> {
             return Err(Fault::File(redb::Error::Corrupted(wrong)));
         }
         self.retain(chat)?;
-        Ok(Appended::Stored { seq, time_us, history: self.history(chat), again: false })
+        let version = self.take_effect(chat, effect)?;
+        Ok(Appended::Stored { seq, time_us, history: self.history(chat), version, again: false })
     }
 
     /// The row of a chat, from memory or from the table.
@@ -279,7 +286,7 @@ mod tests {
     fn append(chat: &str, stream: u64, n: u64) -> Op {
         let (chat, sender) = (chat.to_owned(), "s".to_owned());
         let id = MessageId::Numbered { stream, n };
-        Op::Append(Append { chat, sender, id, body: "b".into(), refusal: None })
+        Op::Append(Append { chat, sender, id, body: "b".into(), ..Append::default() })
     }
 
     fn rows(database: &Database, table: Definition) -> u64 {
@@ -319,13 +326,8 @@ mod tests {
         let database = database();
         let named = |name: &str, body: &'static str| {
             let id = MessageId::Named(name.into());
-            Op::Append(Append {
-                chat: "a:s".into(),
-                sender: "s".into(),
-                id,
-                body: body.into(),
-                refusal: None,
-            })
+            let (chat, sender) = ("a:s".into(), "s".into());
+            Op::Append(Append { chat, sender, id, body: body.into(), ..Append::default() })
         };
         at(&database, 0, &[named("x", "1"), named("y", "1")]);
         at(&database, 10, &[named("z", "1")]);

@@ -25,7 +25,7 @@ struct Named {
 impl Step<'_> {
     /// The atomic step of a named message.
     pub fn append_named(&mut self, append: &Append, name: &str) -> Read<Appended> {
-        let Append { chat, sender, body, refusal, .. } = append;
+        let Append { chat, sender, body, .. } = append;
         let (key, digest) = (row::named_key(chat, sender, name), body_digest(body));
         let table = open(&mut self.chat, self.transaction, CHAT)?;
         let known = match table.get(&key[..])? {
@@ -34,11 +34,9 @@ impl Step<'_> {
         };
         if let Some(known) = known.filter(|known| known.until_us > self.now_us) {
             let Named { seq, time_us, .. } = known;
-            let again = Appended::Stored { seq, time_us, history: self.history(chat), again: true };
+            let again =
+                Appended::Stored { seq, time_us, history: self.history(chat), version: 0, again: true };
             return Ok(if known.digest == digest { again } else { Appended::Conflict });
-        }
-        if let Some(code) = refusal {
-            return Ok(Appended::Refused(*code));
         }
         let appended = self.append_new(append)?;
         if let Appended::Stored { seq, time_us, .. } = appended {

@@ -7,9 +7,12 @@ use std::ops::Bound;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition};
 
+use crate::group::{Group, Member};
 use crate::store::{
-    Answer, Head, Op, Outcome, PULL_BYTES_MAX, Page, Recent, Route, StoreError, Stored, chat_bucket,
+    Answer, Head, Op, Outcome, PULL_BYTES_MAX, Page, Recent, Roster, Route, Standing, StoreError, Stored,
+    chat_bucket,
 };
+use crate::store_redb_group;
 use crate::store_redb_history::Histories;
 use crate::store_redb_row::{self as row, ChatRow, Kind};
 
@@ -68,6 +71,8 @@ pub fn is_question(op: &Op) -> bool {
             | Op::Name { .. }
             | Op::Routes { .. }
             | Op::Chats { .. }
+            | Op::Member { .. }
+            | Op::Members { .. }
             | Op::Head { .. }
             | Op::Pull { .. }
             | Op::Recent { .. }
@@ -96,6 +101,10 @@ pub fn answer(transaction: &ReadTransaction, histories: &Histories, op: &Op) -> 
             let history = histories.of(chat_bucket(chat));
             Ok(Answer::Messages(Page { history, head, first, messages, read_to }))
         }
+        Op::Member { chat, user } => {
+            standing(&transaction.open_table(CHAT)?, chat, user).map(Answer::Standing)
+        }
+        Op::Members { chat } => roster(&transaction.open_table(CHAT)?, chat).map(Answer::Roster),
         Op::Recent { bucket, after_us, limit } => {
             recent(&transaction.open_table(RECENT)?, *bucket, *after_us, *limit).map(Answer::Recent)
         }
@@ -138,6 +147,48 @@ pub fn delivered(table: &impl Bytes, chat: &str, user: &str) -> Read<u64> {
         Some(found) => number(found.value()).ok_or_else(|| wrong("a delivered cursor of", chat)),
         None => Ok(0),
     }
+}
+
+/// One message; `None`: it is not there, or damaged.
+pub fn message(table: &impl Bytes, chat: &str, seq: u64) -> Read<Option<Stored>> {
+    let found = table.get(&row::message_key(chat, seq)[..])?;
+    Ok(found.and_then(|found| row::message(chat, seq, found.value())))
+}
+
+/// A group; of version 0 if there is none.
+pub fn group(table: &impl Bytes, chat: &str) -> Read<Group> {
+    match table.get(&row::chat_key(chat, Kind::Group)[..])? {
+        Some(found) => store_redb_group::group(found.value()).ok_or_else(|| wrong("the group", chat)),
+        None => Ok(Group::default()),
+    }
+}
+
+/// Somebody who is or was in a group.
+pub fn member(table: &impl Bytes, chat: &str, user: &str) -> Read<Option<Member>> {
+    match table.get(&row::member_key(chat, user)[..])? {
+        Some(found) => {
+            store_redb_group::member(found.value()).map(Some).ok_or_else(|| wrong("a member of", chat))
+        }
+        None => Ok(None),
+    }
+}
+
+/// Both.
+pub fn standing(table: &impl Bytes, chat: &str, user: &str) -> Read<Standing> {
+    Ok(Standing { group: group(table, chat)?, member: member(table, chat, user)? })
+}
+
+/// A group and everybody who is or was in it.
+pub fn roster(table: &impl Bytes, chat: &str) -> Read<Roster> {
+    let (from, until) = (row::chat_key(chat, Kind::Member), row::chat_key(chat, Kind::Group));
+    let range = table.range::<&[u8]>(&from[..]..&until[..])?;
+    let members = range.map(|entry| {
+        let (key, value) = entry?;
+        let user = key.value().get(from.len()..).map(<[u8]>::to_vec).map(String::from_utf8);
+        let member = store_redb_group::member(value.value());
+        user.and_then(Result::ok).zip(member).ok_or_else(|| wrong("a member of", chat))
+    });
+    Ok(Roster { group: group(table, chat)?, members: members.collect::<Read<_>>()? })
 }
 
 /// Messages behind a cursor, or before it, as many as fit, and the last seq that was looked at.

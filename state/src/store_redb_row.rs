@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use proto::wire::Code;
+use proto::wire::{Code, Kind as MessageKind};
 
 use crate::store::{Stored, chat_bucket, message_crc};
 use crate::store_redb_marks::Pushed;
@@ -32,6 +32,10 @@ pub enum Kind {
     Delivered = 3,
     /// A message that its sender named, by sender and name.
     Named = 4,
+    /// Somebody who is or was in a group.
+    Member = 6,
+    /// A group: one row.
+    Group = 7,
 }
 
 /// The key of a chat's row, or the beginning of the keys of its rows of that kind.
@@ -69,6 +73,13 @@ pub fn named_key(chat: &str, sender: &str, name: &str) -> Vec<u8> {
     let mut key = chat_key(chat, Kind::Named);
     text(&mut key, sender);
     key.extend(name.as_bytes());
+    key
+}
+
+/// Key of somebody in a group.
+pub fn member_key(chat: &str, user: &str) -> Vec<u8> {
+    let mut key = chat_key(chat, Kind::Member);
+    key.extend(user.as_bytes());
     key
 }
 
@@ -156,10 +167,15 @@ pub fn pair(row: &[u8]) -> Option<(u64, u64)> {
 }
 
 /// A message's row.
-pub fn message_row(chat: &str, sender: &str, time_us: u64, body: &[u8]) -> Vec<u8> {
-    let mut row = Vec::with_capacity(body.len() + sender.len() + 14);
-    row.extend(message_crc(chat, sender, body).to_be_bytes());
+pub fn message_row(chat: &str, sender: &str, time_us: u64, kind: MessageKind, body: &[u8]) -> Vec<u8> {
+    let mut row = Vec::with_capacity(body.len() + sender.len() + 16);
+    row.extend(message_crc(chat, sender, kind, body).to_be_bytes());
     row.extend(time_us.to_be_bytes());
+    if kind != MessageKind::Text {
+        // No sender has an empty name: behind one stands the kind.
+        text(&mut row, "");
+        row.push(kind as u8);
+    }
     text(&mut row, sender);
     row.extend(body);
     row
@@ -170,9 +186,13 @@ pub fn message(chat: &str, seq: u64, row: &[u8]) -> Option<Stored> {
     let mut reader = Reader(row);
     let crc = u32::from_be_bytes(reader.take(4)?.try_into().ok()?);
     let time_us = reader.u64()?;
-    let sender = reader.text()?;
+    let (mut sender, mut kind) = (reader.text()?, MessageKind::Text);
+    if sender.is_empty() {
+        kind = MessageKind::try_from(i32::from(*reader.take(1)?.first()?)).ok()?;
+        sender = reader.text()?;
+    }
     let body = Bytes::copy_from_slice(reader.0);
-    (message_crc(chat, &sender, &body) == crc).then_some(Stored { seq, sender, time_us, body })
+    (message_crc(chat, &sender, kind, &body) == crc).then_some(Stored { seq, sender, time_us, body, kind })
 }
 
 /// Reads the time alone.
@@ -326,16 +346,18 @@ impl ChatRow {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+pub struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+    /// So many bytes.
+    pub fn take(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(taken)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    /// Big-endian.
+    pub fn u64(&mut self) -> Option<u64> {
         self.take(8)?.try_into().ok().map(u64::from_be_bytes)
     }
 

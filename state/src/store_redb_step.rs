@@ -191,6 +191,13 @@ impl<'t> Step<'t> {
                 }
                 Ok(Answer::Done)
             }
+            Op::Member { chat, user } => {
+                let table = open(&mut self.chat, transaction, CHAT)?;
+                ask::standing(table, chat, user).map(Answer::Standing)
+            }
+            Op::Members { chat } => {
+                ask::roster(open(&mut self.chat, transaction, CHAT)?, chat).map(Answer::Roster)
+            }
             Op::Mark { server, life, pushed_us } => {
                 Ok(Answer::Marks(self.marks.mark(server, *life, *pushed_us, self.now_us)))
             }

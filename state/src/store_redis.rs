@@ -27,6 +27,7 @@ use proto::wire::Durability;
 use redis::{Cmd, Pipeline, RedisError, RedisResult, RedisWrite, Value};
 
 use crate::config::StoreConfig;
+use crate::group::Act;
 use crate::store::{
     Answer, Appended, MessageId, Op, Outcome, Store, StoreError, body_digest, chat_bucket, message_crc,
     retention_step,
@@ -221,6 +222,7 @@ impl RedisStore {
             }
             Op::Append(append) => {
                 let chat = &append.chat;
+                let in_group = chat.starts_with('#');
                 let (ids, seconds) = match &append.id {
                     MessageId::Numbered { stream, .. } => {
                         (key::ids(chat, &append.sender, *stream), self.dedupe_seconds)
@@ -229,13 +231,16 @@ impl RedisStore {
                     // Any key of the slot: it is not looked at.
                     MessageId::Unnamed => (key::chat(chat), 0),
                 };
-                let mut command = Script::Append.call(&[
-                    &key::chat(chat),
-                    &ids,
-                    &key::messages(chat),
-                    &key::recent(chat_bucket(chat)),
-                    &key::history(chat_bucket(chat)),
-                ]);
+                let mut keys = vec![
+                    key::chat(chat),
+                    ids,
+                    key::messages(chat),
+                    key::recent(chat_bucket(chat)),
+                    key::history(chat_bucket(chat)),
+                ];
+                keys.extend(in_group.then(|| key::members(chat)));
+                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                let mut command = Script::Append.call(&keys);
                 let refused = append.refusal.is_some();
                 let body: &[u8] = if refused { &[] } else { &append.body };
                 match &append.id {
@@ -247,10 +252,15 @@ impl RedisStore {
                     MessageId::Unnamed => command.arg("-"),
                 };
                 command.arg(chat).arg(&append.sender).arg(body);
-                command.arg(message_crc(chat, &append.sender, body));
+                command.arg(message_crc(chat, &append.sender, append.kind, body));
                 command.arg(append.refusal.map_or(0, |code| code as i32));
                 command.arg(seconds).arg(proto::UNANSWERED_MAX).arg(new_history());
                 command.arg(self.messages_max).arg(self.kept_us).arg(retention_step(self.messages_max));
+                command.arg(append.kind as i32);
+                command.arg(if let Act::Refer(seq) = append.act { seq } else { 0 });
+                if in_group {
+                    put_change(&mut command, &append.act);
+                }
                 command
             }
             Op::Head { chat, user } => {
@@ -264,6 +274,12 @@ impl RedisStore {
                 command.arg(cursor).arg(limit).arg(u8::from(*reverse)).arg(crate::store::PULL_BYTES_MAX);
                 command
             }
+            Op::Member { chat, user } => {
+                let mut command = Script::Member.call(&[&key::chat(chat), &key::members(chat)]);
+                command.arg(user);
+                command
+            }
+            Op::Members { chat } => Script::Members.call(&[&key::chat(chat), &key::members(chat)]),
             Op::Mark { server, life, pushed_us } => {
                 let mut command = Script::Mark.call(&[key::MARKS]);
                 command.arg(key::mark(server, *life)).arg(pushed_us);
@@ -446,6 +462,18 @@ fn delivered(ops: &[Op], some: &[usize]) -> Cmd {
         command.arg(user).arg(seq);
     }
     command
+}
+
+/// What a message changes in its group, as `lua/group.lua` reads it.
+fn put_change(command: &mut Cmd, act: &Act) {
+    let Act::Change(change) = act else {
+        command.arg(0);
+        return;
+    };
+    command.arg(change.action as i32).arg(&change.title).arg(change.members_max);
+    for named in &change.named {
+        command.arg(&named.user).arg(named.number).arg(named.role as i32);
+    }
 }
 
 /// Whether what was asked must have been read behind the scripts in front of it.

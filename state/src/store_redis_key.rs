@@ -43,6 +43,11 @@ pub fn messages(chat: &str) -> String {
     format!("{}:messages:{chat}", tag(chat_bucket(chat)))
 }
 
+/// Hash: everybody who is or was in a group.
+pub fn members(chat: &str) -> String {
+    format!("{}:members:{chat}", tag(chat_bucket(chat)))
+}
+
 /// Hash: the newest ids of a sender's stream, and their answers.
 pub fn ids(chat: &str, sender: &str, stream: u64) -> String {
     format!("{}:ids:{chat}:{sender}:{stream:016x}", tag(chat_bucket(chat)))

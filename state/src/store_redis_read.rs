@@ -3,12 +3,13 @@
 //! Trap: numbers come as integers from commands and as digits from scripts; both are read by [`number`].
 
 use bytes::Bytes;
-use proto::wire::Code;
+use proto::wire::{Code, Kind, Role};
 use redis::Value;
 
+use crate::group::{Group, Member};
 use crate::store::{
-    Answer, Append, Appended, Bound, Head, Mark, Marks, Op, Outcome, Page, Recent, Route, StoreError, Stored,
-    message_crc,
+    Answer, Append, Appended, Bound, Head, Mark, Marks, Op, Outcome, Page, Recent, Roster, Route, Standing,
+    StoreError, Stored, message_crc,
 };
 
 /// Reads the reply to `op`.
@@ -25,6 +26,8 @@ pub fn answer(op: &Op, value: Value) -> Outcome {
         Op::Routes { .. } => routes(&value).map(Answer::Routes),
         Op::Chats { .. } => items(&value).and_then(|i| i.iter().map(text).collect()).map(Answer::Chats),
         Op::Append(append) => appended(append, &value).map(Answer::Appended),
+        Op::Member { .. } => standing(&value).map(Answer::Standing),
+        Op::Members { .. } => roster(&value).map(Answer::Roster),
         Op::Head { .. } => head(&value).map(Answer::Head),
         Op::Pull { chat, .. } => return page(chat, &value).map(Answer::Messages),
         Op::Mark { .. } => marks(&value).map(Answer::Marks),
@@ -128,9 +131,46 @@ fn appended(append: &Append, value: &Value) -> Option<Appended> {
     }
     let mut parts = answer.split(' ');
     let mut next = || parts.next()?.parse::<u64>().ok();
-    let stored = Appended::Stored { seq: next()?, time_us: next()?, history: next()?, again };
+    let (seq, time_us, history) = (next()?, next()?, next()?);
+    // Of groups only.
+    let stored = Appended::Stored { seq, time_us, history, version: next().unwrap_or(0), again };
     debug_assert!(append.refusal.is_none() || again, "a refusal was stored as a message");
     Some(stored)
+}
+
+fn group(value: &Value) -> Option<Group> {
+    let [version, title, count, rows, deleted] = items(value)? else { return None };
+    Some(Group {
+        version: number_or_0(version)?,
+        title: text(title)?,
+        count: number_or_0(count)?,
+        rows: number_or_0(rows)?,
+        deleted: number_or_0(deleted)?,
+    })
+}
+
+/// As the script writes it: role, number, joined, left.
+fn member(value: &Value) -> Option<Member> {
+    let row = std::str::from_utf8(bytes(value)?).ok()?;
+    let mut parts = row.split(' ').map(str::parse::<u64>);
+    let mut next = || parts.next()?.ok();
+    let role = Role::try_from(i32::try_from(next()?).ok()?).ok()?;
+    Some(Member { role, number: next()?, joined: next()?, left: next()? })
+}
+
+fn standing(value: &Value) -> Option<Standing> {
+    let [at, row] = items(value)? else { return None };
+    let member = if bytes(row)?.is_empty() { None } else { Some(member(row)?) };
+    Some(Standing { group: group(at)?, member })
+}
+
+fn roster(value: &Value) -> Option<Roster> {
+    let [at, rows] = items(value)? else { return None };
+    let (pairs, rest) = items(rows)?.as_chunks::<2>();
+    let rows = pairs.iter().map(|[user, row]| Some((text(user)?, member(row)?)));
+    let mut members = rows.collect::<Option<Vec<_>>>().filter(|_| rest.is_empty())?;
+    members.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+    Some(Roster { group: group(at)?, members })
 }
 
 fn head(value: &Value) -> Option<Head> {
@@ -218,12 +258,17 @@ fn message(chat: &str, entry: &Value) -> Result<Stored, StoreError> {
             sender: text(field(b"sender")?)?,
             time_us: number(field(b"time")?)?,
             body: Bytes::copy_from_slice(bytes(field(b"body")?)?),
+            // Text has none.
+            kind: match field(b"kind") {
+                Some(kind) => Kind::try_from(i32::try_from(number(kind)?).ok()?).ok()?,
+                None => Kind::Text,
+            },
         };
         Some((stored, number(field(b"crc")?)?))
     };
     let (stored, crc) =
         read().ok_or_else(|| StoreError::Corrupt(format!("a message of {chat} is not readable")))?;
-    if u64::from(message_crc(chat, &stored.sender, &stored.body)) != crc {
+    if u64::from(message_crc(chat, &stored.sender, stored.kind, &stored.body)) != crc {
         return Err(StoreError::Corrupt(format!("message {} of {chat} fails its checksum", stored.seq)));
     }
     Ok(stored)

@@ -31,6 +31,8 @@ pub enum Script {
     Lose,
     Expire,
     Draw,
+    Member,
+    Members,
 }
 
 /// Wraps around below 2^24 and leaves out 0. Both counters begin at the clock: a store that came back empty must not give
@@ -43,10 +45,20 @@ const USER_NUMBERS: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then \
 redis.call('SET', KEYS[1], string.format('%.0f', redis.call('TIME')[1] * 1048576)) end \
 return redis.call('INCRBY', KEYS[1], ARGV[1])";
 
+/// A group and one of its rows. KEYS: 1 chat (hash), 2 members (hash)   ARGV: 1 user
+const MEMBER: &str = "local at = redis.call('HMGET', KEYS[1], 'gv', 'gt', 'gn', 'gr', 'gd') \
+for i = 1, 5 do at[i] = at[i] or '' end \
+return {at, redis.call('HGET', KEYS[2], ARGV[1]) or ''}";
+
+/// A group and all of its rows. KEYS: 1 chat (hash), 2 members (hash)
+const MEMBERS: &str = "local at = redis.call('HMGET', KEYS[1], 'gv', 'gt', 'gn', 'gr', 'gd') \
+for i = 1, 5 do at[i] = at[i] or '' end \
+return {at, redis.call('HGETALL', KEYS[2])}";
+
 /// In the order of [`Script`].
-pub static SCRIPTS: LazyLock<[Source; 12]> = LazyLock::new(|| {
+pub static SCRIPTS: LazyLock<[Source; 14]> = LazyLock::new(|| {
     [
-        concat!(include_str!("lua/trim.lua"), include_str!("lua/append.lua")),
+        concat!(include_str!("lua/trim.lua"), include_str!("lua/group.lua"), include_str!("lua/append.lua")),
         include_str!("lua/bind.lua"),
         include_str!("lua/unbind.lua"),
         include_str!("lua/delivered.lua"),
@@ -58,6 +70,8 @@ pub static SCRIPTS: LazyLock<[Source; 12]> = LazyLock::new(|| {
         include_str!("lua/lose.lua"),
         concat!(include_str!("lua/trim.lua"), include_str!("lua/expire.lua")),
         include_str!("lua/draw.lua"),
+        MEMBER,
+        MEMBERS,
     ]
     .map(|text| Source { text, sha: redis::Script::new(text).get_hash().to_owned() })
 });

@@ -11,6 +11,7 @@
 //! the store inside one operation, never here from an answer of an earlier call.
 
 mod ask;
+mod enrol;
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -27,6 +28,7 @@ use ask::{Ask, about, check_login, decode};
 
 use crate::answer;
 use crate::fan_out::{Accepted, RoutesBehind};
+use crate::group::{self, Act};
 use crate::lane::Place;
 use crate::ledger::Token;
 use crate::losses;
@@ -34,6 +36,7 @@ use crate::server::Core;
 use crate::settle;
 use crate::store::{Append, MessageId, Op, Outcome, StoreError, read};
 use crate::users::device_number;
+use crate::visible;
 
 /// What a gateway said of itself when it opened the stream.
 #[derive(Debug, Clone)]
@@ -77,10 +80,22 @@ pub struct Step {
 #[allow(missing_docs)]
 pub enum Planned {
     Login { login: wire::Login, device: u32, number: u64 },
-    Send { send: wire::Send, chat: Chat },
+    Send { send: wire::Send, chat: Chat, act: Decided },
     Sync { sync: wire::Sync, chats: Vec<String>, more: bool },
     Pull { pull: wire::Pull, chat: Chat, limit: usize },
+    Members { members: wire::Members, chat: Chat },
     Closed,
+}
+
+/// What is to come of a message, as far as it is decided before the store's step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decided {
+    /// The step decides, and does this besides.
+    Step(Act),
+    /// It is refused for ever, and its id used up.
+    Refused(Code),
+    /// What must stand first does not: it waits for a resend.
+    NotNow,
 }
 
 /// Does a batch.
@@ -130,6 +145,7 @@ pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>, mut 
         note_doubts(core, until, &ops, &outcomes, held);
     }
     losses::prove(core, until, &steps, &ops, &mut outcomes).await;
+    visible::read_again(core, until, &steps, &ops, &mut outcomes).await;
     settle::settle(core, gateway, steps, outcomes, &mut out, began);
     for accepted in &mut out.accepted {
         accepted.held.clone_from(&held);
@@ -258,10 +274,10 @@ async fn plan(
     let mut pulls = 0;
     let mut steps = Vec::with_capacity(asks.len());
     for (frame, ask) in asks {
-        pulls += usize::from(matches!(ask, Ask::Pull(_)));
+        pulls += usize::from(matches!(ask, Ask::Pull(_) | Ask::Members(_)));
         let planned = match ask {
             // Each may bring a whole frame out of the store.
-            Ask::Pull(_) if pulls > core.config.limits.pulls_per_turn_max => {
+            Ask::Pull(_) | Ask::Members(_) if pulls > core.config.limits.pulls_per_turn_max => {
                 Err(about(&ask, answer::unavailable(core.config.limits.retry_after_ms)))
             }
             Ask::Closed => Ok(Some((Planned::Closed, String::new()))),
@@ -285,6 +301,7 @@ async fn plan(
             Err(error) => out.answers.push(answer::error(&frame, error)),
         }
     }
+    enrol::enrol(core, &mut steps, (generation, until)).await;
     prepare(core, &mut steps, first, (generation, until)).await;
     let mut ops = Vec::with_capacity(steps.len());
     for step in &mut steps {
@@ -331,7 +348,10 @@ fn plan_bound(
                     );
                 }
             }
-            Ok(Some(Planned::Send { send, chat }))
+            let in_group = matches!(chat, Chat::Group(_));
+            let most = core.config.limits.group_members_max;
+            let act = group::act_of(send.kind, &send.body, in_group, user_name, most);
+            Ok(Some(Planned::Send { send, chat, act: act.map_or_else(Decided::Refused, Decided::Step) }))
         }
         Ask::Sync(sync) => {
             let of_sync =
@@ -352,9 +372,9 @@ fn plan_bound(
                 |error: wire::Error| wire::Error { request: pull.request, chat: pull.chat.clone(), ..error };
             let chat = Chat::parse(&pull.chat)
                 .map_err(|e| of_pull(answer::because(Code::BadChat, e.to_string())))?;
-            match chat.pair_members() {
-                Some(members) => check_member(members, user_name).map_err(of_pull)?,
-                None => return Err(of_pull(not_a_member())),
+            // Of a group its own rows tell, read behind the messages.
+            if let Some(members) = chat.pair_members() {
+                check_member(members, user_name).map_err(of_pull)?;
             }
             if pull.limit > proto::PULL_LIMIT_MAX || pull.cursor > proto::NUMBER_MAX {
                 return Err(of_pull(answer::because(
@@ -366,9 +386,11 @@ fn plan_bound(
             Ok(Some(Planned::Pull { pull, chat, limit }))
         }
         Ask::PushAck(ack) => {
-            let chat = Chat::parse(&ack.chat).ok().filter(|chat| {
-                chat.pair_members().is_some_and(|members| check_member(members, user_name).is_ok())
-            });
+            // Of a group it is looked up when the cursor is written.
+            let is_theirs = |chat: &Chat| {
+                chat.pair_members().is_none_or(|members| check_member(members, user_name).is_ok())
+            };
+            let chat = Chat::parse(&ack.chat).ok().filter(is_theirs);
             match chat {
                 Some(chat) => {
                     let seq = ack.seq.min(proto::NUMBER_MAX);
@@ -380,6 +402,18 @@ fn plan_bound(
             }
             Ok(None)
         }
+        Ask::Members(members) => {
+            let refused = |error: wire::Error| wire::Error {
+                request: members.request,
+                chat: members.chat.clone(),
+                ..error
+            };
+            match Chat::parse(&members.chat) {
+                Ok(chat @ Chat::Group(_)) => Ok(Some(Planned::Members { members, chat })),
+                Ok(_) => Err(refused(answer::because(Code::BadChat, "only groups have members to list"))),
+                Err(error) => Err(refused(answer::because(Code::BadChat, error.to_string()))),
+            }
+        }
         Ask::Login(..) | Ask::Closed => Ok(None),
     }
 }
@@ -388,7 +422,8 @@ fn check_member(members: (&str, &str), user_name: &str) -> Result<(), wire::Erro
     if members.0 == user_name || members.1 == user_name { Ok(()) } else { Err(not_a_member()) }
 }
 
-fn not_a_member() -> wire::Error {
+/// Whoever asks is not in it.
+pub fn not_a_member() -> wire::Error {
     answer::because(Code::NotAMember, "this chat is not one of yours")
 }
 
@@ -445,15 +480,16 @@ fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
                 devices_max: core.config.limits.devices_max,
             });
         }
-        Planned::Send { send, chat } => {
-            let refusal = match chat {
-                Chat::Group(_) => Some(Code::NotAMember),
-                Chat::Pair(..) if send.body.len() > core.config.limits.message_bytes_max => {
-                    Some(Code::MessageTooLarge)
+        Planned::Send { send, chat, act } => {
+            let (refusal, act) = match (chat, act) {
+                _ if send.body.len() > core.config.limits.message_bytes_max => {
+                    (Some(Code::MessageTooLarge), Act::Nothing)
                 }
+                (_, Decided::Refused(code)) => (Some(*code), Act::Nothing),
+                (_, Decided::NotNow) => return,
                 // The chat must stand in its members' lists first; without that the message waits for a resend.
-                Chat::Pair(..) if !core.chat_is_listed(&chat.to_string()) => return,
-                Chat::Pair(..) => None,
+                (Chat::Pair(..), _) if !core.chat_is_listed(&chat.to_string()) => return,
+                (_, Decided::Step(act)) => (None, act.clone()),
             };
             // A fault that the tortures must find: every try is a message of its own.
             let undone = crpc::failpoint::switch("dedupe_off");
@@ -467,19 +503,31 @@ fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
                 },
                 body: send.body.clone(),
                 refusal,
+                kind: send.kind(),
+                act,
             }));
         }
         Planned::Sync { chats, .. } => {
             ops.extend(
                 chats.iter().map(|chat| Op::Head { chat: chat.clone(), user: step.user_name.clone() }),
             );
+            // Behind all heads: what is read later of who may see them is not less strict.
+            let groups = chats.iter().filter(|chat| chat.starts_with('#'));
+            ops.extend(groups.map(|chat| Op::Member { chat: chat.clone(), user: step.user_name.clone() }));
         }
-        Planned::Pull { pull, chat, limit } => ops.push(Op::Pull {
-            chat: chat.to_string(),
-            cursor: pull.cursor,
-            limit: *limit,
-            reverse: pull.reverse,
-        }),
+        Planned::Pull { pull, chat, limit } => {
+            let name = chat.to_string();
+            ops.push(Op::Pull {
+                chat: name.clone(),
+                cursor: pull.cursor,
+                limit: *limit,
+                reverse: pull.reverse,
+            });
+            if matches!(chat, Chat::Group(_)) {
+                ops.push(Op::Member { chat: name, user: step.user_name.clone() });
+            }
+        }
+        Planned::Members { chat, .. } => ops.push(Op::Members { chat: chat.to_string() }),
         Planned::Closed => {
             ops.push(Op::Unbind { user: step.frame.user, connection: step.frame.connection });
         }

@@ -26,7 +26,8 @@ async fn open(path: &Path) -> RedbStore {
 fn append(chat: u64, n: u64) -> Op {
     let body = Bytes::from(format!("{chat}/{n}"));
     let (chat, sender) = (format!("kill:w{chat}"), "kill".to_owned());
-    Op::Append(Append { chat, sender, id: MessageId::Numbered { stream: 7, n }, body, refusal: None })
+    let id = MessageId::Numbered { stream: 7, n };
+    Op::Append(Append { chat, sender, id, body, ..Append::default() })
 }
 
 fn head(chat: u64) -> Op {

@@ -374,7 +374,7 @@ async fn names_are_remembered_for_their_hours() {
     let config = StoreConfig { named_ids_hours: 3, ..config(&redis) };
     let store = RedisStore::open(&config).await.unwrap();
     let id = MessageId::Named("x".into());
-    let named = Append { chat: CHAT.into(), sender: "r".into(), id, body: "1".into(), refusal: None };
+    let named = Append { chat: CHAT.into(), sender: "r".into(), id, body: "1".into(), ..Append::default() };
     let mut connection = redis.connection().unwrap();
     appended(&store, Op::Append(named.clone())).await;
     let keys: Vec<String> = redis::cmd("KEYS").arg("*:named:*").query(&mut connection).unwrap();

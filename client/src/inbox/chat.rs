@@ -10,6 +10,7 @@ use proto::wire;
 
 use super::patience::Patience;
 use super::{Action, Limits, Message};
+use crate::body::Body;
 
 #[derive(Debug, Default)]
 pub(super) struct Chat {
@@ -147,6 +148,17 @@ impl Chat {
     pub fn take_pulled(&mut self, name: &Arc<str>, message: wire::Message, actions: &mut VecDeque<Action>) {
         self.take_early_below(name, message.seq, actions);
         self.deliver_over_gap(name, message, actions);
+    }
+
+    /// What lies below the first seq of a group that is ours is nothing that we miss.
+    pub fn begin_at(&mut self, joined: u64) {
+        if joined > self.cursor + 1 && self.early.keys().next().is_none_or(|early| *early >= joined) {
+            if self.unconfirmed.is_empty() {
+                self.confirmed = joined - 1;
+            }
+            self.cursor = joined - 1;
+            self.told = self.told.max(self.cursor);
+        }
     }
 
     /// The server has nothing up to `seq` that we do not hold.
@@ -324,7 +336,7 @@ impl Chat {
             seq: message.seq,
             sender: message.sender,
             time_us: message.time_us,
-            body: message.body,
+            body: Body { kind: message.kind, bytes: message.body },
         }));
     }
 }

@@ -39,6 +39,7 @@ impl Inbox {
             }
             chat.told = chat.told.max(ack.head);
             let before = (chat.cursor, chat.lag());
+            chat.begin_at(ack.joined);
             for message in ack.messages {
                 chat.take_pulled(&name, message, &mut self.actions);
             }

@@ -138,6 +138,7 @@ impl Inbox {
                 chat.hint();
             }
             let before = chat.lag();
+            chat.begin_at(head.joined);
             chat.skip_to(&name, head.first.saturating_sub(1).min(head.head), &mut self.actions);
             chat.take_early(&name, &mut self.actions);
             self.lag += chat.lag() - before;

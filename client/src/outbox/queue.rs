@@ -7,8 +7,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use proto::wire;
+
+use crate::body::Body;
 
 use super::{Action, Outcome, SplitMix, StoredChat, too_long};
 
@@ -33,14 +34,14 @@ pub(super) struct Queue {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub ticket: Option<u64>,
-    pub body: Bytes,
+    pub body: Body,
 }
 
 /// A message with an id.
 #[derive(Debug)]
 pub(super) struct Unanswered {
     n: u64,
-    pub body: Bytes,
+    pub body: Body,
     pub ticket: Option<u64>,
     /// Copies on their way, on this connection.
     copies: u32,
@@ -285,7 +286,8 @@ impl Unanswered {
             stream,
             n: self.n,
             chat: name.to_string(),
-            body: self.body.clone(),
+            body: self.body.bytes.clone(),
+            kind: self.body.kind,
         }));
     }
 }

@@ -5,9 +5,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::body::{AskError, Body, Group};
 use crate::client::{SendError, Sent};
 use crate::event::Event;
 
@@ -15,7 +15,7 @@ use crate::event::Event;
 #[derive(Debug)]
 pub(crate) struct Submission {
     pub chat: String,
-    pub body: Bytes,
+    pub body: Body,
     pub answer: oneshot::Sender<Result<Sent, SendError>>,
 }
 
@@ -24,6 +24,7 @@ pub(crate) struct Submission {
 pub(crate) enum Control {
     Confirm { chat: Arc<str>, history: u64, seq: u64 },
     Close { done: oneshot::Sender<()> },
+    Members { chat: String, answer: oneshot::Sender<Result<Group, AskError>> },
 }
 
 /// One thing that the application did.

@@ -34,6 +34,7 @@ impl Session {
         }
         self.outbox.bodies_up_to(ack.message_bytes_max as usize);
         self.outbox.connected(ack.unanswered_max, now);
+        self.lists.forget_connection();
         loop {
             if self.act(Some(&mut connection)).await? {
                 heartbeat.sent(Instant::now());
@@ -106,6 +107,7 @@ impl Session {
             ServerFrame::Push(push) if receive => self.inbox.push(push, now),
             ServerFrame::SyncAck(ack) if receive => self.inbox.sync_ack(ack, now),
             ServerFrame::PullAck(ack) if receive => self.inbox.pull_ack(ack, now),
+            ServerFrame::MembersAck(ack) => self.lists.take(ack),
             ServerFrame::Resync(_) if receive => self.inbox.resync(now),
             ServerFrame::Push(_)
             | ServerFrame::SyncAck(_)
@@ -137,6 +139,9 @@ impl Session {
             return Some(Leave::Again { reason, after });
         }
         tracing::debug!(code = error.code().as_str_name(), text = error.text, chat = error.chat, "error");
+        if error.request != 0 && self.lists.refused(&error) {
+            return None;
+        }
         if error.request != 0 {
             self.inbox.error(&error, now);
         } else {

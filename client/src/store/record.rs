@@ -6,6 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::{Chat, State};
+use crate::body::Body;
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Record {
@@ -29,6 +30,9 @@ pub(super) struct Record {
     /// The stream gets no new number.
     #[prost(bool, tag = "9")]
     torn: bool,
+    /// What the body is.
+    #[prost(int32, tag = "10")]
+    of: i32,
 }
 
 const ATTEMPT: u32 = 1;
@@ -55,8 +59,9 @@ impl Record {
         Record { kind: STREAM, chat: chat.to_owned(), stream, n, torn, ..Default::default() }
     }
 
-    pub fn message(chat: &str, n: u64, body: Bytes, time_ms: u64) -> Self {
-        Record { kind: MESSAGE, chat: chat.to_owned(), n, body, time_ms, ..Default::default() }
+    pub fn message(chat: &str, n: u64, body: Body, time_ms: u64) -> Self {
+        let Body { kind: of, bytes } = body;
+        Record { kind: MESSAGE, chat: chat.to_owned(), n, body: bytes, of, time_ms, ..Default::default() }
     }
 
     pub fn answered(chat: &str, n: u64) -> Self {
@@ -115,7 +120,8 @@ impl State {
             MESSAGE => {
                 let Some(chat) = self.chats.get_mut(&record.chat) else { return };
                 chat.next_n = chat.next_n.max(record.n + 1);
-                chat.unanswered.insert(record.n, (record.body, record.time_ms));
+                let body = Body { kind: record.of, bytes: record.body };
+                chat.unanswered.insert(record.n, (body, record.time_ms));
             }
             ANSWERED => {
                 if let Some(chat) = self.chats.get_mut(&record.chat) {
@@ -156,7 +162,7 @@ mod tests {
                 CURSOR => Record::cursor(&chat, history, seq),
                 COMPLETE => Record::complete(),
                 STREAM => Record::stream(&chat, history, 1, false),
-                MESSAGE => Record::message(&chat, n, body.into(), 5),
+                MESSAGE => Record::message(&chat, n, Body { kind: (n % 5) as i32, bytes: body.into() }, 5),
                 _ => Record::answered(&chat, n),
             },
         )

@@ -196,7 +196,13 @@ impl World {
     pub fn append(&mut self, chat: &str, sender: &str, body: Bytes, except: u64) -> u64 {
         let messages = self.chats.entry(chat.to_owned()).or_default();
         let seq = messages.len() as u64 + 1;
-        let message = wire::Message { seq, sender: sender.to_owned(), time_us: 1_000 + seq, body };
+        let message = wire::Message {
+            seq,
+            sender: sender.to_owned(),
+            time_us: 1_000 + seq,
+            body,
+            ..Default::default()
+        };
         messages.push(message.clone());
         let push = wire::Push { chat: chat.to_owned(), history: self.history, message: Some(message) };
         let bytes = frame::encode(Command::Push, &push);
@@ -366,6 +372,7 @@ impl World {
                 head: messages.len() as u64,
                 delivered: self.delivered.get(&(user.to_owned(), name.clone())).copied().unwrap_or(0),
                 first: self.first,
+                ..Default::default()
             })
             .filter(|head| news(&head.chat, head.head))
             .collect();
@@ -386,6 +393,7 @@ impl World {
             has_more,
             head,
             first: self.first,
+            ..Default::default()
         };
         frame::encode(Command::PullAck, &ack)
     }

@@ -259,6 +259,7 @@ impl World {
                 head: chat.head,
                 delivered: chat.delivered,
                 first: chat.first,
+                ..Default::default()
             })
             .collect();
         let has_more = chats.len() > self.page;
@@ -279,6 +280,7 @@ impl World {
             messages,
             head: chat.head,
             first: chat.first,
+            ..Default::default()
         }
     }
 
@@ -336,7 +338,13 @@ impl World {
 }
 
 pub fn message(history: u64, seq: u64) -> wire::Message {
-    wire::Message { seq, sender: "a".into(), time_us: seq, body: body(history, seq).into() }
+    wire::Message {
+        seq,
+        sender: "a".into(),
+        time_us: seq,
+        body: body(history, seq).into(),
+        ..Default::default()
+    }
 }
 
 pub fn body(history: u64, seq: u64) -> String {

@@ -109,7 +109,13 @@ async fn a_login_whose_answer_found_nobody_is_told_as_a_departure_whatever_break
 #[tokio::test]
 async fn what_no_server_can_take_is_answered_with_what_the_client_needs_to_know() {
     let rig = Rig::new();
-    let send = wire::Send { stream: 5, n: 6, chat: "a:b".into(), body: Bytes::from_static(b"hello") };
+    let send = wire::Send {
+        stream: 5,
+        n: 6,
+        chat: "a:b".into(),
+        body: Bytes::from_static(b"hello"),
+        ..Default::default()
+    };
     let sync = wire::Sync { request: 8, ..wire::Sync::default() };
     let pull = wire::Pull { request: 9, ..wire::Pull::default() };
     let commands: [(Command, Vec<u8>); 5] = [

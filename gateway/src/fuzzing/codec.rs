@@ -94,6 +94,8 @@ fn frame_holds(command: u8, body: &[u8]) {
         Command::Kick => framed::<wire::Kick>(known, body).is_some(),
         Command::GoAway => framed::<wire::GoAway>(known, body).is_some(),
         Command::Error => framed::<wire::Error>(known, body).is_some(),
+        Command::Members => framed::<wire::Members>(known, body).is_some(),
+        Command::MembersAck => framed::<wire::MembersAck>(known, body).is_some(),
     };
     assert_eq!(from_server, decodes && !known.is_from_client(), "{known:?}");
 }

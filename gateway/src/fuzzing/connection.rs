@@ -316,7 +316,7 @@ impl Outcome {
             }
             assert_eq!((*user, *device, *binding), (BIND.user, BIND.device, BIND.binding));
             let command = Command::try_from(*command).expect("a known command");
-            assert!(matches!(command, Command::Send | Command::Sync | Command::Pull | Command::PushAck));
+            assert!(command.is_from_client() && !matches!(command, Command::Login | Command::Ping));
         }
         self.out_holds();
     }

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use client::inbox::{self, Inbox};
 use client::outbox::{self, Outbox, Outcome};
 use proto::command::{Command, ServerFrame};
-use proto::{frame, wire};
+use proto::frame;
 
 /// What the load wants to know.
 #[derive(Debug, PartialEq)]
@@ -79,7 +79,8 @@ impl Participant {
             ServerFrame::LoginAck(_)
             | ServerFrame::Pong(_)
             | ServerFrame::Kick(_)
-            | ServerFrame::GoAway(_) => {}
+            | ServerFrame::GoAway(_)
+            | ServerFrame::MembersAck(_) => {}
         }
     }
 
@@ -122,7 +123,7 @@ impl Participant {
             outbox::Action::Done { ticket: Some(ticket), chat, outcome } => match outcome {
                 Outcome::Sent { history, seq, time_us, body } => {
                     news.push(News::Acked(ticket));
-                    let message = wire::Message { seq, sender: self.user.clone(), time_us, body };
+                    let message = body.into_message(seq, self.user.clone(), time_us);
                     self.inbox.sent(&chat, history, message, now);
                 }
                 Outcome::Refused { code, .. } => {

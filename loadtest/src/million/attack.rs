@@ -173,7 +173,7 @@ fn write_round(client: &mut Probe, stream: u64, n: u64, open: &mut BTreeSet<&str
         io::Result::Ok(())
     };
     for chat in open.clone() {
-        let send = wire::Send { stream, n, chat: chat.to_owned(), body: body.clone() };
+        let send = wire::Send { stream, n, chat: chat.to_owned(), body: body.clone(), ..Default::default() };
         client.send(Command::Send, &send)?;
         hear(client, WRITE_EVERY, open)?;
     }

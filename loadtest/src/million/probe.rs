@@ -61,6 +61,7 @@ impl Probe {
             n: self.n,
             chat: self.chat.clone(),
             body: Bytes::copy_from_slice(&self.n.to_be_bytes()),
+            ..Default::default()
         };
         let until = Instant::now() + wait;
         while Instant::now() < until {

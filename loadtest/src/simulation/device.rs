@@ -116,7 +116,7 @@ impl Device {
             chat: chat.clone(),
             stream: kept.stream,
             next_n: kept.next_n,
-            unanswered: kept.unanswered.iter().map(|(n, body)| (*n, body.clone())).collect(),
+            unanswered: kept.unanswered.iter().map(|(n, body)| (*n, body.clone().into())).collect(),
             intact: true,
             expired: false,
         });
@@ -290,7 +290,7 @@ impl Device {
                 let (user, name, code) = (&self.user, &self.name, kick.code());
                 judge.wrong(|| format!("{user}/{name} is kicked from its newest connection: {code:?}"));
             }
-            ServerFrame::GoAway(_) => {}
+            ServerFrame::GoAway(_) | ServerFrame::MembersAck(_) => {}
             ServerFrame::Error(error) => self.error(error, net, judge),
         }
     }
@@ -346,7 +346,7 @@ impl Device {
             outbox::Action::Store { chat, n, body, .. } => {
                 if let Some(kept) = self.records.chats.get_mut(&*chat) {
                     kept.next_n = kept.next_n.max(n + 1);
-                    kept.unanswered.insert(n, body);
+                    kept.unanswered.insert(n, body.bytes);
                 }
             }
             outbox::Action::StoreStream { chat, stream } => {
@@ -365,7 +365,7 @@ impl Device {
             }
             outbox::Action::Done { chat, outcome, .. } => match outcome {
                 Outcome::Sent { history, seq, time_us, body } => {
-                    let message = wire::Message { seq, sender: self.user.clone(), time_us, body };
+                    let message = body.into_message(seq, self.user.clone(), time_us);
                     self.inbox.sent(&chat, history, message, self.now(net));
                 }
                 Outcome::Refused { .. } => {}

@@ -123,6 +123,7 @@ fn client_line(byte: u8, body: &Bytes) -> String {
         Ok(Command::Sync) => read::<wire::Sync>(body),
         Ok(Command::Pull) => read::<wire::Pull>(body),
         Ok(Command::PushAck) => read::<wire::PushAck>(body),
+        Ok(Command::Members) => read::<wire::Members>(body),
         _ => command(byte),
     }
 }

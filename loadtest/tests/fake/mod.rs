@@ -232,7 +232,13 @@ impl World {
     fn append(&mut self, sender: &str, send: &wire::Send) -> u64 {
         let log = self.chats.entry(send.chat.clone()).or_default();
         let seq = log.messages.len() as u64 + 1;
-        let message = wire::Message { seq, sender: sender.to_owned(), time_us: seq, body: send.body.clone() };
+        let message = wire::Message {
+            seq,
+            sender: sender.to_owned(),
+            time_us: seq,
+            body: send.body.clone(),
+            ..Default::default()
+        };
         log.messages.push(message.clone());
         let push = wire::Push { chat: send.chat.clone(), history: HISTORY, message: Some(message) };
         for name in send.chat.split(':').filter(|name| *name != sender) {

@@ -88,7 +88,7 @@ fn put_scalar(number: u64, kind: &str, value: &Value, enums: &BTreeMap<String, u
                 out.extend_from_slice(&value.to_le_bytes());
             }
         }
-        "uint32" | "uint64" | "bool" | "Code" | "Durability" => {
+        "uint32" | "uint64" | "bool" | "Code" | "Durability" | "Kind" | "Role" => {
             let value = match value {
                 Value::Bool(yes) => u64::from(*yes),
                 Value::String(text) if enums.contains_key(text) => enums[text],
@@ -130,15 +130,17 @@ pub fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex")).collect()
 }
 
-/// Enum values of the page by name: the codes of section 12, and Durability.
+/// Enum values of the page by name: the codes of section 12, and those of the lines that name an enum.
 pub fn enums() -> BTreeMap<String, u64> {
     let codes = section(12).lines().map(cells).filter(|cells| cells.len() == 7);
     let mut values: BTreeMap<String, u64> =
         codes.filter_map(|cells| Some((cells[1].clone(), cells[0].parse().ok()?))).collect();
-    let durability = PAGE.lines().find_map(|line| line.strip_prefix("`Durability`: ")).expect("Durability");
-    for entry in durability.trim_end_matches('.').split(", ") {
-        let (number, name) = entry.split_once(' ').expect("number and name");
-        values.insert(name.to_owned(), number.parse().expect("a number"));
+    for of in ["Durability", "Kind", "GroupAction", "Role"] {
+        let line = PAGE.lines().find_map(|line| line.strip_prefix(&format!("`{of}`: ")[..])).expect(of);
+        for entry in line.trim_end_matches('.').split(", ") {
+            let (number, name) = entry.split_once(' ').expect("number and name");
+            values.insert(name.to_owned(), number.parse().expect("a number"));
+        }
     }
     values
 }

@@ -2,9 +2,10 @@
 -- KEYS: 1 chat (hash), 2 ids of (chat, sender, stream) (hash) or the named id (string), 3 messages (stream), 4 recency (zset), 5 history
 -- ARGV: 1 n, or "=" and the digest of the body of a named one, or "-" for one without a name, 2 chat, 3 sender, 4 body, 5 crc, 6 refusal code (0: none), 7 seconds to remember the id at least,
 --       8 ids remembered, 9 history to begin with, 10 messages kept (0: all), 11 µs that they are kept (0: for ever),
---       12 seqs between two looks for what is due
--- Returns {'ok', answer} {'again', answer} {'expected', n} {'old', n} {'conflict', ''}; answer: "seq time_us history", or
--- "! code", which uses up a number and not a name.
+--       12 seqs between two looks for what is due, 13 kind (0: text), 14 seq that must be the sender's to edit (0: none)
+-- In a group also KEYS: 6 members (hash)   ARGV: 15 what changes (0: nothing), and as `change` wants it
+-- Returns {'ok', answer} {'again', answer} {'expected', n} {'old', n} {'conflict', ''}; answer: "seq time_us history", in a
+-- group with its version behind it, or "! code", which uses up a number and not a name.
 local function remember(key, seconds)
   -- An hour more than asked for, so that this is written once an hour and not with every message.
   if redis.call('TTL', key) < seconds then redis.call('EXPIRE', key, string.format('%.0f', seconds + 3600)) end
@@ -30,9 +31,12 @@ elseif ARGV[1] ~= '-' then
     return {'again', answer}
   end
 end
+local refusal, version, effect = ARGV[6], '', nil
+if refusal == '0' and KEYS[6] then refusal, version, effect = change() end
+if refusal == '0' and ARGV[14] ~= '0' then refusal = editable() end
 local answer
-if ARGV[6] ~= '0' then
-  answer = '! ' .. ARGV[6]
+if refusal ~= '0' then
+  answer = '! ' .. refusal
 else
   local history = redis.call('GET', KEYS[5])
   if not history then
@@ -49,7 +53,18 @@ else
   local now_us = time
   time = string.format('%.0f', time)
   -- First what may be refused: a script that fails is not taken back.
-  redis.call('XADD', KEYS[3], seq .. '-0', 'sender', ARGV[3], 'time', time, 'crc', ARGV[5], 'body', ARGV[4])
+  if ARGV[13] == '0' then
+    redis.call('XADD', KEYS[3], seq .. '-0', 'sender', ARGV[3], 'time', time, 'crc', ARGV[5], 'body', ARGV[4])
+  else
+    redis.call('XADD', KEYS[3], seq .. '-0', 'sender', ARGV[3], 'time', time, 'crc', ARGV[5], 'body', ARGV[4], 'kind', ARGV[13])
+  end
+  if effect then
+    version = seq
+    effect.fields[#effect.fields + 1] = 'gv'
+    effect.fields[#effect.fields + 1] = seq
+    redis.call('HSET', KEYS[1], unpack(effect.fields))
+    for user, row in pairs(effect.rows) do redis.call('HSET', KEYS[6], user, row) end
+  end
   if at == 1 then
     redis.call('HSET', KEYS[1], 'seq', seq, 'time', time, 'oldest', time)
   else
@@ -67,11 +82,12 @@ else
     end
   end
   answer = seq .. ' ' .. time .. ' ' .. history
+  if KEYS[6] then answer = answer .. ' ' .. version end
 end
 if n then
   redis.call('HSET', KEYS[2], 'w', ARGV[1], place, answer)
   remember(KEYS[2], tonumber(ARGV[7]))
-elseif ARGV[1] ~= '-' and ARGV[6] == '0' then
+elseif ARGV[1] ~= '-' and refusal == '0' then
   redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. answer, 'EX', ARGV[7])
 end
 return {'ok', answer}

@@ -6,6 +6,7 @@ use crate::server::tests::{Scripted, core_over};
 use crate::store::{Answer, Outcome, Route, chat_bucket};
 use prost::Message as _;
 use proto::frame::{self, HEADER_BYTES};
+use proto::wire::{self, Kind};
 
 const GATEWAY: u32 = 5;
 
@@ -39,7 +40,10 @@ fn answer(op: &Op, chats: &[(String, u64)]) -> Outcome {
                 seqs.retain(|seq| seq > cursor);
             }
             seqs.truncate(*limit);
-            let stored = |seq| Stored { seq, sender: "alice".into(), time_us: 999 + seq, body: "x".into() };
+            let stored = |seq| {
+                let (sender, time_us, body) = ("alice".into(), 999 + seq, "x".into());
+                Stored { seq, sender, time_us, body, kind: Kind::Text }
+            };
             let read_to = seqs.last().copied().unwrap_or(0);
             let messages = seqs.into_iter().map(stored).collect();
             Answer::Messages(Page { history: 1, head, first: 1, messages, read_to })

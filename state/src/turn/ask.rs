@@ -21,6 +21,7 @@ pub enum Ask {
     Sync(wire::Sync),
     Pull(wire::Pull),
     PushAck(wire::PushAck),
+    Members(wire::Members),
     Closed,
 }
 
@@ -39,6 +40,7 @@ pub fn decode(frame: &UpFrame) -> Result<Ask, String> {
         Some(Command::Sync) => body(frame).map(Ask::Sync),
         Some(Command::Pull) => body(frame).map(Ask::Pull),
         Some(Command::PushAck) => body(frame).map(Ask::PushAck),
+        Some(Command::Members) => body(frame).map(Ask::Members),
         _ => Err("no such command goes to a state server".to_owned()),
     }
 }
@@ -49,6 +51,7 @@ pub fn about(ask: &Ask, error: wire::Error) -> wire::Error {
         Ask::Send(send) => wire::Error { stream: send.stream, n: send.n, chat: send.chat.clone(), ..error },
         Ask::Sync(sync) => wire::Error { request: sync.request, ..error },
         Ask::Pull(pull) => wire::Error { request: pull.request, chat: pull.chat.clone(), ..error },
+        Ask::Members(asked) => wire::Error { request: asked.request, chat: asked.chat.clone(), ..error },
         Ask::Login(..) | Ask::PushAck(_) | Ask::Closed => error,
     }
 }

@@ -19,7 +19,10 @@ fn frame(command: Command, body: &impl Message) -> UpFrame {
 }
 
 fn send(chat: &str, n: u64) -> UpFrame {
-    frame(Command::Send, &wire::Send { stream: 9, n, chat: chat.into(), body: "x".into() })
+    frame(
+        Command::Send,
+        &wire::Send { stream: 9, n, chat: chat.into(), body: "x".into(), ..Default::default() },
+    )
 }
 
 fn n_of(append: &Append) -> u64 {
@@ -27,7 +30,7 @@ fn n_of(append: &Append) -> u64 {
 }
 
 fn stored(seq: u64) -> Outcome {
-    Ok(Answer::Appended(Appended::Stored { seq, time_us: seq, history: 7, again: false }))
+    Ok(Answer::Appended(Appended::Stored { seq, time_us: seq, history: 7, version: 0, again: false }))
 }
 
 /// The last store call as what the answers say: command byte and body.

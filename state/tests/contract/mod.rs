@@ -2,6 +2,7 @@
 //!
 //! Trap: one store serves the whole suite, so every function uses names of its own.
 
+mod groups;
 mod kept;
 mod model;
 mod named;
@@ -58,6 +59,9 @@ pub async fn holds<F: Fixture>() {
     chat_lists_come_in_pages(&*store).await;
     delivered_only_rises_and_not_past_the_head(&*store).await;
     numbers_are_given_once(&*store).await;
+    groups::groups_are_their_members(&*store).await;
+    groups::edits_are_their_senders(&*store).await;
+    groups::groups_follow_the_model(&*store).await;
     assert_eq!(store.durability().await.unwrap().0, Durability::Strict);
     drop(store);
     let store = fixture.open().await;
@@ -76,13 +80,8 @@ pub async fn refuses_another_layout<F: Fixture>() {
 /// A final refusal.
 pub fn refuse(chat: &str, sender: &str, stream: u64, n: u64) -> Op {
     let refusal = Some(Code::MessageTooLarge);
-    Op::Append(Append {
-        chat: chat.into(),
-        sender: sender.into(),
-        id: MessageId::Numbered { stream, n },
-        body: Bytes::new(),
-        refusal,
-    })
+    let id = MessageId::Numbered { stream, n };
+    Op::Append(Append { chat: chat.into(), sender: sender.into(), id, refusal, ..Append::default() })
 }
 
 /// Seqs without gaps, times that rise, in one call and over calls.
@@ -92,7 +91,8 @@ async fn batches_of_every_size(store: &dyn Store) {
         let ops: Vec<Op> = (n + 1..=n + size).map(|n| append("batch:es", "es", 9, n)).collect();
         for outcome in store.apply(&ops).await {
             n += 1;
-            let Appended::Stored { seq, time_us, history, again } = read::appended(outcome).unwrap() else {
+            let Appended::Stored { seq, time_us, history, again, .. } = read::appended(outcome).unwrap()
+            else {
                 panic!()
             };
             assert_eq!((seq, again), (n, false));
@@ -113,7 +113,7 @@ async fn an_id_is_answered_once_and_for_ever(store: &dyn Store) {
     assert_eq!(appended(store, append(chat, "x", 1, 42)).await, Appended::Expected(41));
     for n in 9..=40u64 {
         let Appended::Stored { seq, time_us, history, .. } = first[n as usize - 1].clone() else { panic!() };
-        let again = Appended::Stored { seq, time_us, history, again: true };
+        let again = Appended::Stored { seq, time_us, history, version: 0, again: true };
         assert_eq!(
             appended(store, append(chat, "x", 1, n)).await,
             again,
@@ -165,7 +165,7 @@ async fn bodies_are_any_bytes(store: &dyn Store) {
         sender: "ü 日本".into(),
         id: MessageId::Numbered { stream: u64::MAX, n: 1 },
         body: body.clone(),
-        refusal: None,
+        ..Append::default()
     };
     appended(store, Op::Append(op)).await;
     let page = read::page(one(store, pull(&chat, 0, 1, false)).await).unwrap();

@@ -8,7 +8,13 @@ use super::{append, appended, one, pull, seqs};
 
 fn named(chat: &str, sender: &str, name: &str, body: &str) -> Append {
     let id = MessageId::Named(name.into());
-    Append { chat: chat.into(), sender: sender.into(), id, body: Bytes::from(body.to_owned()), refusal: None }
+    Append {
+        chat: chat.into(),
+        sender: sender.into(),
+        id,
+        body: Bytes::from(body.to_owned()),
+        ..Append::default()
+    }
 }
 
 /// Seq, and whether it had been answered before.
@@ -22,8 +28,8 @@ async fn stored(store: &dyn Store, append: Append) -> (u64, bool) {
 pub async fn a_name_is_bound_to_its_body(store: &dyn Store) {
     let chat = "name:other";
     let first = appended(store, Op::Append(named(chat, "name", "x", "1"))).await;
-    let Appended::Stored { seq: 1, time_us, history, again: false } = first else { panic!("{first:?}") };
-    let again = Appended::Stored { seq: 1, time_us, history, again: true };
+    let Appended::Stored { seq: 1, time_us, history, again: false, .. } = first else { panic!("{first:?}") };
+    let again = Appended::Stored { seq: 1, time_us, history, version: 0, again: true };
     assert_eq!(appended(store, Op::Append(named(chat, "name", "x", "1"))).await, again);
     for body in ["2", "", "1 "] {
         assert_eq!(appended(store, Op::Append(named(chat, "name", "x", body))).await, Appended::Conflict);

@@ -15,13 +15,8 @@ pub async fn one(store: &dyn Store, op: Op) -> Outcome {
 /// A message that says which one it is.
 pub fn append(chat: &str, sender: &str, stream: u64, n: u64) -> Op {
     let body = Bytes::from(format!("{sender}/{stream}/{n}"));
-    Op::Append(Append {
-        chat: chat.into(),
-        sender: sender.into(),
-        id: MessageId::Numbered { stream, n },
-        body,
-        refusal: None,
-    })
+    let id = MessageId::Numbered { stream, n };
+    Op::Append(Append { chat: chat.into(), sender: sender.into(), id, body, ..Append::default() })
 }
 
 /// The outcome of an append.

@@ -78,8 +78,15 @@ fn client_at(rig: &mut Rig, stage: Stage) -> TcpStream {
 #[test]
 fn every_command_in_every_stage_gets_the_code_that_the_protocol_names() {
     let mut rig = Rig::new(1 << 20);
-    let from_clients =
-        [Command::Login, Command::Ping, Command::Send, Command::Sync, Command::Pull, Command::PushAck];
+    let from_clients = [
+        Command::Login,
+        Command::Ping,
+        Command::Send,
+        Command::Sync,
+        Command::Pull,
+        Command::PushAck,
+        Command::Members,
+    ];
     for stage in STAGES {
         for byte in 0..=255u8 {
             let mut client = client_at(&mut rig, stage);

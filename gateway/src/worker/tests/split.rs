@@ -74,7 +74,13 @@ fn frames() -> Vec<u8> {
         frame::encode(Command::Ping, &wire::Ping { nonce: 0 }),
         frame::encode(
             Command::Send,
-            &wire::Send { stream: 5, n: 1, chat: chat(), body: bytes::Bytes::from_static(b"hello") },
+            &wire::Send {
+                stream: 5,
+                n: 1,
+                chat: chat(),
+                body: bytes::Bytes::from_static(b"hello"),
+                ..Default::default()
+            },
         ),
     ]
     .concat()

@@ -142,6 +142,7 @@ fn hostile_bytes(random: &mut StdRng, user: &str) -> Vec<u8> {
             n,
             chat: chat.clone(),
             body: vec![7; random.random_range(0..200)].into(),
+            ..Default::default()
         };
         let frames = [
             encode(Command::Login, &login(user, "raw", n)),
@@ -172,7 +173,13 @@ fn replayed(round: &mut Round) -> Result<(), TortureError> {
     let (mut sent, mut seqs) = (Vec::new(), BTreeMap::new());
     let count = 100u64;
     for n in 1..=count {
-        let send = wire::Send { stream: 9, n, chat: chat.clone(), body: format!("message {n}").into() };
+        let send = wire::Send {
+            stream: 9,
+            n,
+            chat: chat.clone(),
+            body: format!("message {n}").into(),
+            ..Default::default()
+        };
         raw.say(Command::Send, &send).map_err(attacked)?;
         if let Some(ack) = answer_to(&mut raw, n)? {
             seqs.insert(n, ack.map(|ack| ack.seq).unwrap_or(0));

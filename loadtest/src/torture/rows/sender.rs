@@ -119,7 +119,7 @@ fn both(world: &World, user: &str) -> Result<Vec<Raw>, TortureError> {
 }
 
 fn send(stream: u64, n: u64, chat: &str, body: Bytes) -> wire::Send {
-    wire::Send { stream, n, chat: chat.to_owned(), body }
+    wire::Send { stream, n, chat: chat.to_owned(), body, ..Default::default() }
 }
 
 fn body(n: u64) -> Bytes {

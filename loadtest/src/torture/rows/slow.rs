@@ -173,7 +173,8 @@ impl Writer {
             while open.len() < WINDOW
                 && let Some(chat) = waiting.pop()
             {
-                let send = wire::Send { stream: 1, n, chat: chat.clone(), body: body.clone() };
+                let send =
+                    wire::Send { stream: 1, n, chat: chat.clone(), body: body.clone(), ..Default::default() };
                 self.raw.say(Command::Send, &send).map_err(attacked)?;
                 open.insert(chat);
             }

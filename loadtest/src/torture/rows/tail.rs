@@ -191,7 +191,13 @@ impl Talk {
 
     /// Until it is acknowledged.
     fn send(&self, raw: &mut Raw, stream: u64, n: u64) -> Result<wire::SendAck, TortureError> {
-        let send = wire::Send { stream, n, chat: self.chat(), body: self.body(stream, n).into() };
+        let send = wire::Send {
+            stream,
+            n,
+            chat: self.chat(),
+            body: self.body(stream, n).into(),
+            ..Default::default()
+        };
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             raw.say(Command::Send, &send).map_err(talked)?;

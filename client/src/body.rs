@@ -1,0 +1,164 @@
+//! What a message says: bytes, and what they are. Plain data.
+//!
+//! Trap: the kind travels with the bytes into the device's log, or a resend would say something else than the first copy.
+
+use std::ops::Deref;
+
+use bytes::Bytes;
+use proto::wire::{self, Code, GroupAction, Kind, Role};
+
+/// The body of a message, with its kind: text unless one of the functions here made it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Body {
+    /// As in [`Kind`].
+    pub kind: i32,
+    /// What is sent.
+    pub bytes: Bytes,
+}
+
+/// A body, read by its kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    /// The application's own bytes.
+    Text(Bytes),
+    /// The group changes.
+    Group(wire::GroupChange),
+    /// Another body for an earlier message of this sender.
+    Edit {
+        /// The seq meant.
+        seq: u64,
+        /// What it says now.
+        body: Bytes,
+    },
+    /// An earlier message of this sender is not to be shown any more.
+    Recall {
+        /// The seq meant.
+        seq: u64,
+    },
+    /// Something with a type.
+    Payload(wire::Payload),
+    /// Of a kind that this version does not know, or not readable.
+    Unknown,
+}
+
+impl<T: Into<Bytes>> From<T> for Body {
+    fn from(bytes: T) -> Self {
+        Body { kind: Kind::Text as i32, bytes: bytes.into() }
+    }
+}
+
+impl Deref for Body {
+    type Target = Bytes;
+
+    fn deref(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+/// Text that says the same.
+impl PartialEq<&str> for Body {
+    fn eq(&self, other: &&str) -> bool {
+        self.kind == Kind::Text as i32 && self.bytes == *other
+    }
+}
+
+/// Text that says the same.
+impl PartialEq<String> for Body {
+    fn eq(&self, other: &String) -> bool {
+        *self == other.as_str()
+    }
+}
+
+impl Body {
+    /// Another text for an earlier message of one's own.
+    pub fn edit(seq: u64, body: impl Into<Bytes>) -> Self {
+        Body::of(Kind::Edit, &wire::Edit { seq, body: body.into() })
+    }
+
+    /// Takes an earlier message of one's own back.
+    pub fn recall(seq: u64) -> Self {
+        Body::of(Kind::Recall, &wire::Edit { seq, body: Bytes::new() })
+    }
+
+    /// Something with a type, and who is meant by it.
+    pub fn payload(payload: &wire::Payload) -> Self {
+        Body::of(Kind::Payload, payload)
+    }
+
+    /// A change of a group.
+    pub fn group(change: &wire::GroupChange) -> Self {
+        Body::of(Kind::Group, change)
+    }
+
+    /// The message that it has become.
+    pub fn into_message(self, seq: u64, sender: String, time_us: u64) -> wire::Message {
+        wire::Message { seq, sender, time_us, body: self.bytes, kind: self.kind }
+    }
+
+    /// What it says.
+    pub fn content(&self) -> Content {
+        let bytes = || self.bytes.clone();
+        match Kind::try_from(self.kind) {
+            Ok(Kind::Text) => Content::Text(bytes()),
+            Ok(Kind::Group) => read(bytes()).map_or(Content::Unknown, Content::Group),
+            Ok(Kind::Edit) => {
+                let edit = |wire::Edit { seq, body }| Content::Edit { seq, body };
+                read(bytes()).map_or(Content::Unknown, edit)
+            }
+            Ok(Kind::Recall) => {
+                read(bytes()).map_or(Content::Unknown, |wire::Edit { seq, .. }| Content::Recall { seq })
+            }
+            Ok(Kind::Payload) => read(bytes()).map_or(Content::Unknown, Content::Payload),
+            Err(_) => Content::Unknown,
+        }
+    }
+
+    fn of(kind: Kind, message: &impl prost::Message) -> Self {
+        Body { kind: kind as i32, bytes: message.encode_to_vec().into() }
+    }
+}
+
+fn read<M: prost::Message + Default>(bytes: Bytes) -> Option<M> {
+    M::decode(bytes).ok()
+}
+
+/// A group, and who is in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// Seq of the last change.
+    pub version: u64,
+    /// Its name for people.
+    pub title: String,
+    /// Everybody, in byte order of their names.
+    pub members: Vec<wire::Member>,
+}
+
+/// Why a group's members are not told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// It is no group, or not one of ours.
+    #[error("refused: {}: {text}", code.as_str_name())]
+    Refused {
+        /// Why.
+        code: Code,
+        /// In the server's words.
+        text: String,
+    },
+    /// The session is over.
+    #[error("not asked: the session is over")]
+    Over,
+}
+
+/// A change of a group, in the words of its members.
+pub fn change(action: GroupAction, title: &str, members: &[(&str, Role)]) -> wire::GroupChange {
+    let member = |(user, role): &(&str, Role)| wire::Member {
+        user: (*user).to_owned(),
+        role: *role as i32,
+        joined: 0,
+    };
+    wire::GroupChange {
+        action: action as i32,
+        title: title.to_owned(),
+        members: members.iter().map(member).collect(),
+    }
+}

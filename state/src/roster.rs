@@ -1,0 +1,124 @@
+//! Who reads a group, as the fan-out needs it: numbers and what they may see, kept from the last reading. On the state
+//! server's thread, behind a lock of its own.
+//!
+//! Trap: a list is good for a message whose group version is not above the list's, and only in the store that it was read
+//! from. Whoever has left is still in it, with the last seq that was theirs; so an older message finds its readers too.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::store::Roster;
+
+/// The readers of a group.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Readers {
+    generation: u64,
+    version: u64,
+    /// Number of the user, first and last seq that they may see.
+    members: Vec<(u64, u64, u64)>,
+}
+
+impl Readers {
+    /// Out of a store of this generation.
+    pub fn new(roster: &Roster, generation: u64) -> Self {
+        let sees = |(_, member): &(String, crate::group::Member)| {
+            let (first, last) = member.sees(&roster.group);
+            (member.number, first, last)
+        };
+        let members = roster.members.iter().map(sees).collect();
+        Readers { generation, version: roster.group.version, members }
+    }
+
+    /// Numbers of those who may see this message.
+    pub fn of(&self, seq: u64) -> impl Iterator<Item = u64> + '_ {
+        let sees = move |(_, first, last): &&(u64, u64, u64)| (*first..=*last).contains(&seq);
+        self.members.iter().filter(sees).map(|(number, ..)| *number)
+    }
+}
+
+/// Lists read lately.
+#[derive(Debug)]
+pub struct Rosters {
+    kept: Mutex<Kept>,
+    members_max: usize,
+}
+
+#[derive(Debug)]
+struct Kept {
+    lists: LruCache<String, Arc<Readers>>,
+    members: usize,
+}
+
+impl Rosters {
+    /// Keeps lists of so many members in all, and always the last one.
+    pub fn new(members_max: usize) -> Self {
+        let lists = LruCache::new(NonZeroUsize::MAX.min(LISTS_MAX));
+        Rosters { kept: Mutex::new(Kept { lists, members: 0 }), members_max }
+    }
+
+    /// A list that is good for a message of this group version.
+    pub fn get(&self, chat: &str, version: u64, generation: u64) -> Option<Arc<Readers>> {
+        let mut kept = self.kept.lock();
+        let found = kept.lists.get(chat)?;
+        (found.generation == generation && found.version >= version).then(|| found.clone())
+    }
+
+    /// Keeps a list.
+    pub fn put(&self, chat: &str, readers: Arc<Readers>) {
+        let mut kept = self.kept.lock();
+        kept.members += readers.members.len();
+        if let Some((_, out)) = kept.lists.push(chat.to_owned(), readers) {
+            kept.members -= out.members.len();
+        }
+        while kept.members > self.members_max && kept.lists.len() > 1 {
+            if let Some((_, out)) = kept.lists.pop_lru() {
+                kept.members -= out.members.len();
+            }
+        }
+    }
+}
+
+const LISTS_MAX: NonZeroUsize = match NonZeroUsize::new(4_096) {
+    Some(lists) => lists,
+    None => NonZeroUsize::MIN,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::group::{Group, Member};
+    use proto::wire::Role;
+
+    fn readers(version: u64, members: u64) -> Arc<Readers> {
+        let member = |number| {
+            let left = if number == 0 { 5 } else { 0 };
+            (format!("u{number}"), Member { number, role: Role::Member, joined: 3, left })
+        };
+        let group = Group { version, ..Group::default() };
+        Arc::new(Readers::new(&Roster { group, members: (0..members).map(member).collect() }, 1))
+    }
+
+    #[test]
+    fn a_list_finds_the_readers_of_messages_up_to_its_version() {
+        let list = readers(9, 3);
+        let of = |seq| list.of(seq).collect::<Vec<_>>();
+        assert_eq!((of(2), of(3), of(5), of(6)), (vec![], vec![0, 1, 2], vec![0, 1, 2], vec![1, 2]));
+    }
+
+    #[test]
+    fn lists_are_kept_while_they_are_good_and_there_is_room() {
+        let rosters = Rosters::new(10);
+        rosters.put("#1", readers(9, 6));
+        assert!(rosters.get("#1", 9, 1).is_some());
+        assert!(rosters.get("#1", 10, 1).is_none() && rosters.get("#1", 9, 2).is_none());
+        rosters.put("#1", readers(10, 7));
+        rosters.put("#2", readers(1, 3));
+        assert!(rosters.get("#1", 10, 1).is_some(), "the list before it is not counted any more");
+        rosters.put("#3", readers(1, 20));
+        assert!(rosters.get("#1", 1, 1).is_none() && rosters.get("#2", 1, 1).is_none());
+        assert!(rosters.get("#3", 1, 1).is_some(), "the last one is kept, however large");
+    }
+}
