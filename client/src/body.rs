@@ -2,6 +2,7 @@
 //!
 //! Trap: the kind travels with the bytes into the device's log, or a resend would say something else than the first copy.
 
+use std::borrow::Cow;
 use std::ops::Deref;
 
 use bytes::Bytes;
@@ -113,8 +114,44 @@ impl Body {
         }
     }
 
+    /// What it says, for people: text as it is, everything else in brackets.
+    pub fn describe(&self) -> Cow<'_, str> {
+        match self.content() {
+            Content::Text(_) => String::from_utf8_lossy(&self.bytes),
+            Content::Group(change) => format!("[{}]", describe(&change)).into(),
+            Content::Edit { seq, body } => format!("[edits {seq}] {}", String::from_utf8_lossy(&body)).into(),
+            Content::Recall { seq } => format!("[takes {seq} back]").into(),
+            Content::Payload(payload) => {
+                let mentions: String =
+                    payload.mentions.iter().map(|mention| format!(" @{}", mention.user)).collect();
+                format!("[{}, {} bytes]{mentions}", payload.content_type, payload.data.len()).into()
+            }
+            Content::Unknown => "[something that this version cannot show]".into(),
+        }
+    }
+
     fn of(kind: Kind, message: &impl prost::Message) -> Self {
         Body { kind: kind as i32, bytes: message.encode_to_vec().into() }
+    }
+}
+
+fn describe(change: &wire::GroupChange) -> String {
+    let member = |member: &wire::Member| match member.role() {
+        Role::Member => member.user.clone(),
+        Role::Admin => format!("{} (admin)", member.user),
+        Role::Owner => format!("{} (owner)", member.user),
+    };
+    let members = change.members.iter().map(member).collect::<Vec<_>>().join(", ");
+    match change.action() {
+        GroupAction::GroupCreate if members.is_empty() => format!("makes the group {}", change.title),
+        GroupAction::GroupCreate => format!("makes the group {} with {members}", change.title),
+        GroupAction::GroupRename => format!("calls the group {}", change.title),
+        GroupAction::GroupAdd => format!("brings in {members}"),
+        GroupAction::GroupRemove => format!("takes out {members}"),
+        GroupAction::GroupLeave => "leaves".to_owned(),
+        GroupAction::GroupRole => format!("makes {members} what that says"),
+        GroupAction::GroupDelete => "ends the group".to_owned(),
+        GroupAction::GroupUnspecified => "changes the group".to_owned(),
     }
 }
 
@@ -160,5 +197,30 @@ pub fn change(action: GroupAction, title: &str, members: &[(&str, Role)]) -> wir
         action: action as i32,
         title: title.to_owned(),
         members: members.iter().map(member).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_says_what_it_was_made_of() {
+        assert_eq!(Body::from("hi").content(), Content::Text("hi".into()));
+        assert_eq!(Body::from("hi").describe(), "hi");
+        let edit = Body::edit(7, "ho");
+        assert_eq!(edit.content(), Content::Edit { seq: 7, body: "ho".into() });
+        assert_eq!(edit.describe(), "[edits 7] ho");
+        assert_eq!(Body::recall(7).content(), Content::Recall { seq: 7 });
+        let made = change(GroupAction::GroupCreate, "Rooks", &[("bob", Role::Admin), ("cy", Role::Member)]);
+        assert_eq!(Body::group(&made).describe(), "[makes the group Rooks with bob (admin), cy]");
+        assert_eq!(Body::group(&made).content(), Content::Group(made));
+        let mentions = vec![wire::Mention { user: "bob".into() }];
+        let data = vec![1, 2, 3].into();
+        let image = wire::Payload { content_type: "image/png".into(), data, mentions, reply_to: 0 };
+        assert_eq!(Body::payload(&image).describe(), "[image/png, 3 bytes] @bob");
+        assert_eq!(Body { kind: 99, bytes: "x".into() }.content(), Content::Unknown);
+        assert_eq!(Body { kind: 1, bytes: vec![0xff].into() }.content(), Content::Unknown);
+        assert!(Body::from("hi") == "hi" && Body { kind: 4, ..Body::from("hi") } != "hi");
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use client::{Client, ConnectError, Ended, Event, Message, Options};
+use client::{Client, ConnectError, Content, Ended, Event, Message, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::EXIT_TIMEOUT;
@@ -91,10 +91,13 @@ struct Line<'a> {
     sender: &'a str,
     text: &'a str,
     send_time_us: u64,
+    /// Missing for text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
 }
 
 fn print(message: &Message, json: bool) -> io::Result<()> {
-    let text = String::from_utf8_lossy(&message.body);
+    let text = message.body.describe();
     let mut out = io::stdout().lock();
     if json {
         let line = Line {
@@ -103,6 +106,14 @@ fn print(message: &Message, json: bool) -> io::Result<()> {
             sender: &message.sender,
             text: &text,
             send_time_us: message.time_us,
+            kind: match message.body.content() {
+                Content::Text(_) => None,
+                Content::Group(_) => Some("group"),
+                Content::Edit { .. } => Some("edit"),
+                Content::Recall { .. } => Some("recall"),
+                Content::Payload(_) => Some("payload"),
+                Content::Unknown => Some("unknown"),
+            },
         };
         let line = serde_json::to_string(&line)?;
         writeln!(out, "{line}")?;

@@ -2,6 +2,7 @@
 //!
 //! Trap: stdout belongs to scripts. Everything that is not a result goes to stderr.
 
+mod command_group;
 mod command_listen;
 mod command_send;
 mod tui;
@@ -51,18 +52,22 @@ struct Arguments {
 enum Subcommands {
     Send(command_send::Arguments),
     Listen(command_listen::Arguments),
+    Group(command_group::Arguments),
 }
 
 const USAGE: &str = "\
 client [OPTIONS] --user NAME
        client [OPTIONS] send --user NAME --to NAME TEXT
-       client [OPTIONS] listen --user NAME";
+       client [OPTIONS] listen --user NAME
+       client [OPTIONS] group --user NAME create|add|remove|rename|role|leave|delete|members …";
 
 const EXAMPLES: &str = "\
 Examples:
   client --user alice
   client listen --user bob --json
   client send --user alice --to bob 'hello, bob'
+  client group --user alice create 'Chess club' bob carol:admin
+  client send --user bob --to '#17' 'hello, all'
   seq 1000 | client send --user alice --to bob --stdin
   client --gateway 127.0.0.1:7000 listen --user bob --device phone --count 10 --timeout 60
 
@@ -100,6 +105,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Some(Subcommands::Send(arguments)) => {
             let options = options(&arguments.user, "send", device, target);
             command_send::run(arguments, options).await
+        }
+        Some(Subcommands::Group(arguments)) => {
+            let options = options(&arguments.user, "group", device, target);
+            command_group::run(arguments, options).await
         }
         Some(Subcommands::Listen(arguments)) => {
             let options = options(&arguments.user, "listen", device, target);

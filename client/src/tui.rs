@@ -183,7 +183,7 @@ impl Edge {
         let mut quit = false;
         while let Some(effect) = self.model.next_effect() {
             match effect {
-                Effect::Send { ticket, chat, text } => match self.client.try_enqueue(&chat, text) {
+                Effect::Send { ticket, chat, body } => match self.client.try_enqueue(&chat, body) {
                     Ok(pending) => self.answers.push(Box::pin(async move { (ticket, pending.await) })),
                     Err(error) => self.model.answered(ticket, Err(error)),
                 },

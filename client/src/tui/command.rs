@@ -1,5 +1,7 @@
 //! What a line means: a command, or a message. Pure.
 
+use proto::wire::{GroupAction, Role};
+
 /// A line that was entered.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command<'a> {
@@ -7,6 +9,10 @@ pub enum Command<'a> {
     Text(&'a str),
     /// Open the chat with this user, or of this name.
     Chat(&'a str),
+    /// Make a group of this title.
+    Group(&'a str),
+    /// Change the group that is open: with this title, or these members.
+    Change(GroupAction, &'a str, Vec<(&'a str, Role)>),
     /// Show what there is.
     Help,
     /// Leave.
@@ -27,12 +33,24 @@ pub fn parse(line: &str) -> Command<'_> {
     let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     match (word, rest.trim()) {
         ("/chat", name) if !name.is_empty() => Command::Chat(name),
+        ("/group", title) if !title.is_empty() => Command::Group(title),
+        ("/rename", title) if !title.is_empty() => {
+            Command::Change(GroupAction::GroupRename, title, Vec::new())
+        }
+        ("/add", name) if !name.is_empty() => Command::Change(GroupAction::GroupAdd, "", one(name)),
+        ("/remove", name) if !name.is_empty() => Command::Change(GroupAction::GroupRemove, "", one(name)),
+        ("/leave", _) => Command::Change(GroupAction::GroupLeave, "", Vec::new()),
         ("/help", _) => Command::Help,
         ("/quit", _) => Command::Quit,
         #[cfg(debug_assertions)]
         ("/panic", _) => Command::Panic,
         (word, _) => Command::Unknown(if word == "/chat" { "/chat without a name" } else { word }),
     }
+}
+
+/// Names may hold spaces, so one a line.
+fn one(name: &str) -> Vec<(&str, Role)> {
+    vec![(name, Role::Member)]
 }
 
 /// What `/help` shows: keys and commands, and what they do.
@@ -45,6 +63,8 @@ pub const HELP: &[(&str, &str)] = &[
     ("Ctrl-L", "draw the screen anew"),
     ("Ctrl-C", "leave"),
     ("/chat NAME", "open the chat with a user"),
+    ("/group TITLE", "make a group, and open it"),
+    ("/add NAME", "bring somebody into the group (/remove NAME: take out; /leave; /rename TITLE)"),
     ("/help", "this page"),
     ("/quit", "leave"),
     ("//text", "send a line that starts with /"),
@@ -62,6 +82,10 @@ mod tests {
         assert_eq!(parse("/chat  bob smith "), Command::Chat("bob smith"));
         assert_eq!(parse("/chat"), Command::Unknown("/chat without a name"));
         assert_eq!((parse("/help"), parse("/quit now")), (Command::Help, Command::Quit));
+        assert_eq!(parse("/group Chess club"), Command::Group("Chess club"));
+        let add = Command::Change(GroupAction::GroupAdd, "", vec![("bob smith", Role::Member)]);
+        assert_eq!(parse("/add bob smith"), add);
+        assert_eq!(parse("/add"), Command::Unknown("/add"));
         assert_eq!(parse("/nonsense x"), Command::Unknown("/nonsense"));
         assert_eq!(parse("/"), Command::Unknown("/"));
     }

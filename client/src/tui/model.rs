@@ -9,9 +9,9 @@ mod view;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use client::{Message, SendError, Sent};
+use client::{Body, Message, SendError, Sent, change};
 use jiff::tz::TimeZone;
-use proto::wire::Durability;
+use proto::wire::{Durability, GroupAction};
 use ratatui::layout::{Rect, Size};
 
 use super::chat::{Chat, Stored};
@@ -30,8 +30,8 @@ pub enum Effect {
         ticket: u64,
         /// Where to.
         chat: Arc<str>,
-        /// As it was typed.
-        text: String,
+        /// What.
+        body: Body,
     },
     /// Keep this over restarts.
     Keep {
@@ -152,7 +152,7 @@ impl Model {
 
     /// A message of a chat, in order and once as far as the library knows.
     pub fn message(&mut self, message: &Message) {
-        let text = String::from_utf8_lossy(&message.body);
+        let text = message.body.describe();
         self.stored(&message.chat, (message.history, message.seq), &message.sender, message.time_us, &text);
     }
 
@@ -292,10 +292,22 @@ impl Model {
         }
         self.recall.push(line.clone());
         match command::parse(&line) {
-            Command::Text(text) => self.send(text.to_owned(), now_us),
+            Command::Text(text) => self.send(text.to_owned().into(), now_us),
             Command::Chat(name) => match self.chat_named(name) {
                 Ok(name) => self.open(&name, now_us),
                 Err(why) => self.remark = Some(why),
+            },
+            Command::Group(title) => {
+                // This moment is as good as any number, and nobody else's.
+                let chat: Arc<str> = format!("#{now_us}").into();
+                self.open(&chat, now_us);
+                self.send(Body::group(&change(GroupAction::GroupCreate, title, &[])), now_us);
+            }
+            Command::Change(action, title, members) => match &self.open {
+                Some(chat) if chat.starts_with('#') => {
+                    self.send(Body::group(&change(action, title, &members)), now_us);
+                }
+                _ => self.remark = Some("open a group first: /group TITLE makes one".to_owned()),
             },
             Command::Help => self.help = true,
             Command::Quit => self.effects.push_back(Effect::Quit),
@@ -307,19 +319,19 @@ impl Model {
         }
     }
 
-    fn send(&mut self, text: String, now_us: u64) {
+    fn send(&mut self, body: Body, now_us: u64) {
         let Some(chat) = self.open.clone() else {
             self.remark = Some("no chat is open: /chat NAME opens one".to_owned());
-            self.loose.set(text);
+            self.loose.set(body.describe().into_owned());
             return;
         };
         self.next_ticket += 1;
         let ticket = self.next_ticket;
         self.at_hand(&chat, now_us, |chat| {
-            chat.begin(ticket, &text, now_us);
+            chat.begin(ticket, &body.describe(), now_us);
             chat.below = 0;
         });
-        self.effects.push_back(Effect::Send { ticket, chat, text });
+        self.effects.push_back(Effect::Send { ticket, chat, body });
     }
 
     /// The chat that a user means: with somebody, or by its full name.

@@ -54,6 +54,7 @@ const TABLES: &[&[Row]] = &[
     rows::slow::ROWS,
     rows::bytes::ROWS,
     rows::fds::ROWS,
+    rows::bomb::ROWS,
 ];
 
 #[cfg(test)]

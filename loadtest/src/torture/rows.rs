@@ -1,5 +1,6 @@
 //! The rows of the table, by what they hurt. Each file ends in its rows.
 
+pub mod bomb;
 pub mod bytes;
 pub mod clock;
 pub mod common;

@@ -104,7 +104,7 @@ fn a_message_goes_from_sending_to_accepted_whichever_way_it_is_heard_of() {
         enter(&mut model, "/chat bob");
         enter(&mut model, "hello");
         let chat: Arc<str> = "alice:bob".into();
-        let send = Effect::Send { ticket: 1, chat: chat.clone(), text: "hello".to_owned() };
+        let send = Effect::Send { ticket: 1, chat: chat.clone(), body: "hello".into() };
         assert_eq!(effects(&mut model), [send]);
         assert_eq!((model.unanswered(), texts(&model).len()), (1, 0));
         let sent = Ok(Sent { chat: chat.clone(), history: 7, seq: 1, time_us: 60_000_000 });

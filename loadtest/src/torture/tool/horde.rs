@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use gateway::sys;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrStorage, sockopt};
 use proto::command::ServerFrame;
 use proto::wire;
@@ -122,6 +123,32 @@ impl Horde {
             // So many reads take time, and the machine is the others' too. But an end is seen only when it is looked for.
             std::thread::sleep((began.elapsed() * 9).clamp(PUMP_EVERY, PUMP_LATE_MAX));
         }
+    }
+
+    /// Watches all who are there now, for [`Horde::pump_ready`].
+    pub fn watch(&self) -> io::Result<Epoll> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        for (index, member) in self.members.iter().enumerate() {
+            if let Some(socket) = &member.socket {
+                epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
+            }
+        }
+        Ok(epoll)
+    }
+
+    /// Reads what came to whoever got something within `wait`: who that was.
+    pub fn pump_ready(&mut self, watch: &Epoll, wait: Duration) -> io::Result<Vec<usize>> {
+        let mut events = [EpollEvent::empty(); 512];
+        let wait = EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::ZERO);
+        let count = match watch.wait(&mut events, wait) {
+            Err(nix::errno::Errno::EINTR) => 0,
+            count => count?,
+        };
+        let ready: Vec<usize> = events[..count].iter().map(|event| event.data() as usize).collect();
+        for index in &ready {
+            self.members[*index].read(&mut self.buffer);
+        }
+        Ok(ready)
     }
 
     /// How many are connected as far as we know.

@@ -1,0 +1,155 @@
+//! A9: a message to everybody in a group of ten thousand, again and again, and those who have nothing to do with it. Main
+//! thread.
+//!
+//! Trap: how long the last delivery took is read off by whoever receives all of them, on the same two cores: it is an upper bound.
+
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use proto::Command;
+use proto::command::ServerFrame;
+use proto::wire::{self, GroupAction, Kind, Role};
+
+use super::common::{Beside, PATIENCE};
+use super::crowd::{attacked, enter, seqs_of, with};
+use crate::torture::tool::horde::Horde;
+use crate::torture::tool::raw::{Raw, login};
+use crate::torture::{Round, Row, TortureError};
+
+/// The rows of this file.
+pub const ROWS: &[Row] = &[Row {
+    name: "A9",
+    fault: "fan-out bomb: messages to 10,000 members",
+    full_rounds: 10,
+    gate: false,
+    run: bomb,
+}];
+
+fn bomb(round: &mut Round) -> Result<(), TortureError> {
+    let mut world = round.world(with(&[]))?;
+    let gateway = world.cluster.gateways[0].client;
+    let (owner, name) = (world.user("owner"), world.user("m"));
+    let mut members = Horde::new(gateway, MEMBERS, None).map_err(attacked)?;
+    enter(&mut members, MEMBERS, &name)?;
+    let mut group = Group::make(Raw::login(gateway, &login(&owner, "raw", 1)).map_err(attacked)?)?;
+    for first in (0..MEMBERS).step_by(MEMBERS_PER_CHANGE) {
+        let some = first..(first + MEMBERS_PER_CHANGE as u32).min(MEMBERS);
+        group.add(some.map(|at| format!("{name}{at}")))?;
+    }
+    // Whoever came early has seen how the others came.
+    let last = group.seq;
+    let ready = members.pump_until(PATIENCE, |horde| {
+        let is_up_to = |frame: &ServerFrame| seqs_of(frame).contains(&last);
+        horde.members.iter().all(|member| member.heard.iter().any(is_up_to))
+    });
+    if !ready {
+        return Err(TortureError::Late {
+            what: "the last of the new members, told to all",
+            waited: PATIENCE,
+        });
+    }
+    members.members.iter_mut().for_each(|member| member.heard.clear());
+    let watch = members.watch().map_err(attacked)?;
+    let mut beside = Beside::start(round, &mut world, "messages to a group of 10,000")?;
+    let mut took_ms = Vec::new();
+    for _ in 0..MESSAGES {
+        let began = Instant::now();
+        group.say(Kind::Text, b"to everybody".to_vec())?;
+        round.facts.acked += 1;
+        let mut missing = MEMBERS;
+        while missing > 0 && began.elapsed() < PATIENCE {
+            for index in members.pump_ready(&watch, Duration::from_millis(100)).map_err(attacked)? {
+                let heard = std::mem::take(&mut members.members[index].heard);
+                let news = heard.iter().flat_map(seqs_of).filter(|seq| *seq == group.seq).count() as u32;
+                round.facts.doubled += u64::from(news.saturating_sub(1));
+                missing -= news.min(1);
+            }
+        }
+        round.expect(missing == 0, || format!("{missing} of {MEMBERS} had nothing after {PATIENCE:?}"));
+        took_ms.push(began.elapsed().as_secs_f64() * 1_000.0);
+        // So many a second, however long each takes.
+        while began.elapsed() < EVERY {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    beside.attack_ends();
+    took_ms.sort_by(f64::total_cmp);
+    round.worst("last_delivery_p50_ms", took_ms[took_ms.len() / 2]);
+    round.worst("last_delivery_p99_ms", took_ms[(took_ms.len() * 99 / 100).min(took_ms.len() - 1)]);
+    let dropped = members.members.iter().filter(|member| member.ended.is_some()).count();
+    round.expect(dropped == 0, || format!("{dropped} members were disconnected"));
+    drop((members, group));
+    let ratio = beside.end(round)?;
+    round.expect(ratio <= 2.0, || format!("the p99 of the others became {ratio:.1} times what it was"));
+    round.keep(world)
+}
+
+/// The owner of a group.
+struct Group {
+    raw: Raw,
+    chat: String,
+    n: u64,
+    /// Of the last message.
+    seq: u64,
+}
+
+impl Group {
+    fn make(raw: Raw) -> Result<Group, TortureError> {
+        let chat = format!("#{}", rand::random_range(1..=proto::NUMBER_MAX));
+        let mut group = Group { raw, chat, n: 0, seq: 0 };
+        group.change(GroupAction::GroupCreate, "a crowd", Vec::new())?;
+        Ok(group)
+    }
+
+    fn add(&mut self, users: impl Iterator<Item = String>) -> Result<(), TortureError> {
+        let member = |user| wire::Member { user, role: Role::Member as i32, joined: 0 };
+        self.change(GroupAction::GroupAdd, "", users.map(member).collect())
+    }
+
+    fn change(
+        &mut self,
+        action: GroupAction,
+        title: &str,
+        members: Vec<wire::Member>,
+    ) -> Result<(), TortureError> {
+        let change = wire::GroupChange { action: action as i32, title: title.to_owned(), members };
+        self.say(Kind::Group, change.encode_to_vec())
+    }
+
+    /// Says it until it is acknowledged.
+    fn say(&mut self, kind: Kind, body: Vec<u8>) -> Result<(), TortureError> {
+        self.n += 1;
+        let send = wire::Send {
+            stream: 1,
+            n: self.n,
+            chat: self.chat.clone(),
+            body: body.into(),
+            kind: kind as i32,
+        };
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            self.raw.say(Command::Send, &send).map_err(attacked)?;
+            while let Some(frame) = self.raw.next(ASK_AGAIN).map_err(attacked)? {
+                match frame {
+                    ServerFrame::SendAck(ack) if ack.n == self.n => {
+                        self.seq = ack.seq;
+                        return Ok(());
+                    }
+                    ServerFrame::Error(error) if error.retry_after_ms > 0 => break,
+                    ServerFrame::Error(error) => {
+                        return Err(TortureError::Load(format!("the owner was answered {error:?}")));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Err(TortureError::Late { what: "acknowledgement of a group's message", waited: PATIENCE })
+    }
+}
+
+const MEMBERS: u32 = 10_000;
+const MEMBERS_PER_CHANGE: usize = 500;
+/// As many as the percentiles need; the row is of the first of them.
+const MESSAGES: u32 = 100;
+const EVERY: Duration = Duration::from_millis(500);
+const ASK_AGAIN: Duration = Duration::from_secs(2);
