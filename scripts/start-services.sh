@@ -19,8 +19,10 @@ finds its own processes and leaves them alone. A port that somebody else holds i
   --install-only      only see that the programs are installed: redis-server, redis-cli, etcd, etcdctl; and what --install-for-build sees to
   --install-for-tests the same, and also what scripts/test needs beside them: systemd-analyze, which judges the units in
                       scripts/systemd (Debian's package systemd; nothing of it is started), python3, and what loadtest torture
-                      makes faults with: strace, nft, ip and tc, faketime
+                      makes faults with: strace, nft, ip and tc, faketime; and into target/schemathesis/, from PyPI, what holds
+                      api/src/openapi.json against the running server. When that cannot be had its test is left out
   --install-for-build only see that what cargo needs beside Rust is installed: a C compiler and make, for the gateway's jemalloc
+  --install-wrk       what scripts/bench http calls api with
   --install-peers     the servers that scripts/bench density compares us with: mosquitto, nginx, haproxy. One that cannot be
                       installed is named and left out; that is no error. They are not started
   -h, --help          this page
@@ -47,6 +49,7 @@ while (($#)); do
     --install-for-tests) action=install tests=yes; shift ;;
     --install-for-build) action=build; shift ;;
     --install-peers) action=peers; shift ;;
+    --install-wrk) action=wrk; shift ;;
     -h | --help) usage; exit 0 ;;
     *) fail "$EX_USAGE" "unknown option $1; see --help" ;;
   esac
@@ -57,7 +60,15 @@ check_port --etcd-port "$etcd_port"
 
 main() {
   case $action in
-    install) install_missing; return ;;
+    install)
+      install_missing
+      [[ $tests == no ]] || install_schemathesis
+      return
+      ;;
+    wrk)
+      command -v wrk >/dev/null || install_packages no --install-wrk wrk
+      return
+      ;;
     build) install_packages yes --install-for-build; return ;;
     peers) install_peers; return ;;
     stop) stop_all; return ;;
@@ -225,6 +236,8 @@ install_missing() {
   command -v etcdctl >/dev/null || packages+=(etcd-client)
   [[ $tests == no ]] || command -v systemd-analyze >/dev/null || packages+=(systemd)
   [[ $tests == no ]] || command -v python3 >/dev/null || packages+=(python3)
+  # Debian keeps back what makes a virtual environment.
+  [[ $tests == no ]] || python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
   [[ $tests == no ]] || command -v strace >/dev/null || packages+=(strace)
   # Debian puts these where the PATH of users does not look.
   [[ $tests == no ]] || [[ -n $(PATH=$PATH:/usr/sbin type -P nft) ]] || packages+=(nftables)
@@ -248,6 +261,31 @@ install_packages() {
   fi
   echo "$me: installing $list" >&2
   apt_install "${packages[@]}" || fail "$EX_UNAVAILABLE" "apt-get could not install $list; its words are above"
+}
+
+# Once for each list of versions.
+install_schemathesis() {
+  local venv=$target/schemathesis list=$root/scripts/python/schemathesis.txt try
+  if [[ -x $venv/bin/schemathesis ]] && cmp -s "$list" "$venv/installed.txt"; then return; fi
+  mkdir -p "$target"
+  # Two of us at once would build it into each other.
+  exec 8>"$target/schemathesis.lock"
+  flock -w 600 8 || fail "$EX_UNAVAILABLE" "another start-services.sh holds $target/schemathesis.lock"
+  if [[ -x $venv/bin/schemathesis ]] && cmp -s "$list" "$venv/installed.txt"; then return; fi
+  echo "$me: installing schemathesis into $venv" >&2
+  rm -rf "$venv"
+  for try in 1 2 3; do
+    if python3 -m venv --clear "$venv" >&2 \
+      && "$venv/bin/pip" install -q --disable-pip-version-check --no-input --timeout 60 -r "$list" >&2; then
+      cp "$list" "$venv/installed.txt"
+      exec 8>&-
+      return
+    fi
+    sleep "$try"
+  done
+  rm -rf "$venv"
+  exec 8>&-
+  echo "$me: schemathesis could not be installed (its words are above): the test of openapi.json is left out" >&2
 }
 
 # The bench leaves out by name what is still missing after this.

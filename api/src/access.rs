@@ -7,15 +7,17 @@
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use crpc::http::Peer;
 
+use crate::body;
 use crate::config::HttpConfig;
-use crate::http::refuse;
 use crate::metrics::{Answered, Class, Metrics, Route, Routed};
+use crate::refusal;
 
 /// The limits, and what is counted.
 #[derive(Debug, Clone)]
@@ -38,10 +40,7 @@ impl Access {
 
 /// Puts it around all routes, those that do not exist included.
 pub fn around(routes: Router, access: Access) -> Router {
-    routes
-        // For bodies that do not say how long they are; whoever reads one is told.
-        .layer(DefaultBodyLimit::max(access.body_bytes_max))
-        .layer(middleware::from_fn_with_state(access, pass))
+    routes.layer(middleware::from_fn_with_state(access, pass))
 }
 
 async fn pass(State(access): State<Access>, request: Request, next: Next) -> Response {
@@ -71,14 +70,15 @@ async fn pass(State(access): State<Access>, request: Request, next: Next) -> Res
 }
 
 async fn answer(access: &Access, request: Request, next: Next) -> Response {
-    if announced_bytes(request.headers()).is_some_and(|bytes| bytes > access.body_bytes_max as u64) {
-        let message = format!("the body is larger than {} bytes", access.body_bytes_max);
-        return refuse(StatusCode::PAYLOAD_TOO_LARGE, &message);
-    }
-    match tokio::time::timeout(access.request_max, next.run(request)).await {
+    let (head, body) = request.into_parts();
+    let body = match body::read(&head.headers, body, access.body_bytes_max, access.request_max).await {
+        Ok(body) => body,
+        Err(refused) => return refused,
+    };
+    let answer = next.run(Request::from_parts(head, Body::from(body)));
+    match tokio::time::timeout(access.request_max, answer).await {
         Ok(response) => response,
-        // Not 408, which invites to send it again: it may have done its work.
-        Err(_) => refuse(StatusCode::GATEWAY_TIMEOUT, "no answer in time; whether it was done is not known"),
+        Err(_) => refusal::unknown(),
     }
 }
 
@@ -90,10 +90,6 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     });
     let made = || HeaderValue::try_from(format!("{:032x}", rand::random::<u128>()));
     given.cloned().or_else(|| made().ok()).unwrap_or(HeaderValue::from_static("-"))
-}
-
-fn announced_bytes(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -25,6 +25,12 @@ pub struct Metrics {
 pub enum Route {
     /// `/ping`, with whatever method.
     Ping,
+    /// `/api/send`, with whatever method.
+    Send,
+    /// `/api/pull`, with whatever method.
+    Pull,
+    /// `/openapi.json`, with whatever method.
+    OpenApi,
     /// Nowhere that exists.
     Other,
 }
@@ -54,6 +60,9 @@ impl Route {
     pub fn of(path: &str) -> Self {
         match path {
             crate::http::PING => Route::Ping,
+            crate::http::SEND => Route::Send,
+            crate::http::PULL => Route::Pull,
+            crate::http::OPENAPI => Route::OpenApi,
             _ => Route::Other,
         }
     }
@@ -63,6 +72,9 @@ impl EncodeLabelValue for Route {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
         let name = match self {
             Route::Ping => crate::http::PING,
+            Route::Send => crate::http::SEND,
+            Route::Pull => crate::http::PULL,
+            Route::OpenApi => crate::http::OPENAPI,
             Route::Other => "other",
         };
         name.encode(encoder)

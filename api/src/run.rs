@@ -3,8 +3,11 @@
 //! Trap: it answers `/ping` from the start, but is not ready before a state server is registered: whoever balances
 //! requests asks `/readyz`, on the admin port.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crpc::client::{ChannelOptions, Channels};
 use crpc::listen;
 use crpc::metrics::Metrics as Registry;
 use crpc::registry::{self, Table};
@@ -12,9 +15,11 @@ use crpc::{Fatal, Readiness, ServerArgs, Shutdown, admin};
 use tokio::sync::watch;
 
 use crate::access::Access;
+use crate::auth::Auth;
 use crate::config::Config;
-use crate::http;
+use crate::http::{self, Door};
 use crate::metrics::Metrics;
+use crate::state::State;
 
 /// Runs api until it is told to stop.
 pub fn run(args: &ServerArgs) -> Result<(), Fatal> {
@@ -43,6 +48,13 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     judge(&tables.borrow_and_update(), &readiness, &metrics);
     tokio::spawn(follow(tables, readiness.clone(), metrics.clone()));
 
+    let channels = Channels::new(registry.watch("state").await?, ChannelOptions::default());
+    let call_ms_max = config.state.call_ms_max.min(config.http.request_ms_max);
+    let state = State::new(channels, Duration::from_millis(call_ms_max));
+    if !config.http.listen.ip().is_loopback() {
+        tokio::spawn(warn_insecure(config.http.listen));
+    }
+
     let (listener, addr) = listen::bind_known(config.http.listen, "http.listen").await?;
     let (admin, _) =
         admin::spawn_thread(config.admin.listen, readiness, Arc::new(registry_of_metrics), shutdown.clone())?;
@@ -53,9 +65,19 @@ async fn serve(config: Config) -> Result<(), Fatal> {
         registry = %config.registry,
         "api listens; it depends on the registry for the list of state servers"
     );
-    let router = http::router(Access::new(&config.http, metrics));
+    let door = Door::new(Auth::default(), state, &config.http);
+    let router = http::router(door, Access::new(&config.http, metrics));
     crpc::http::serve(listener, router, config.http.limits(), &shutdown, &config.shutdown).await
 }
+
+async fn warn_insecure(listen: SocketAddr) {
+    loop {
+        tracing::warn!(%listen, "auth.insecure: anybody who reaches this address can send and read as any user");
+        tokio::time::sleep(WARNED_EVERY).await;
+    }
+}
+
+const WARNED_EVERY: Duration = Duration::from_secs(60);
 
 async fn follow(mut tables: watch::Receiver<Arc<Table>>, readiness: Readiness, metrics: Metrics) {
     while tables.changed().await.is_ok() {

@@ -151,7 +151,7 @@ fn ping_is_answered_and_everything_else_refused_in_json() {
     assert!(line["peer"].as_str().unwrap().starts_with("127.0.0.1:") && line["ms"].is_f64(), "{line}");
 
     let answer = ask(api.http, "GET", "/pings?token=secret", "");
-    assert_eq!((answer.status, answer.body), (404, error("there is nothing here; ask for /ping")));
+    assert_eq!((answer.status, answer.body), (404, error("there is nothing here; ask for /openapi.json")));
     let made = answer.headers.iter().find(|header| header.0 == "x-request-id").unwrap().1.clone();
     assert!(made.len() == 32, "{made}");
     let line = api.logged();

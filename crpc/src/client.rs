@@ -2,7 +2,8 @@
 //! what is safe. Shared freely inside a tokio runtime.
 //!
 //! Trap: a channel connects lazily and reconnects by itself, so having one says nothing about the server being there.
-//! Only `Unavailable` is retried: after anything else the call may have been done.
+//! A call that must not be done twice is retried only where it was surely not sent ([`was_not_sent`]): `Unavailable` alone
+//! does not say so, a connection that broke under the call may end in it too.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -148,8 +149,8 @@ impl Channels {
         Ok(channel)
     }
 
-    /// Makes a unary call: `call` gets the channel and the time left, and is made again elsewhere when it was idempotent
-    /// and the first endpoint was unavailable.
+    /// Makes a unary call: `call` gets the channel and the time left, and is made again elsewhere when it was not sent, or was
+    /// idempotent and the first endpoint was unavailable or the connection broke.
     pub async fn call<T, F, Fut>(&self, pick: Pick, options: CallOptions, mut call: F) -> Result<T, Status>
     where
         F: FnMut(Attempt) -> Fut,
@@ -159,6 +160,7 @@ impl Channels {
         self.inner.budget.lock().earn();
         let mut tried: Vec<String> = Vec::new();
         let mut last = Status::unavailable("no server of this service is registered");
+        last.set_source(Arc::new(NoServer));
         loop {
             let Some((endpoint, channel)) = self.pick_except(pick, &tried) else { return Err(last) };
             let left = deadline.saturating_duration_since(Instant::now());
@@ -170,8 +172,9 @@ impl Channels {
                     return Err(Status::deadline_exceeded(format!("no answer in {:?}", options.deadline)));
                 }
             };
-            let again = options.idempotent && last.code() == Code::Unavailable && tried.len() < RETRIES_MAX;
-            if !again || !self.inner.budget.lock().spend() {
+            let failed = last.code() == Code::Unavailable || broke(&last);
+            let again = was_not_sent(&last) || options.idempotent && failed;
+            if !again || tried.len() >= RETRIES_MAX || !self.inner.budget.lock().spend() {
                 return Err(last);
             }
             tried.push(endpoint.id.clone());
@@ -200,6 +203,28 @@ impl Channels {
         }
         None
     }
+}
+
+/// There is nobody to call.
+#[derive(Debug, thiserror::Error)]
+#[error("no server of this service is registered")]
+struct NoServer;
+
+/// Whether a call that ended so surely never left: nobody was there, or the connection could not be made.
+pub fn was_not_sent(status: &Status) -> bool {
+    let mut error = std::error::Error::source(status);
+    while let Some(cause) = error {
+        if cause.is::<NoServer>() || cause.is::<tonic::ConnectError>() {
+            return true;
+        }
+        error = cause.source();
+    }
+    false
+}
+
+/// Whether it ended here and not with a word of the server.
+fn broke(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
 }
 
 /// A channel to `addr` that connects on first use, and again after a break.
@@ -284,6 +309,34 @@ mod tests {
             Code::Unavailable
         );
         assert_eq!(seen.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_was_not_sent_is_tried_elsewhere_also_when_it_is_not_safe() {
+        let unsafe_call = CallOptions { idempotent: false, ..SAFE };
+        let (_table, channels) = channels(&["a", "bb", "ccc"]);
+        let tries = Mutex::new(0u32);
+        // Nobody listens at these addresses, so no connection is made; what fails behind that is not tried again.
+        let call = |attempt: Attempt| {
+            *tries.lock() += 1;
+            async move {
+                let mut client = tonic_health::pb::health_client::HealthClient::new(attempt.channel.clone());
+                client.check(attempt.request(tonic_health::pb::HealthCheckRequest::default())).await
+            }
+        };
+        let status = channels.call(Pick::RoundRobin, unsafe_call, call).await.unwrap_err();
+        assert!(was_not_sent(&status), "{status:?}");
+        assert_eq!(*tries.lock(), 3);
+        let broken = |_| async {
+            let mut status = Status::unavailable("the connection broke");
+            status.set_source(Arc::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
+            Err::<(), _>(status)
+        };
+        let status = channels.call(Pick::RoundRobin, unsafe_call, broken).await.unwrap_err();
+        assert!(!was_not_sent(&status) && broke(&status));
+        let (_table, nobody) = self::channels(&[]);
+        let status = nobody.call(Pick::RoundRobin, unsafe_call, broken).await.unwrap_err();
+        assert!(was_not_sent(&status));
     }
 
     #[tokio::test]

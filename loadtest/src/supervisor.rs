@@ -19,7 +19,7 @@ mod port;
 mod process;
 mod services;
 
-pub use cluster::{Cluster, ClusterOptions, Gateway, Ipconf, State};
+pub use cluster::{Api, Cluster, ClusterOptions, Gateway, Ipconf, State};
 pub use http::{HttpAnswer, http_get};
 pub use port::PortLease;
 pub use process::{Process, Ready, Server, Spec, binary};

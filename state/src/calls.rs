@@ -1,22 +1,25 @@
 //! Single calls of other servers: store a message, read a chat. The same atomic steps as for connected clients, one at
 //! a time. On the state server's thread.
 //!
+//! Every refusal says in its details why, so that the caller can tell what was surely not done.
+//!
 //! Trap: the caller is trusted to say who sends. Whoever opens this port to others opens every chat; it binds loopback
 //! unless told otherwise.
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use prost::Message;
 use proto::name::Chat;
 use proto::state::state_server::State;
-use proto::state::{PullReply, PullRequest, SendReply, SendRequest, StoredMessage};
+use proto::state::{PullReply, PullRequest, Refusal, SendReply, SendRequest, StoredMessage, Why};
 use proto::wire::{self, Code};
 use tonic::{Request, Response, Status};
 
 use crate::fan_out::{Accepted, From};
 use crate::server::Core;
 use crate::settle;
-use crate::store::{Append, Appended, MessageId, Op, StoreError, read};
+use crate::store::{Append, Appended, MESSAGE_NAME_BYTES_MAX, MessageId, Op, StoreError, read};
 
 /// Implements the state service over the core.
 pub struct StateService {
@@ -31,10 +34,10 @@ impl StateService {
 
     /// The chat, if `user` is one of its two members.
     fn chat_of(user: &str, chat: &str) -> Result<Chat, Status> {
-        let chat = Chat::parse(chat).map_err(|error| Status::invalid_argument(format!("chat: {error}")))?;
+        let chat = Chat::parse(chat).map_err(|error| refused(Why::BadChat, format!("chat: {error}")))?;
         match chat.pair_members() {
             Some((low, high)) if low == user || high == user => Ok(chat),
-            _ => Err(Status::permission_denied("this chat is not one of theirs")),
+            _ => Err(refused(Why::NotAMember, "this chat is not one of theirs")),
         }
     }
 
@@ -60,31 +63,37 @@ impl State for StateService {
     async fn send(&self, request: Request<SendRequest>) -> Result<Response<SendReply>, Status> {
         let request = request.into_inner();
         let chat = StateService::chat_of(&request.sender, &request.chat)?;
-        if !(1..=proto::NUMBER_MAX).contains(&request.n) {
-            return Err(Status::invalid_argument("n is 1 to 2^53-1"));
-        }
+        let id = id_of(&request)?;
         // The store that the chat stands listed in is the one that is to get the message.
         let generation = self.core.generation();
-        self.list(generation, &chat).await.map_err(status)?;
+        // Nothing of the message is stored before that, whatever became of the lists.
+        self.list(generation, &chat).await.map_err(|error| self.unavailable(error.to_string()))?;
         let too_large = request.body.len() > self.core.config.limits.message_bytes_max;
         let append = Append {
             chat: chat.to_string(),
             sender: request.sender,
-            id: MessageId::Numbered { stream: request.stream, n: request.n },
+            id,
             body: request.body,
             refusal: too_large.then_some(Code::MessageTooLarge),
             ..Append::default()
         };
         // A task of its own: a caller that gives up must not take the pushes of a stored message with it.
         let stored = tokio::spawn(store_and_push(self.core.clone(), generation, append));
-        match stored.await.map_err(|error| Status::internal(error.to_string()))?.map_err(status)? {
+        let stored = stored.await.map_err(|error| refused(Why::Unknown, error.to_string()))?;
+        match stored.map_err(|error| self.failed(error))? {
             Appended::Stored { seq, time_us, history, .. } => {
                 Ok(Response::new(SendReply { chat: chat.to_string(), history, seq, time_us }))
             }
-            Appended::Refused(code) => Err(Status::out_of_range(code.as_str_name())),
-            Appended::Expected(n) => Err(Status::failed_precondition(format!("n = {n} comes first"))),
-            Appended::Conflict => Err(Status::already_exists("this id was given to another message")),
-            Appended::TooOld => Err(Status::failed_precondition("the answer to this n is forgotten")),
+            Appended::Refused(Code::MessageTooLarge) => {
+                Err(refused(Why::TooLarge, "the message is too large"))
+            }
+            Appended::Refused(Code::NotAMember) => {
+                Err(refused(Why::NotAMember, "this chat is not one of theirs"))
+            }
+            Appended::Refused(code) => Err(refused(Why::BadRequest, code.as_str_name())),
+            Appended::Expected(n) => Err(refused(Why::OutOfOrder, format!("n = {n} comes first"))),
+            Appended::Conflict => Err(refused(Why::Conflict, "this name was given to another message")),
+            Appended::TooOld => Err(refused(Why::TooOld, "the answer to this n is forgotten")),
         }
     }
 
@@ -92,13 +101,14 @@ impl State for StateService {
         let request = request.into_inner();
         let chat = StateService::chat_of(&request.reader, &request.chat)?.to_string();
         if request.limit > proto::PULL_LIMIT_MAX || request.cursor > proto::NUMBER_MAX {
-            return Err(Status::invalid_argument("limit is at most 100, cursor at most 2^53-1"));
+            return Err(refused(Why::BadRequest, "limit is at most 100, cursor at most 2^53-1"));
         }
         let limit = if request.limit == 0 { proto::PULL_LIMIT_MAX } else { request.limit } as usize;
         let (mut cursor, reverse) = (request.cursor, request.reverse);
         let page = loop {
             let op = Op::Pull { chat: chat.clone(), cursor, limit, reverse };
-            let page = read::page(self.core.apply(&[op]).await.swap_remove(0)).map_err(status)?;
+            let page = read::page(self.core.apply(&[op]).await.swap_remove(0))
+                .map_err(|error| self.failed(error))?;
             if !page.messages.is_empty() || page.read_to == 0 {
                 break page;
             }
@@ -112,6 +122,7 @@ impl State for StateService {
             sender: stored.sender,
             time_us: stored.time_us,
             body: stored.body,
+            kind: stored.kind as u32,
         });
         let messages = messages.collect();
         Ok(Response::new(PullReply { chat, history: page.history, messages, has_more, head: page.head }))
@@ -150,11 +161,50 @@ async fn store_and_push(core: Arc<Core>, generation: u64, append: Append) -> Res
     Ok(appended)
 }
 
-/// Unknown stays unknown: only what was surely not done may be called unavailable, and so be tried elsewhere.
-fn status(error: StoreError) -> Status {
-    match error {
-        StoreError::Unknown(text) => Status::unknown(text),
-        StoreError::Refused(text) => Status::unavailable(text),
-        StoreError::Corrupt(text) => Status::data_loss(text),
+/// The caller's id for its message.
+fn id_of(request: &SendRequest) -> Result<MessageId, Status> {
+    let name_bytes = request.name.len();
+    match (request.stream, request.n) {
+        (0, 0) if name_bytes == 0 => Ok(MessageId::Unnamed),
+        (0, 0) if name_bytes <= MESSAGE_NAME_BYTES_MAX => Ok(MessageId::Named(request.name.clone())),
+        (0, 0) => Err(refused(Why::BadRequest, "a name is at most 64 bytes long")),
+        _ if name_bytes > 0 => Err(refused(Why::BadRequest, "a message has a number or a name, not both")),
+        (stream, n @ 1..=proto::NUMBER_MAX) => Ok(MessageId::Numbered { stream, n }),
+        _ => Err(refused(Why::BadRequest, "n is 1 to 2^53-1")),
     }
+}
+
+impl StateService {
+    fn unavailable(&self, text: String) -> Status {
+        let retry_after_ms = self.core.config.limits.retry_after_ms;
+        with_why(Refusal { why: Why::Unavailable as i32, retry_after_ms }, text)
+    }
+
+    /// Unknown stays unknown: only what was surely not done may be called unavailable, and so be tried elsewhere.
+    fn failed(&self, error: StoreError) -> Status {
+        match error {
+            StoreError::Unknown(text) => refused(Why::Unknown, text),
+            StoreError::Refused(text) => self.unavailable(text),
+            StoreError::Corrupt(text) => refused(Why::Damaged, text),
+        }
+    }
+}
+
+fn refused(why: Why, text: impl Into<String>) -> Status {
+    with_why(Refusal { why: why as i32, retry_after_ms: 0 }, text)
+}
+
+fn with_why(refusal: Refusal, text: impl Into<String>) -> Status {
+    let code = match refusal.why() {
+        Why::BadChat | Why::BadRequest => tonic::Code::InvalidArgument,
+        Why::NotAMember => tonic::Code::PermissionDenied,
+        Why::TooLarge => tonic::Code::OutOfRange,
+        Why::Conflict => tonic::Code::AlreadyExists,
+        Why::RateLimited => tonic::Code::ResourceExhausted,
+        Why::Unavailable => tonic::Code::Unavailable,
+        Why::Unknown | Why::Unspecified => tonic::Code::Unknown,
+        Why::OutOfOrder | Why::TooOld => tonic::Code::FailedPrecondition,
+        Why::Damaged => tonic::Code::DataLoss,
+    };
+    Status::with_details(code, text, refusal.encode_to_vec().into())
 }

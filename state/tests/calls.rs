@@ -4,12 +4,12 @@
 use client::{Client, Event, Keep, Options, Target};
 use loadtest::supervisor::{Cluster, ClusterOptions};
 use proto::state::state_client::StateClient;
-use proto::state::{PullRequest, SendRequest};
+use proto::state::{PullRequest, Refusal, SendRequest, Why};
 use tonic::Code;
 
 fn message(sender: &str, chat: &str, n: u64) -> SendRequest {
     let body = format!("message {n}").into();
-    SendRequest { sender: sender.into(), chat: chat.into(), body, stream: 9, n }
+    SendRequest { sender: sender.into(), chat: chat.into(), body, stream: 9, n, name: String::new() }
 }
 
 #[tokio::test]
@@ -45,6 +45,24 @@ async fn calls_store_push_and_read() {
     assert_eq!((page.has_more, page.head), (true, 5));
 
     let code = async |state: &mut StateClient<_>, request| state.send(request).await.unwrap_err().code();
+    let named = |name: &str, body: &'static str| SendRequest {
+        stream: 0,
+        name: name.into(),
+        body: body.into(),
+        ..message("alice", "alice:bob", 0)
+    };
+    let first = state.send(named("x", "named")).await.unwrap().into_inner();
+    assert_eq!((first.seq, &state.send(named("x", "named")).await.unwrap().into_inner()), (6, &first));
+    assert_eq!(code(&mut state, named("x", "another")).await, Code::AlreadyExists);
+    assert_eq!(code(&mut state, named(&"x".repeat(65), "named")).await, Code::InvalidArgument);
+    assert_eq!(code(&mut state, SendRequest { n: 6, ..named("x", "named") }).await, Code::InvalidArgument);
+    for seq in 7..=8 {
+        assert_eq!(state.send(named("", "twice")).await.unwrap().into_inner().seq, seq, "it has no id");
+    }
+    let status = state.send(message("eve", "alice:bob", 1)).await.unwrap_err();
+    let told: Refusal = prost::Message::decode(status.details()).unwrap();
+    assert_eq!(told, Refusal { why: Why::NotAMember as i32, retry_after_ms: 0 });
+
     assert_eq!(code(&mut state, message("eve", "alice:bob", 1)).await, Code::PermissionDenied);
     assert_eq!(code(&mut state, message("alice", "alice", 1)).await, Code::InvalidArgument);
     assert_eq!(code(&mut state, message("alice", "alice:bob", 9)).await, Code::FailedPrecondition);

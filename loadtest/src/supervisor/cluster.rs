@@ -20,12 +20,16 @@ pub struct ClusterOptions {
     pub embedded: bool,
     /// Whether with ipconf.
     pub ipconf: bool,
+    /// Whether with api.
+    pub api: bool,
     /// Further `section.key=value` for every gateway.
     pub gateway_sets: Vec<String>,
     /// Further `section.key=value` for every state server.
     pub state_sets: Vec<String>,
     /// Further `section.key=value` for ipconf.
     pub ipconf_sets: Vec<String>,
+    /// Further `section.key=value` for api.
+    pub api_sets: Vec<String>,
     /// Further settings for Redis.
     pub redis_settings: Vec<(String, String)>,
     /// Where our binaries are, if not in the usual place.
@@ -44,9 +48,11 @@ impl Default for ClusterOptions {
             states: 1,
             embedded: false,
             ipconf: false,
+            api: false,
             gateway_sets: Vec::new(),
             state_sets: Vec::new(),
             ipconf_sets: Vec::new(),
+            api_sets: Vec::new(),
             redis_settings: Vec::new(),
             bin_dir: None,
             gateway_env: Vec::new(),
@@ -91,6 +97,18 @@ pub struct Ipconf {
     _ports: [PortLease; 2],
 }
 
+/// A running api.
+#[derive(Debug)]
+pub struct Api {
+    /// The process.
+    pub process: Process,
+    /// What web services call.
+    pub http: SocketAddr,
+    /// `/healthz`, `/readyz`, `/metrics`.
+    pub admin: SocketAddr,
+    _ports: [PortLease; 2],
+}
+
 impl Ipconf {
     /// `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
@@ -103,6 +121,8 @@ impl Ipconf {
 pub struct Cluster {
     /// Named `gateway-0`, ...
     pub gateways: Vec<Gateway>,
+    /// Named `api-0`.
+    pub api: Option<Api>,
     /// Named `ipconf-0`.
     pub ipconf: Option<Ipconf>,
     /// Named `state-0`, ...
@@ -124,6 +144,7 @@ impl Cluster {
             options.redis_settings.iter().map(|(setting, value)| (&**setting, &**value)).collect();
         let mut cluster = Cluster {
             gateways: Vec::new(),
+            api: None,
             ipconf: None,
             states: Vec::new(),
             etcd: (!options.embedded).then(Etcd::start).transpose()?,
@@ -139,6 +160,9 @@ impl Cluster {
         }
         if cluster.options.ipconf {
             cluster.add_ipconf()?;
+        }
+        if cluster.options.api {
+            cluster.add_api()?;
         }
         Ok(cluster)
     }
@@ -176,6 +200,16 @@ impl Cluster {
         sets.extend_from_slice(&self.options.ipconf_sets);
         let process = self.server("ipconf", 0, admin, sets)?;
         self.ipconf = Some(Ipconf { process, http, admin, _ports: ports });
+        Ok(())
+    }
+
+    fn add_api(&mut self) -> Result<(), SupervisorError> {
+        let ports = [PortLease::take()?, PortLease::take()?];
+        let (http, admin) = (ports[0].address(), ports[1].address());
+        let mut sets = vec![format!("http.listen={http}")];
+        sets.extend_from_slice(&self.options.api_sets);
+        let process = self.server("api", 0, admin, sets)?;
+        self.api = Some(Api { process, http, admin, _ports: ports });
         Ok(())
     }
 
