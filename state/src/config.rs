@@ -80,6 +80,10 @@ pub struct StoreConfig {
     pub retention_days: u32,
     /// Messages that a chat keeps, the newest ones; a few more (less than a 64th, at most 63) for a while. 0: all.
     pub retention_messages_max: u64,
+    /// Write every accepted message also into a Redis stream of its bucket, for the operator's own systems. Redis only.
+    pub events: bool,
+    /// Events that the stream of each of the 1,024 buckets keeps at least; a few more for a while.
+    pub events_max: u64,
     /// A store that answers later than this is answered `unavailable` to clients; all calls for one batch together. What
     /// it did is unknown then.
     pub response_ms_max: u64,
@@ -105,6 +109,8 @@ impl Default for StoreConfig {
             named_ids_hours: 24,
             retention_days: 30,
             retention_messages_max: 100_000,
+            events: false,
+            events_max: 10_000,
             // Well within the 10 s of a client that logs in.
             response_ms_max: 2_000,
             connect_ms_max: 1_000,
@@ -211,6 +217,11 @@ impl Config {
                 self.store.url == "redb:" || self.store.url.starts_with("redb://"),
                 "store.url: write redb:PATH, as in redb:/var/lib/rookery/store.redb",
             ),
+            (
+                self.store.events && self.store.redb_path().is_some(),
+                "store.events needs Redis: a redb store has no streams; set store.url to a Redis, or store.events = false",
+            ),
+            (self.store.events_max == 0, "store.events_max must be at least 1"),
             (self.store.cache_bytes_max < 1024 * 1024, "store.cache_bytes_max must be at least 1048576"),
         ];
         match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
@@ -245,5 +256,10 @@ mod tests {
             config.store.url = wrong.to_owned();
             assert!(config.check().is_err_and(|what| what.contains("redb:PATH")), "{wrong}");
         }
+        config.store.url = "redb:target/run/state/store.redb".to_owned();
+        config.store.events = true;
+        assert!(config.check().is_err_and(|what| what.starts_with("store.events needs Redis")));
+        config.store.url = StoreConfig::default().url;
+        assert_eq!(config.check(), Ok(()));
     }
 }

@@ -7,7 +7,7 @@
 //! Keys (`store_redis_key` has the names). `{cNNNN}` is the bucket of a chat, so that a chat stands in one slot also in
 //! Redis Cluster: `{cNNNN}:chat:CHAT` hash `seq` and `time` of the head, `first` kept, time of the `oldest`, `d:USER`;
 //! `{cNNNN}:messages:CHAT` stream with id `SEQ-0`; `{cNNNN}:ids:CHAT:SENDER:STREAM` hash `w` and a ring of answers;
-//! `{cNNNN}:named:CHAT:SENDER:NAME` string, digest and answer; `{cNNNN}:recent` zset of all chats by time; `{cNNNN}:history`. `route:NNNNN` hash user → entries of 20 bytes.
+//! `{cNNNN}:named:CHAT:SENDER:NAME` string, digest and answer; `{cNNNN}:events` stream, with `store.events`; `{cNNNN}:recent` zset of all chats by time; `{cNNNN}:history`. `route:NNNNN` hash user → entries of 20 bytes.
 //! `user:NNNNN` hash name → number. `name:NNNNN` hash number → name. `chats:USER` zset, all of score 0. `rookery:meta`
 //! hash: layout and record. `rookery:marks` hash. `rookery:incarnations`, `rookery:users` counters.
 //!
@@ -52,6 +52,8 @@ pub struct RedisStore {
     route_buckets: u32,
     dedupe_seconds: u64,
     named_seconds: u64,
+    /// Events that a bucket keeps; 0: none are written.
+    events_max: u64,
     messages_max: u64,
     kept_us: u64,
 }
@@ -70,6 +72,7 @@ impl RedisStore {
             route_buckets: config.route_buckets,
             dedupe_seconds: u64::from(config.dedupe_days) * 86_400,
             named_seconds: u64::from(config.named_ids_hours) * 3_600,
+            events_max: if config.events { config.events_max } else { 0 },
             messages_max: config.retention_messages_max,
             kept_us: u64::from(config.retention_days) * 86_400 * 1_000_000,
         })
@@ -258,6 +261,7 @@ impl RedisStore {
                 command.arg(self.messages_max).arg(self.kept_us).arg(retention_step(self.messages_max));
                 command.arg(append.kind as i32);
                 command.arg(if let Act::Refer(seq) = append.act { seq } else { 0 });
+                command.arg(self.events_max);
                 if in_group {
                     put_change(&mut command, &append.act);
                 }

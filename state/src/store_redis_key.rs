@@ -60,6 +60,7 @@ pub fn named(chat: &str, sender: &str, name: &str) -> String {
 }
 
 /// String: the history of a bucket.
+/// `lua/append.lua` makes the name of the stream of events from it, with `:events` in the place of `:history`.
 pub fn history(bucket: u32) -> String {
     format!("{}:history", tag(bucket))
 }

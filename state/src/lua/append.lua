@@ -2,8 +2,9 @@
 -- KEYS: 1 chat (hash), 2 ids of (chat, sender, stream) (hash) or the named id (string), 3 messages (stream), 4 recency (zset), 5 history
 -- ARGV: 1 n, or "=" and the digest of the body of a named one, or "-" for one without a name, 2 chat, 3 sender, 4 body, 5 crc, 6 refusal code (0: none), 7 seconds to remember the id at least,
 --       8 ids remembered, 9 history to begin with, 10 messages kept (0: all), 11 µs that they are kept (0: for ever),
---       12 seqs between two looks for what is due, 13 kind (0: text), 14 seq that must be the sender's to edit (0: none)
--- In a group also KEYS: 6 members (hash)   ARGV: 15 what changes (0: nothing), and as `change` wants it
+--       12 seqs between two looks for what is due, 13 kind (0: text), 14 seq that must be the sender's to edit (0: none),
+--       15 events that the bucket's stream of them keeps (0: there is none)
+-- In a group also KEYS: 6 members (hash)   ARGV: 16 what changes (0: nothing), and as `change` wants it
 -- Returns {'ok', answer} {'again', answer} {'expected', n} {'old', n} {'conflict', ''}; answer: "seq time_us history", in a
 -- group with its version behind it, or "! code", which uses up a number and not a name.
 local function remember(key, seconds)
@@ -71,6 +72,11 @@ else
     redis.call('HSET', KEYS[1], 'seq', seq, 'time', time)
   end
   redis.call('ZADD', KEYS[4], time, ARGV[2])
+  -- In the slot of the others, and named only when it is on. docs/hooks.md is the contract of the fields.
+  if ARGV[15] ~= '0' then
+    redis.call('XADD', string.gsub(KEYS[5], ':history$', ':events'), 'MAXLEN', '~', ARGV[15], '*', 'type', 'message',
+      'chat', ARGV[2], 'seq', seq, 'sender', ARGV[3], 'time_us', time, 'kind', ARGV[13], 'body', ARGV[4])
+  end
   -- Rarely, so that most messages pay nothing for it.
   if at % tonumber(ARGV[12]) == 0 then
     local kept = redis.call('HMGET', KEYS[1], 'first', 'oldest')

@@ -1,5 +1,5 @@
 -- What may be said in a group, and what it changes there: `decide` and `may_edit` of group.rs, in the language of Redis. Stands
--- in front of append.lua and reads its KEYS and ARGV. Behind 15, what changes: 16 title, 17 members that the group may
+-- in front of append.lua and reads its KEYS and ARGV. Behind 16, what changes: 17 title, 18 members that the group may
 -- have, then of each who is named user, number, role.
 -- A row of a member: "role number joined left", left 0 while they are in it.
 
@@ -19,7 +19,7 @@ local function change()
   local seq = string.format('%.0f', (tonumber(at[1]) or 0) + 1)
   local version, count, rows, deleted = at[2] or '0', tonumber(at[3]) or 0, tonumber(at[4]) or 0, at[5]
   local function find(user) return standing(redis.call('HGET', KEYS[6], user), deleted) end
-  local action, most = tonumber(ARGV[15]), tonumber(ARGV[17])
+  local action, most = tonumber(ARGV[16]), tonumber(ARGV[18])
   local effect = {fields = {}, rows = {}}
   local function put(field, value)
     effect.fields[#effect.fields + 1] = field
@@ -32,13 +32,13 @@ local function change()
   end
   if action == 1 then
     if seq ~= '1' then return '26' end
-    for i = 18, #ARGV, 3 do
+    for i = 19, #ARGV, 3 do
       effect.rows[ARGV[i]] = row(ARGV[i + 2], ARGV[i + 1], seq, '0')
       count = count + 1
     end
     if count > most then return '27' end
     rows = count
-    put('gt', ARGV[16])
+    put('gt', ARGV[17])
     return done()
   end
   local me = find(ARGV[3])
@@ -46,9 +46,9 @@ local function change()
   if action == 0 then return '0', version end
   local leads = me.role > 0
   if action == 2 and leads then
-    put('gt', ARGV[16])
+    put('gt', ARGV[17])
   elseif action == 3 and leads then
-    for i = 18, #ARGV, 3 do
+    for i = 19, #ARGV, 3 do
       if tonumber(ARGV[i + 2]) >= me.role then return '28' end
       local known = find(ARGV[i])
       if not (known and known.within) then
@@ -59,7 +59,7 @@ local function change()
     end
     if count > most or rows > 2 * most then return '27' end
   elseif action == 4 and leads then
-    for i = 18, #ARGV, 3 do
+    for i = 19, #ARGV, 3 do
       local known = find(ARGV[i])
       if known and known.within then
         if known.role >= me.role then return '28' end
@@ -71,11 +71,11 @@ local function change()
     count = count - 1
     effect.rows[ARGV[3]] = row(me.role, me.number, me.joined, seq)
   elseif action == 6 and me.role == 2 then
-    if ARGV[18] == ARGV[3] then return '29' end
-    local known = find(ARGV[18])
+    if ARGV[19] == ARGV[3] then return '29' end
+    local known = find(ARGV[19])
     if not known or not known.within then return '29' end
-    effect.rows[ARGV[18]] = row(ARGV[20], known.number, known.joined, '0')
-    if ARGV[20] == '2' then effect.rows[ARGV[3]] = row(1, me.number, me.joined, '0') end
+    effect.rows[ARGV[19]] = row(ARGV[21], known.number, known.joined, '0')
+    if ARGV[21] == '2' then effect.rows[ARGV[3]] = row(1, me.number, me.joined, '0') end
   elseif action == 7 and me.role == 2 then
     put('gd', seq)
     count = 0
