@@ -125,7 +125,13 @@ impl Ledger {
             Event::Message(message) => (&message.chat, message.history, message.seq),
             Event::Gap { chat, history, to, .. } => (chat, *history, *to),
             Event::HistoryLost { chat, history, from_seq } => (chat, *history, from_seq - 1),
-            Event::Connected { .. } | Event::Synced | Event::Disconnected { .. } | Event::Ended(_) => {
+            Event::Delivered { .. }
+            | Event::Read { .. }
+            | Event::Unread { .. }
+            | Event::Connected { .. }
+            | Event::Synced
+            | Event::Disconnected { .. }
+            | Event::Ended(_) => {
                 return Ok(false);
             }
         };

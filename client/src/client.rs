@@ -193,6 +193,17 @@ impl Client {
         }
     }
 
+    /// The user has read everything of the chat with a user (`bob`), of a chat (`alice:bob`) or group (`#17`), up to `seq` and
+    /// not beyond what was handed out here; one's own messages count like others'. Told to the server when it can be, merged, and
+    /// again until [`Event::Read`](crate::Event::Read) of one's own user says that it is stored; forgotten at the end of the
+    /// session. Does nothing in a chat of which nothing was handed out yet.
+    pub fn read(&self, chat: &str, seq: u64) -> Result<(), NameError> {
+        let chat = self.chat(chat)?.to_string();
+        // Over means that nobody can be told any more.
+        let _ = self.controls.send(Control::Read { chat, seq });
+        Ok(())
+    }
+
     /// Ends the session: stores what is confirmed, sends the last acknowledgements, and lets go of the state folder.
     /// What is still unanswered resolves as [`SendError::Unanswered`] and is sent again when the device comes back, or as
     /// [`SendError::Unknown`] with [`Keep::Memory`].
@@ -203,9 +214,13 @@ impl Client {
         }
     }
 
-    fn submission(&self, to: &str, body: Body) -> Result<(Submission, Pending), SendError> {
+    fn chat(&self, to: &str) -> Result<Chat, NameError> {
         let is_chat = to.starts_with('#') || to.contains(':');
-        let chat = if is_chat { Chat::parse(to)? } else { Chat::pair(&self.user, to)? };
+        if is_chat { Chat::parse(to) } else { Chat::pair(&self.user, to) }
+    }
+
+    fn submission(&self, to: &str, body: Body) -> Result<(Submission, Pending), SendError> {
+        let chat = self.chat(to)?;
         if body.len() > proto::MESSAGE_BYTES_MAX {
             let text = format!("{} bytes, {} allowed", body.len(), proto::MESSAGE_BYTES_MAX);
             return Err(SendError::Refused { code: Code::MessageTooLarge, text });

@@ -23,6 +23,10 @@ pub struct Arguments {
     /// One JSON object a line: {"chat","seq","sender","text","send_time_us"}
     #[arg(long)]
     json: bool,
+    /// Print also how far others have the messages, and what was read: with --json {"receipt","chat","user","seq"} where
+    /// receipt is delivered or read, and {"receipt":"unread","chat","seq","unread"}
+    #[arg(long)]
+    receipts: bool,
     /// Exit 0 after so many messages
     #[arg(long, value_name = "N")]
     count: Option<u64>,
@@ -32,6 +36,7 @@ pub struct Arguments {
 }
 
 pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitCode> {
+    let options = Options { receipts: arguments.receipts, ..options };
     let (client, mut events) = Client::start(options)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -55,14 +60,19 @@ pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitC
             _ = interrupt.recv() => break Ok(ExitCode::SUCCESS),
             _ = terminate.recv() => break Ok(ExitCode::SUCCESS),
         };
+        let printed = match &event {
+            Event::Message(message) => print(message, arguments.json),
+            event => print_receipt(event, arguments.json),
+        };
+        match printed {
+            // Whoever read our lines has enough of them.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break Ok(ExitCode::SUCCESS),
+            Err(error) => break Err(error.into()),
+            Ok(()) => {}
+        }
         match &event {
             Event::Message(message) => {
-                match print(message, arguments.json) {
-                    // Whoever read our lines has enough of them.
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break Ok(ExitCode::SUCCESS),
-                    Err(error) => break Err(error.into()),
-                    Ok(()) => events.confirm(message),
-                }
+                events.confirm(message);
                 left -= 1;
             }
             Event::Gap { chat, from, to, .. } => {
@@ -77,7 +87,11 @@ pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitC
             }
             Event::Ended(ended) => break Err(anyhow::Error::new(ConnectError::Ended(ended.clone()))),
             Event::Disconnected { reason } => tracing::warn!(reason, "disconnected"),
-            Event::Connected { .. } | Event::Synced => {}
+            Event::Delivered { .. }
+            | Event::Read { .. }
+            | Event::Unread { .. }
+            | Event::Connected { .. }
+            | Event::Synced => {}
         }
     };
     client.close().await;
@@ -120,6 +134,28 @@ fn print(message: &Message, json: bool) -> io::Result<()> {
     } else {
         writeln!(out, "[{} {}] {}: {}", message.chat, message.seq, message.sender, printable(&text))?;
     }
+    out.flush()
+}
+
+/// Of other events than receipts nothing.
+fn print_receipt(event: &Event, json: bool) -> io::Result<()> {
+    let (object, line) = match event {
+        Event::Delivered { chat, user, seq, .. } => (
+            serde_json::json!({ "receipt": "delivered", "chat": &**chat, "user": user, "seq": seq }),
+            format!("[{chat} {seq}] delivered to {user}"),
+        ),
+        Event::Read { chat, user, seq, .. } => (
+            serde_json::json!({ "receipt": "read", "chat": &**chat, "user": user, "seq": seq }),
+            format!("[{chat} {seq}] read by {user}"),
+        ),
+        Event::Unread { chat, read, unread, .. } => (
+            serde_json::json!({ "receipt": "unread", "chat": &**chat, "seq": read, "unread": unread }),
+            format!("[{chat} {read}] {unread} unread"),
+        ),
+        _ => return Ok(()),
+    };
+    let mut out = io::stdout().lock();
+    if json { writeln!(out, "{object}") } else { writeln!(out, "{line}") }?;
     out.flush()
 }
 

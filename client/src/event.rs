@@ -6,6 +6,7 @@ use proto::wire::{Code, Durability};
 use tokio::sync::mpsc;
 
 use crate::inbox::Message;
+use crate::receipts::News;
 use crate::session::Control;
 
 /// One thing that happened.
@@ -35,6 +36,42 @@ pub enum Event {
         /// First seq that is handed out anew.
         from_seq: u64,
     },
+    /// Some device of a user has everything up to `seq` of the chat. Told of others, in chats with one other user. May come
+    /// again after a restart.
+    Delivered {
+        /// The chat.
+        chat: Arc<str>,
+        /// Its history.
+        history: u64,
+        /// Whose device.
+        user: String,
+        /// Up to here.
+        seq: u64,
+    },
+    /// A user has read everything up to `seq` of the chat; also told of one's own user, when any device says so. May come
+    /// again after a restart.
+    Read {
+        /// The chat.
+        chat: Arc<str>,
+        /// Its history.
+        history: u64,
+        /// Who.
+        user: String,
+        /// Up to here.
+        seq: u64,
+    },
+    /// What a Sync says of a chat with news: this user has read up to `read`, and `unread` messages above it are kept, one's
+    /// own among them.
+    Unread {
+        /// The chat.
+        chat: Arc<str>,
+        /// Its history.
+        history: u64,
+        /// Up to here.
+        read: u64,
+        /// So many.
+        unread: u64,
+    },
     /// Logged in.
     Connected {
         /// The gateway.
@@ -51,6 +88,16 @@ pub enum Event {
     },
     /// The last event: the session does not come back by itself.
     Ended(Ended),
+}
+
+impl From<News> for Event {
+    fn from(news: News) -> Event {
+        match news {
+            News::Delivered { chat, history, user, seq } => Event::Delivered { chat, history, user, seq },
+            News::Read { chat, history, user, seq } => Event::Read { chat, history, user, seq },
+            News::Unread { chat, history, read, unread } => Event::Unread { chat, history, read, unread },
+        }
+    }
 }
 
 /// Why a session ended for good.
@@ -128,7 +175,13 @@ impl Events {
             Event::HistoryLost { chat, history, from_seq } => {
                 self.confirm_up_to(chat, *history, from_seq.saturating_sub(1));
             }
-            Event::Connected { .. } | Event::Synced | Event::Disconnected { .. } | Event::Ended(_) => {}
+            Event::Delivered { .. }
+            | Event::Read { .. }
+            | Event::Unread { .. }
+            | Event::Connected { .. }
+            | Event::Synced
+            | Event::Disconnected { .. }
+            | Event::Ended(_) => {}
         }
     }
 

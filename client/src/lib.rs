@@ -4,6 +4,8 @@
 //! the application confirms. Behind them one task owns the connection, the [`store`] and the two parts that decide
 //! without I/O or clock: [`inbox`] and [`outbox`]. A program with an event loop of its own uses those two directly.
 //!
+//! [`Client::read`] says what the user has read; [`Event::Delivered`] and [`Event::Read`] tell how far others are.
+//!
 //! Nothing is lost or doubled by a crash of the application either, if it stores first and confirms then: `examples/once.rs`.
 //!
 //! Trap: a message that is never confirmed is handed out again after a restart, and when
@@ -19,6 +21,7 @@ pub mod inbox;
 mod login;
 mod options;
 pub mod outbox;
+pub mod receipts;
 mod resolve;
 mod session;
 pub mod store;

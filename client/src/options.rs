@@ -24,6 +24,8 @@ pub struct Options {
     /// Receive messages. Without it nothing is handed out, confirmed or acknowledged: a device that only sends must not
     /// make the user's messages look delivered.
     pub receive: bool,
+    /// Hear how far others have one's messages, and tell what is read. Needs `receive`.
+    pub receipts: bool,
     /// Token; empty for a development login.
     pub token: String,
     /// Told to the server for its logs.
@@ -65,6 +67,7 @@ impl Options {
             keep: Keep::Default,
             throw_away: false,
             receive: true,
+            receipts: true,
             token: String::new(),
             agent: concat!("rookery-client/", env!("CARGO_PKG_VERSION")).to_owned(),
             inbox: inbox::Limits::default(),

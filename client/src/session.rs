@@ -26,6 +26,7 @@ use crate::inbox::{self, Inbox};
 use crate::login::{Attempt, LoginFailure};
 use crate::options::Options;
 use crate::outbox::{self, Outbox, Outcome};
+use crate::receipts::Receipts;
 use crate::resolve::Resolver;
 use crate::store::{Store, StoreError};
 
@@ -34,6 +35,7 @@ pub(crate) struct Session {
     store: Store,
     inbox: Inbox,
     outbox: Outbox,
+    receipts: Option<Receipts>,
     app: App,
     status: watch::Sender<Status>,
     /// Who waits for the answer to which message.
@@ -69,12 +71,15 @@ impl Session {
         let resend_ms_max = options.outbox.resend_days_max * 24 * 3_600_000;
         let outbox = Outbox::restore(options.outbox, rand::random(), store.outbox(clock_ms(), resend_ms_max));
         let inbox = Inbox::restore(options.inbox, store.cursors(), store.is_complete());
+        let receipts = options.receive && options.receipts;
+        let receipts = receipts.then(|| Receipts::new(&*options.user));
         let backoff = Backoff::new(options.backoff_ms_min, options.backoff_ms_max);
         Session {
             options,
             store,
             inbox,
             outbox,
+            receipts,
             app: App::new(submissions, controls, events),
             status,
             tickets: HashMap::new(),
@@ -118,6 +123,7 @@ impl Session {
                     let leave = self.online(connection, ack).await?;
                     self.inbox.disconnected();
                     self.outbox.disconnected();
+                    self.receipts.iter_mut().for_each(Receipts::disconnected);
                     if since.elapsed() >= Duration::from_millis(STABLE_MS_MIN) {
                         self.backoff.reset();
                     }
@@ -218,6 +224,13 @@ impl Session {
                 self.inbox.confirm(&chat, history, seq, now);
             }
             Input::Control(Control::Members { chat, answer }) => self.lists.ask(chat, answer),
+            Input::Control(Control::Read { chat, seq }) => {
+                if let (Some(receipts), Some((history, cursor))) =
+                    (&mut self.receipts, self.inbox.cursor(&chat))
+                {
+                    receipts.read(&chat, history, seq.min(cursor), now);
+                }
+            }
             Input::Control(Control::Close { done }) => self.closing = Some(Some(done)),
             Input::Gone => self.closing = Some(None),
             Input::Told => {}
@@ -255,7 +268,10 @@ impl Session {
                     inbox::Action::Store { chat, history, seq } => self.store.put_cursor(&chat, history, seq),
                     inbox::Action::StoreComplete => self.store.put_complete(),
                     inbox::Action::Synced => self.app.tell(Event::Synced),
-                    inbox::Action::Sync(sync) => frames += put(&mut connection, Command::Sync, &sync),
+                    inbox::Action::Sync(mut sync) => {
+                        self.receipts.iter().for_each(|receipts| receipts.fill(&mut sync));
+                        frames += put(&mut connection, Command::Sync, &sync);
+                    }
                     inbox::Action::Pull(pull) => frames += put(&mut connection, Command::Pull, &pull),
                     inbox::Action::Ack(ack) => frames += put(&mut connection, Command::PushAck, &ack),
                 }
@@ -267,6 +283,17 @@ impl Session {
         if connection.is_some() {
             for asked in self.lists.due() {
                 frames += put(&mut connection, Command::Members, &asked);
+            }
+        }
+        if let Some(receipts) = &mut self.receipts {
+            while let Some(read) = receipts.next_frame() {
+                frames += put(&mut connection, Command::Read, &read);
+            }
+            // One at a time: what waits becomes one with what comes later.
+            if !self.app.is_behind()
+                && let Some(news) = receipts.next_news()
+            {
+                self.app.tell(news.into());
             }
         }
         self.commit().await?;

@@ -102,6 +102,10 @@ impl Edge {
             if self.carry_out()? {
                 return Ok(ExitCode::SUCCESS);
             }
+            if let Some((chat, seq)) = self.model.take_read() {
+                // The name is one that the server uses.
+                let _ = self.client.read(&chat, seq);
+            }
             must_draw |= self.model.take_changed();
             if must_draw && Instant::now() >= draw_at {
                 self.draw().context("cannot write to the terminal")?;
@@ -162,6 +166,9 @@ impl Edge {
                 self.model.connected(address.clone(), *durability);
             }
             Event::Disconnected { reason } => self.model.disconnected(reason),
+            Event::Delivered { chat, history, seq, .. } => self.model.delivered(chat, (*history, *seq)),
+            Event::Read { chat, history, user, seq } => self.model.read(chat, user, (*history, *seq)),
+            Event::Unread { chat, history, read, .. } => self.model.read_elsewhere(chat, (*history, *read)),
             Event::Synced => {}
             Event::Ended(ended) => return Err(anyhow::Error::new(ConnectError::Ended(ended.clone()))),
         }

@@ -356,6 +356,7 @@ async fn told(events: &mut Events) -> Event {
         loop {
             match events.next().await.expect("the session goes on") {
                 Event::Connected { .. } | Event::Disconnected { .. } | Event::Synced => {}
+                Event::Delivered { .. } | Event::Read { .. } | Event::Unread { .. } => {}
                 event => return event,
             }
         }

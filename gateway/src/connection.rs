@@ -144,9 +144,8 @@ mod tests {
     #[test]
     fn login_comes_first_and_once() {
         assert_eq!(judge(Stage::Fresh, Command::Login as u8), Verdict::Login);
-        for command in
-            [Command::Ping, Command::Send, Command::Sync, Command::Pull, Command::PushAck, Command::Members]
-        {
+        use Command::*;
+        for command in [Ping, Send, Sync, Pull, PushAck, Read, Members] {
             assert_eq!(judge(Stage::Fresh, command as u8), Verdict::Refuse(Code::NotLoggedIn));
             assert_eq!(judge(Stage::LoggingIn, command as u8), Verdict::Refuse(Code::NotLoggedIn));
         }

@@ -19,12 +19,13 @@ impl Worker {
             self.batch.frames.reserve(self.batch_frames);
             self.batch.bodies.reserve(self.batch_bytes.max(body.len()));
         }
-        self.urgent |= frame.command != Command::PushAck as u8;
+        let is_cursor = frame.command == Command::PushAck as u8 || frame.command == Command::Read as u8;
+        self.urgent |= !is_cursor;
         self.batch.bodies.extend_from_slice(body);
         self.batch.frames.push(frame);
     }
 
-    /// Whether the batch may wait for the next: nobody waits for acknowledgements of pushes, or for the news that a batch
+    /// Whether the batch may wait for the next: nobody waits for cursors (PushAck, Read), or for the news that a batch
     /// down was placed. Alone they would wake the bridge and a state server twice per message.
     fn can_wait(&mut self) -> bool {
         let full = self.batch.frames.len() >= NEWS_MAX || self.batch.bodies.len() >= NEWS_BYTES_MAX;

@@ -86,7 +86,7 @@ fn what_ends_a_connection_says_why() {
     let after_login: [(&str, Vec<u8>, Code); 5] = [
         ("a second login", raw::frame(Command::Login, &login("again")), Code::AlreadyLoggedIn),
         ("a long frame", too_long(65_533, Command::Send), Code::FrameTooLarge),
-        ("command 13", vec![0, 0, 0, 13], Code::UnknownCommand),
+        ("command 15", vec![0, 0, 0, 15], Code::UnknownCommand),
         ("garbage as send", vec![0, 0, 3, Command::Send as u8, 0xff, 0xff, 0xff], Code::BadBody),
         ("garbage as ping", vec![0, 0, 3, Command::Ping as u8, 0xff, 0xff, 0xff], Code::BadBody),
     ];
@@ -164,7 +164,7 @@ fn what_is_refused_leaves_the_connection() {
     }
     raw.send(
         Command::Sync,
-        &wire::Sync { request: 3, after: "b".into(), until: "a".into(), cursors: Vec::new() },
+        &wire::Sync { request: 3, after: "b".into(), until: "a".into(), ..Default::default() },
     );
     assert_eq!((raw.error().code(), 3), (Code::BadRequest, 3));
     raw.send(Command::PushAck, &wire::PushAck { chat: "bob:eve".into(), history: 1, seq: 1 });

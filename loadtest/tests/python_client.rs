@@ -197,6 +197,7 @@ impl Stage {
                         panic!("not in this story")
                     }
                     Event::Connected { .. } | Event::Synced | Event::Disconnected { .. } => {}
+                    Event::Delivered { .. } | Event::Read { .. } | Event::Unread { .. } => {}
                 }
             }
             messages

@@ -31,6 +31,7 @@ async fn next_message(events: &mut Events) -> Message {
                     panic!("not in this story")
                 }
                 Event::Connected { .. } | Event::Synced | Event::Disconnected { .. } => {}
+                Event::Delivered { .. } | Event::Read { .. } | Event::Unread { .. } => {}
             }
         }
     };

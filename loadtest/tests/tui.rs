@@ -215,6 +215,8 @@ fn two_people_chat_in_their_terminals() {
     alice.enter("hello, bob");
     alice.shows("✓ alice: hello, bob");
     bob.shows("  alice: hello, bob");
+    // He looks at it, which she sees.
+    alice.shows("●✓ alice: hello, bob");
     bob.enter("hello, alice. 日本語, é, 👋");
     bob.shows("✓ bob: hello, alice. 日本語, é, 👋");
     alice.shows("  bob: hello, alice. 日本語, é, 👋");

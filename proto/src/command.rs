@@ -24,17 +24,19 @@ pub enum Command {
     PullAck = 10,
     PushAck = 11,
     Push = 12,
+    Read = 13,
     Resync = 14,
     Kick = 16,
     GoAway = 18,
     Error = 20,
     Members = 21,
     MembersAck = 22,
+    Receipt = 24,
 }
 
 impl Command {
     /// Every command, in the order of its number.
-    pub const ALL: [Command; 18] = [
+    pub const ALL: [Command; 20] = [
         Command::Login,
         Command::LoginAck,
         Command::Ping,
@@ -47,18 +49,20 @@ impl Command {
         Command::PullAck,
         Command::PushAck,
         Command::Push,
+        Command::Read,
         Command::Resync,
         Command::Kick,
         Command::GoAway,
         Command::Error,
         Command::Members,
         Command::MembersAck,
+        Command::Receipt,
     ];
 
     /// Whether a client may send it.
     pub fn is_from_client(self) -> bool {
         use Command::*;
-        matches!(self, Login | Ping | Send | Sync | Pull | PushAck | Members)
+        matches!(self, Login | Ping | Send | Sync | Pull | PushAck | Members | Read)
     }
 }
 
@@ -86,6 +90,7 @@ pub enum ServerFrame {
     GoAway(wire::GoAway),
     Error(wire::Error),
     MembersAck(wire::MembersAck),
+    Receipt(wire::Receipt),
 }
 
 /// Why a frame from a server could not be read.
@@ -117,13 +122,15 @@ impl ServerFrame {
             Command::GoAway => Self::GoAway(read(command, body)?),
             Command::Error => Self::Error(read(command, body)?),
             Command::MembersAck => Self::MembersAck(read(command, body)?),
+            Command::Receipt => Self::Receipt(read(command, body)?),
             Command::Login
             | Command::Ping
             | Command::Send
             | Command::Sync
             | Command::Pull
             | Command::PushAck
-            | Command::Members => return Err(DecodeError::Command(command)),
+            | Command::Members
+            | Command::Read => return Err(DecodeError::Command(command)),
         })
     }
 }

@@ -34,6 +34,9 @@ pub const WIRE_VERSION: u32 = 1;
 /// Version of the gateway-state stream that this build speaks.
 pub const LINK_VERSION: u32 = 1;
 
+/// A gateway that names this feature on the stream lets `Read` through; one that does not closes the connection for it.
+pub const FEATURE_READ: &str = "read";
+
 /// Version of the store's layout that this build reads and writes.
 pub const STORE_LAYOUT: u32 = 2;
 

@@ -103,6 +103,8 @@ fn through_the_codec(command: Command, body: &[u8]) -> Result<Vec<u8>, prost::De
         Command::Pull => through::<wire::Pull>(command, body),
         Command::PullAck => through::<wire::PullAck>(command, body),
         Command::PushAck => through::<wire::PushAck>(command, body),
+        Command::Read => through::<wire::Read>(command, body),
+        Command::Receipt => through::<wire::Receipt>(command, body),
         Command::Push => through::<wire::Push>(command, body),
         Command::Resync => through::<wire::Resync>(command, body),
         Command::Kick => through::<wire::Kick>(command, body),

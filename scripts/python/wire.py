@@ -12,9 +12,10 @@ Fields = dict[str, Any]  # a message: field name -> value; what is not named has
 
 # Section 3.
 COMMANDS = {1: "Login", 2: "LoginAck", 3: "Ping", 4: "Pong", 5: "Send", 6: "SendAck", 7: "Sync", 8: "SyncAck", 9: "Pull",
-            10: "PullAck", 11: "PushAck", 12: "Push", 14: "Resync", 16: "Kick", 18: "GoAway", 20: "Error"}
+            10: "PullAck", 11: "PushAck", 12: "Push", 13: "Read", 14: "Resync", 16: "Kick", 18: "GoAway", 20: "Error",
+            21: "Members", 22: "MembersAck", 24: "Receipt"}
 COMMAND_BYTES = {name: byte for byte, name in COMMANDS.items()}
-FROM_CLIENT = {"Login", "Ping", "Send", "Sync", "Pull", "PushAck"}
+FROM_CLIENT = {"Login", "Ping", "Send", "Sync", "Pull", "PushAck", "Read", "Members"}
 
 # Sections 11 and 12.
 ENUMS = {
@@ -22,8 +23,13 @@ ENUMS = {
     "Code": {0: "CODE_UNSPECIFIED", 1: "FRAME_TOO_LARGE", 2: "UNKNOWN_COMMAND", 3: "BAD_BODY", 4: "NOT_LOGGED_IN",
              5: "ALREADY_LOGGED_IN", 10: "UNSUPPORTED_VERSION", 11: "BAD_NAME", 12: "LOGIN_REFUSED", 13: "LOGIN_TIMEOUT",
              14: "STALE_ATTEMPT", 15: "TOO_MANY_DEVICES", 20: "BAD_CHAT", 21: "NOT_A_MEMBER", 22: "MESSAGE_TOO_LARGE",
+             26: "GROUP_EXISTS", 27: "GROUP_FULL", 28: "NOT_ALLOWED", 29: "BAD_CHANGE",
              23: "OUT_OF_ORDER", 24: "TOO_OLD", 25: "BAD_REQUEST", 30: "UNAVAILABLE", 31: "RATE_LIMITED",
              32: "TOO_MANY_CONNECTIONS", 40: "REPLACED", 41: "IDLE", 42: "SLOW_READER", 43: "SHUTTING_DOWN", 50: "INTERNAL"},
+    "Kind": {0: "KIND_TEXT", 1: "KIND_GROUP", 2: "KIND_EDIT", 3: "KIND_RECALL", 4: "KIND_PAYLOAD"},
+    "GroupAction": {0: "GROUP_UNSPECIFIED", 1: "GROUP_CREATE", 2: "GROUP_RENAME", 3: "GROUP_ADD", 4: "GROUP_REMOVE",
+                    5: "GROUP_LEAVE", 6: "GROUP_ROLE", 7: "GROUP_DELETE"},
+    "Role": {0: "ROLE_MEMBER", 1: "ROLE_ADMIN", 2: "ROLE_OWNER"},
 }
 
 
@@ -47,18 +53,30 @@ MESSAGES = {name: table(text) for name, text in {
                 "6 durability Durability, 7 message_bytes_max uint32, 8 frame_bytes_max uint32, 9 unanswered_max uint32",
     "Ping": "1 nonce uint64",
     "Pong": "1 nonce uint64",
-    "Send": "1 stream fixed64, 2 n uint64, 3 chat string, 4 body bytes",
+    "Send": "1 stream fixed64, 2 n uint64, 3 chat string, 4 body bytes, 5 kind Kind",
     "SendAck": "1 stream fixed64, 2 n uint64, 3 chat string, 4 seq uint64, 5 time_us uint64, 6 history fixed64",
-    "Message": "1 seq uint64, 2 sender string, 3 time_us uint64, 4 body bytes",
+    "Message": "1 seq uint64, 2 sender string, 3 time_us uint64, 4 body bytes, 5 kind Kind",
+    "GroupChange": "1 action GroupAction, 2 title string, 3 members repeated Member",
+    "Member": "1 user string, 2 role Role, 3 joined uint64",
+    "Edit": "1 seq uint64, 2 body bytes",
+    "Payload": "1 content_type string, 2 data bytes, 3 mentions repeated Mention, 4 reply_to uint64",
+    "Mention": "1 user string",
+    "Members": "1 request uint32, 2 chat string, 3 after string",
+    "MembersAck": "1 request uint32, 2 chat string, 3 version uint64, 4 title string, 5 count uint32,"
+                  "6 members repeated Member, 7 has_more bool, 8 next string",
     "Push": "1 chat string, 2 history fixed64, 3 message Message",
     "PushAck": "1 chat string, 2 history fixed64, 3 seq uint64",
-    "Cursor": "1 chat string, 2 history fixed64, 3 seq uint64",
-    "Sync": "1 request uint32, 2 after string, 3 until string, 4 cursors repeated Cursor",
-    "ChatHead": "1 chat string, 2 history fixed64, 3 head uint64, 4 delivered uint64, 5 first uint64",
-    "SyncAck": "1 request uint32, 2 chats repeated ChatHead, 3 has_more bool, 4 next string",
+    "Read": "1 chat string, 2 history fixed64, 3 seq uint64",
+    "Receipt": "1 chat string, 2 history fixed64, 3 user string, 4 delivered uint64, 5 read uint64",
+    "Cursor": "1 chat string, 2 history fixed64, 3 seq uint64, 4 read_seq uint64, 5 peer_delivered uint64,"
+              "6 peer_read uint64",
+    "Sync": "1 request uint32, 2 after string, 3 until string, 4 cursors repeated Cursor, 5 receipts bool",
+    "ChatHead": "1 chat string, 2 history fixed64, 3 head uint64, 4 delivered uint64, 5 first uint64, 6 joined uint64,"
+                "7 read_seq uint64, 8 unread uint64, 9 peer_delivered uint64, 10 peer_read uint64",
+    "SyncAck": "1 request uint32, 2 chats repeated ChatHead, 3 has_more bool, 4 next string, 5 receipts bool",
     "Pull": "1 request uint32, 2 chat string, 3 history fixed64, 4 cursor uint64, 5 limit uint32, 6 reverse bool",
     "PullAck": "1 request uint32, 2 chat string, 3 history fixed64, 4 messages repeated Message, 5 has_more bool,"
-               "6 head uint64, 7 first uint64",
+               "6 head uint64, 7 first uint64, 8 joined uint64",
     "Resync": "",
     "Kick": "1 code Code, 2 text string",
     "GoAway": "1 within_ms uint32, 2 text string",

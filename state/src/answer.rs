@@ -8,6 +8,8 @@ use proto::link::{Bind, DownFrame, UpFrame};
 use proto::wire::{self, Code};
 use proto::{Command, frame};
 
+use crate::store::Moved;
+
 /// An answer to the connection that sent `to`.
 pub fn reply<M: Message>(to: &UpFrame, command: Command, body: &M) -> DownFrame {
     DownFrame {
@@ -77,6 +79,13 @@ pub fn end(connection: u64, user: u64) -> DownFrame {
         close: true,
         ..Default::default()
     }
+}
+
+/// How far a user has a chat, as everybody gets it who is told.
+pub fn receipt(chat: &str, history: u64, user: &str, moved: Moved) -> Bytes {
+    let Moved { delivered, read } = moved;
+    let body = wire::Receipt { chat: chat.to_owned(), history, user: user.to_owned(), delivered, read };
+    frame::encode(Command::Receipt, &body)
 }
 
 /// One push, as every receiver gets it.

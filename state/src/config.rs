@@ -153,8 +153,11 @@ pub struct Limits {
     pub link_credit_bytes: u64,
     /// Time between two writes of delivered cursors.
     pub delivered_flush_ms: u64,
-    /// Delivered cursors that may wait to be written.
+    /// Delivered and read cursors that may wait to be written.
     pub delivered_waiting_max: usize,
+    /// Whether users are told how far others have their messages, and Read is taken. Without it delivered cursors are kept all
+    /// the same, for new devices.
+    pub receipts: bool,
     /// What clients are told to wait when the store does not answer.
     pub retry_after_ms: u32,
 }
@@ -176,6 +179,7 @@ impl Default for Limits {
             link_credit_bytes: 8 * 1024 * 1024,
             delivered_flush_ms: 200,
             delivered_waiting_max: 65_536,
+            receipts: true,
             retry_after_ms: 250,
         }
     }

@@ -1,4 +1,4 @@
-//! Delivered cursors on their way to the store: merged per (chat, user), written a few times a second.
+//! Delivered and read cursors on their way to the store: merged per (chat, user), written a few times a second.
 //!
 //! Trap: losing some only delays a status and lets a new device see a little more; so they wait in memory, bounded, and
 //! nothing waits for them.
@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::losses;
+use crate::receipts::{Readers, Written};
 use crate::server::Core;
 use crate::store::{CHAT_BUCKETS, Head, Op, StoreError, chat_bucket, read};
 
@@ -23,11 +24,15 @@ pub struct Delivered {
 /// Chat and user.
 type Key = (String, String);
 
+/// How far a user has a chat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cursor {
+pub struct Cursor {
     /// 0: the client did not say.
-    history: u64,
-    seq: u64,
+    pub history: u64,
+    /// Delivered up to here.
+    pub seq: u64,
+    /// Read up to here. Does not prove that the store has lost anything: an application says so, and not what it was given.
+    pub read: u64,
 }
 
 /// Written in one store call, which holds up messages for as long as it takes: at 512 scripts of some 6 µs a call, five times
@@ -40,28 +45,30 @@ impl Delivered {
         Delivered { waiting: Mutex::default(), waiting_max }
     }
 
-    /// A user has everything of the chat up to `seq`.
-    pub fn note(&self, chat: String, user: &str, history: u64, seq: u64) {
+    /// A user has this much of the chat.
+    pub fn note(&self, chat: String, user: &str, cursor: Cursor) {
         let mut waiting = self.waiting.lock();
         let full = waiting.len() >= self.waiting_max;
         let key = (chat, user.to_owned());
         match waiting.get_mut(&key) {
-            Some(noted) if noted.history == history => noted.seq = seq.max(noted.seq),
+            Some(noted) if noted.history == cursor.history => {
+                (noted.seq, noted.read) = (cursor.seq.max(noted.seq), cursor.read.max(noted.read));
+            }
             // What came last is the more likely to be in force; the write decides.
-            Some(noted) => *noted = Cursor { history, seq },
+            Some(noted) => *noted = cursor,
             None if full => {}
-            None => drop(waiting.insert(key, Cursor { history, seq })),
+            None => drop(waiting.insert(key, cursor)),
         }
     }
 
     /// What is noted here of this history and may not be written yet.
-    pub fn noted(&self, chat: &str, user: &str, history: u64) -> Option<u64> {
+    pub fn noted(&self, chat: &str, user: &str, history: u64) -> Option<Cursor> {
         let waiting = self.waiting.lock();
         if waiting.is_empty() {
             return None;
         }
         let cursor = waiting.get(&(chat.to_owned(), user.to_owned()))?;
-        (cursor.history == history || cursor.history == 0).then_some(cursor.seq)
+        (cursor.history == history || cursor.history == 0).then_some(*cursor)
     }
 
     fn pending(&self) -> Vec<(Key, Cursor)> {
@@ -104,7 +111,12 @@ impl Histories {
     }
 
     fn is(&self, chat: &str, history: u64) -> bool {
-        self.of_bucket.lock().get(chat_bucket(chat) as usize) == Some(&history)
+        self.of(chat) == history
+    }
+
+    /// 0: nothing is known.
+    fn of(&self, chat: &str) -> u64 {
+        self.of_bucket.lock().get(chat_bucket(chat) as usize).copied().unwrap_or(0)
     }
 }
 
@@ -183,19 +195,44 @@ async fn flush_part(core: &Core, part: &[(Key, Cursor)]) -> Result<(), StoreErro
         outcome?;
         core.delivered.settled(key, cursor);
     }
-    let write = |((chat, user), cursor): &(&Key, Cursor)| Op::Delivered {
+    write(core, writes).await
+}
+
+/// Writes them, and tells of what moved.
+async fn write(core: &Core, writes: Vec<(&Key, Cursor)>) -> Result<(), StoreError> {
+    let written: Vec<Written<'_>> = writes
+        .iter()
+        .map(|(key, cursor)| Written {
+            chat: &key.0,
+            user: &key.1,
+            history: core.histories.of(&key.0),
+            with_read: cursor.read > 0,
+        })
+        .collect();
+    let generation = core.generation();
+    let readers = Readers::of(core, generation, &written).await;
+    let op = |((chat, user), cursor): &(&Key, Cursor)| Op::Delivered {
         chat: chat.clone(),
         user: user.clone(),
-        seq: cursor.seq,
+        // What is read was delivered.
+        seq: cursor.seq.max(cursor.read),
+        read: cursor.read,
     };
-    let ops: Vec<Op> = writes.iter().map(write).collect();
+    let ops: Vec<Op> = writes.iter().map(op).chain(readers.ops()).collect();
+    let mut outcomes = core.apply_as(generation, &ops).await;
+    let routes = outcomes.split_off(writes.len());
+    let mut moved = Vec::with_capacity(writes.len());
     let mut failed = Ok(());
-    for ((key, cursor), outcome) in writes.into_iter().zip(core.apply(&ops).await) {
-        match outcome {
-            Ok(_) => core.delivered.settled(key, cursor),
+    for (((key, cursor), written), outcome) in writes.into_iter().zip(written).zip(outcomes) {
+        match read::moved(outcome) {
+            Ok(new) => {
+                core.delivered.settled(key, cursor);
+                moved.push((written, new));
+            }
             Err(error) => failed = Err(error),
         }
     }
+    readers.tell(core, routes, &moved);
     failed
 }
 
@@ -203,10 +240,10 @@ async fn flush_part(core: &Core, part: &[(Key, Cursor)]) -> Result<(), StoreErro
 mod tests {
     use super::*;
     use crate::server::tests::{Scripted, core_over};
-    use crate::store::Answer;
+    use crate::store::{Answer, Moved};
 
     fn head(history: u64, seq: u64) -> Answer {
-        Answer::Head(Head { history, seq, delivered: 0, first: 1 })
+        Answer::Head(Head { history, seq, first: 1, ..Head::default() })
     }
 
     #[tokio::test]
@@ -215,14 +252,15 @@ mod tests {
             Op::Delivered { chat, .. } if chat.as_str() >= "a:c020" => {
                 Err(StoreError::Unknown("away".into()))
             }
+            Op::Delivered { .. } => Ok(Answer::Moved(Moved::default())),
             _ => Ok(Answer::Done),
         });
         let core = core_over(store.clone());
         for n in 0..100 {
-            core.delivered.note(format!("a:c{n:03}"), "a", 0, 1);
+            core.delivered.note(format!("a:c{n:03}"), "a", Cursor { history: 0, seq: 1, read: 0 });
         }
         flush(&core).await;
-        assert_eq!(store.calls(), 1, "one part was tried, not all of them");
+        assert_eq!(store.calls(), 2, "one part was tried, who is told of it looked up; and not all of them");
         assert_eq!(core.delivered.pending().len(), 80, "what was written is forgotten, the rest is kept");
     }
 
@@ -230,20 +268,27 @@ mod tests {
     async fn a_cursor_of_another_history_is_ignored_and_one_above_the_head_is_proof() {
         let store = Scripted::new(|op| match op {
             Op::Head { .. } => Ok(head(7, 10)),
+            Op::Delivered { .. } => Ok(Answer::Moved(Moved::default())),
             _ => Ok(Answer::Done),
         });
         let core = core_over(store.clone());
         let bucket = chat_bucket("a:b");
         for (history, seq, wanted) in [
-            (7, 10, Op::Delivered { chat: "a:b".into(), user: "a".into(), seq: 10 }),
+            (7, 10, Op::Delivered { chat: "a:b".into(), user: "a".into(), seq: 10, read: 0 }),
             (6, 10, Op::Head { chat: "a:b".into(), user: "a".into() }),
         ] {
-            core.delivered.note("a:b".into(), "a", history, seq);
+            core.delivered.note("a:b".into(), "a", Cursor { history, seq, read: 0 });
             flush(&core).await;
             assert_eq!(store.last(), Some(wanted));
         }
         core.histories.forget();
-        core.delivered.note("a:b".into(), "a", 7, 11);
+        core.delivered.note("a:b".into(), "a", Cursor { history: 7, seq: 0, read: 99 });
+        flush(&core).await;
+        assert!(
+            matches!(store.last(), Some(Op::Delivered { seq: 99, read: 99, .. })),
+            "no proof of anything"
+        );
+        core.delivered.note("a:b".into(), "a", Cursor { history: 7, seq: 11, read: 0 });
         flush(&core).await;
         assert_eq!(store.last(), Some(Op::LoseHistory { bucket, history: 7 }));
         assert!(core.delivered.pending().is_empty());

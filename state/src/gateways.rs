@@ -27,6 +27,8 @@ pub enum Outgoing {
     },
     /// Pushes.
     Pushes(Pushes),
+    /// Pushes of receipts: whoever does not get one hears of it by a Sync.
+    Receipts(Vec<Push>),
     /// The answer to a ping.
     Pong(u64),
 }
@@ -53,8 +55,8 @@ impl Outgoing {
     fn bytes(&self) -> usize {
         match self {
             Outgoing::Answers { frames, .. } => frames.iter().map(|frame| frame.frames.len() + 48).sum(),
-            Outgoing::Pushes(pushes) => {
-                pushes.pushes.iter().map(|push| push.frame.len() + 16 * push.connections.len() + 16).sum()
+            Outgoing::Pushes(Pushes { pushes, .. }) | Outgoing::Receipts(pushes) => {
+                pushes.iter().map(|push| push.frame.len() + 16 * push.connections.len() + 16).sum()
             }
             Outgoing::Pong(_) => 16,
         }

@@ -20,6 +20,7 @@ mod losses;
 mod marks;
 mod metrics;
 mod missed;
+mod receipts;
 mod repush;
 mod roster;
 pub mod server;

@@ -169,7 +169,8 @@ mod tests {
 
     #[test]
     fn chats_that_only_the_client_knows_of_are_looked_at_in_their_range() {
-        let cursor = |chat: &str, seq| wire::Cursor { chat: chat.into(), history: 7, seq };
+        let cursor =
+            |chat: &str, seq| wire::Cursor { chat: chat.into(), history: 7, seq, ..Default::default() };
         let cursors = vec![
             cursor("a:me", 3),
             cursor("b:me", 0),
@@ -178,7 +179,13 @@ mod tests {
             cursor("c:me", 3),
             cursor("d:me", 3),
         ];
-        let sync = wire::Sync { request: 1, after: "a:me".into(), until: "c:me".into(), cursors };
+        let sync = wire::Sync {
+            request: 1,
+            after: "a:me".into(),
+            until: "c:me".into(),
+            cursors,
+            ..Default::default()
+        };
         assert_eq!(with_held(vec!["bb:me".into()], &sync, "me"), ["bb:me", "c:me"]);
         let whole = wire::Sync { after: String::new(), until: String::new(), ..sync };
         assert_eq!(with_held(vec!["c:me".into()], &whole, "me"), ["a:me", "c:me", "d:me"]);

@@ -18,6 +18,7 @@ pub struct Metrics {
     pub sends: Counter,
     pub pushes: Counter,
     pub pushes_dropped: Counter,
+    pub receipts: Counter,
     pub pushed_again: Counter,
     pub second_pushes: Counter,
     pub takeovers: Counter,
@@ -43,6 +44,7 @@ impl Metrics {
             sends: Counter::default(),
             pushes: Counter::default(),
             pushes_dropped: Counter::default(),
+            receipts: Counter::default(),
             pushed_again: Counter::default(),
             second_pushes: Counter::default(),
             takeovers: Counter::default(),
@@ -63,6 +65,7 @@ impl Metrics {
                 "Pushes whose gateway has no stream here or does not read, to be pushed again when it is back",
                 &metrics.pushes_dropped,
             ),
+            ("receipts", "Receipts handed to gateways, one per connection", &metrics.receipts),
             (
                 "pushed_again",
                 "Messages pushed again for another server or for a gateway that was away",

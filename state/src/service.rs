@@ -103,6 +103,7 @@ pub(crate) fn gateway(hello: UpHello) -> Gateway {
         loopback: hello.loopback,
         heartbeat_ms: hello.heartbeat_ms,
         frame_bytes_max: hello.frame_bytes_max.clamp(4_096, proto::FRAME_BYTES_MAX as u32),
+        takes_read: hello.features.iter().any(|feature| feature == proto::FEATURE_READ),
     }
 }
 
@@ -337,6 +338,7 @@ pub(crate) fn merge(
                 unplaced.leaves(number, &pushes);
                 batch.pushes.extend(pushes.pushes);
             }
+            Outgoing::Receipts(pushes) => batch.pushes.extend(pushes),
         }
     }
     let kind = if batch.frames.is_empty() && batch.pushes.is_empty() {

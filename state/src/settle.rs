@@ -225,7 +225,8 @@ fn sync_answer(
             return answer::error(frame, wire::Error { request: sync.request, ..error });
         }
     };
-    let mut ack = wire::SyncAck { request: sync.request, has_more: more, ..Default::default() };
+    let receipts = core.config.limits.receipts && gateway.takes_read;
+    let mut ack = wire::SyncAck { request: sync.request, has_more: more, receipts, ..Default::default() };
     if more {
         ack.next = chats.last().cloned().unwrap_or_default();
     }
@@ -234,17 +235,16 @@ fn sync_answer(
     // The chat before, from which the next Sync goes on if this one does not fit any more.
     let mut before = String::new();
     for (chat, (head, joined)) in chats.into_iter().zip(heads) {
-        let is_news = match cursors.get(chat.as_str()) {
+        let cursor = cursors.get(chat.as_str());
+        let is_news = match cursor {
             // Also where nothing is left of what it holds: just that it must be told.
             Some(cursor) if cursor.seq > 0 => (cursor.history, cursor.seq) != (head.history, head.seq),
             _ => head.seq > 0,
         };
-        if is_news {
-            // What this server was told lately may not be written yet.
-            let noted = core.delivered.noted(&chat, user_name, head.history).unwrap_or(0).min(head.seq);
-            let delivered = noted.max(head.delivered);
-            let Head { history, seq, first, .. } = head;
-            let news = wire::ChatHead { chat: chat.clone(), history, head: seq, delivered, first, joined };
+        let has_receipts =
+            || sync.receipts && receipts && cursor.is_some_and(|cursor| has_receipts(cursor, &head));
+        if is_news || has_receipts() {
+            let news = chat_head(core, chat.clone(), user_name, (head, joined));
             // Key and length in front of it.
             let bytes = news.encoded_len() + 4;
             if bytes > room && !before.is_empty() {
@@ -257,6 +257,34 @@ fn sync_answer(
         before = chat;
     }
     answer::reply(frame, Command::SyncAck, &ack)
+}
+
+/// Whether the store knows more than the client of how far somebody is.
+fn has_receipts(cursor: &wire::Cursor, head: &Head) -> bool {
+    head.read > cursor.read_seq
+        || head.peer_delivered > cursor.peer_delivered
+        || head.peer_read > cursor.peer_read
+}
+
+fn chat_head(core: &Core, chat: String, user_name: &str, (head, joined): (Head, u64)) -> wire::ChatHead {
+    // What this server was told lately may not be written yet.
+    let noted = core.delivered.noted(&chat, user_name, head.history);
+    let (noted_seq, noted_read) =
+        noted.map_or((0, 0), |noted| (noted.seq.min(head.seq), noted.read.min(head.seq)));
+    let read_seq = head.read.max(noted_read);
+    wire::ChatHead {
+        chat,
+        history: head.history,
+        head: head.seq,
+        delivered: head.delivered.max(noted_seq).max(noted_read),
+        first: head.first,
+        joined,
+        read_seq,
+        unread: head.seq.saturating_sub(read_seq.max(head.first.max(joined).saturating_sub(1))),
+        // Whoever is not to be told of it is not told of it here.
+        peer_delivered: if core.config.limits.receipts { head.peer_delivered } else { 0 },
+        peer_read: if core.config.limits.receipts { head.peer_read } else { 0 },
+    }
 }
 
 /// What a Sync or Pull answer holds beside its chats or messages, at most.

@@ -106,7 +106,7 @@ pub enum Op {
     Head {
         /// The chat.
         chat: String,
-        /// Whose delivered cursor.
+        /// Whose cursors.
         user: String,
     },
     /// Messages of a chat, as many as fit [`PULL_BYTES_MAX`], one at least. Those that fail their checksum are left out. → [`Answer::Messages`]
@@ -120,14 +120,16 @@ pub enum Op {
         /// Downwards.
         reverse: bool,
     },
-    /// Moves a user's delivered cursor forward, not beyond the head. → [`Answer::Done`]
+    /// Moves a user's cursors forward, neither beyond the head. → [`Answer::Moved`]
     Delivered {
         /// The chat.
         chat: String,
         /// Name of the user.
         user: String,
-        /// Up to here.
+        /// Delivered up to here.
         seq: u64,
+        /// Read up to here; 0: nothing was said of that.
+        read: u64,
     },
     /// Writes how far a life of a state server has pushed, and reads the marks of all. → [`Answer::Marks`]
     Mark {
@@ -231,6 +233,7 @@ pub enum Answer {
     Messages(Page),
     Marks(Marks),
     Recent(Vec<Recent>),
+    Moved(Moved),
     Done,
 }
 
@@ -311,8 +314,21 @@ pub struct Head {
     pub history: u64,
     pub seq: u64,
     pub delivered: u64,
+    pub read: u64,
+    /// Of the other user of a one-to-one chat.
+    pub peer_delivered: u64,
+    pub peer_read: u64,
     /// The lowest seq that is kept: 1 in an empty chat, behind the head when nothing is kept.
     pub first: u64,
+}
+
+/// What is new of a user's cursors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moved {
+    /// Where it stands now; 0: it did not move.
+    pub delivered: u64,
+    /// Where it stands now, moved or not; 0: nothing was said of it.
+    pub read: u64,
 }
 
 /// A stored message.
@@ -439,7 +455,8 @@ macro_rules! expect {
 /// Reads an outcome as the kind that its operation gives.
 pub mod read {
     use super::{
-        Answer, Appended, Bound, Head, Marks, Outcome, Page, Recent, Roster, Route, Standing, StoreError,
+        Answer, Appended, Bound, Head, Marks, Moved, Outcome, Page, Recent, Roster, Route, Standing,
+        StoreError,
     };
 
     expect! {
@@ -469,6 +486,8 @@ pub mod read {
         page: Messages -> Page;
         /// Of `Mark`.
         marks: Marks -> Marks;
+        /// Of `Delivered`.
+        moved: Moved -> Moved;
         /// Of `Recent`.
         recent: Recent -> Vec<Recent>;
     }
@@ -477,6 +496,12 @@ pub mod read {
 /// The bucket that a chat lives in: the same for ever, for every store and build.
 pub fn chat_bucket(chat: &str) -> u32 {
     crc32c::crc32c(chat.as_bytes()) % CHAT_BUCKETS
+}
+
+/// The other user of a one-to-one chat; of a chat with oneself, and of a group, there is none.
+pub fn peer<'a>(chat: &'a str, user: &str) -> Option<&'a str> {
+    let (low, high) = chat.split_once(':')?;
+    [low, high].into_iter().find(|name| *name != user).filter(|_| low == user || high == user)
 }
 
 /// Buckets of chats. Part of the layout.

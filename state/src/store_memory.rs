@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use proto::wire::Durability;
 
 use crate::store::{
-    Answer, Append, Appended, Bound, CHAT_BUCKETS, Head, Mark, Marks, MessageId, Op, Outcome, Page, Recent,
-    Roster, Route, Standing, Store, StoreError, Stored, chat_bucket, message_crc,
+    Answer, Append, Appended, Bound, CHAT_BUCKETS, Head, Mark, Marks, MessageId, Moved, Op, Outcome, Page,
+    Recent, Roster, Route, Standing, Store, StoreError, Stored, chat_bucket, message_crc, peer,
 };
 use crate::store_memory_chat::{Chat, Kept};
 
@@ -216,10 +216,16 @@ impl Step<'_> {
             Op::Head { chat, user } => {
                 let history = self.history(chat);
                 let found = self.data.chats.get(chat);
+                let cursors = |user: &str| found.and_then(|chat| chat.cursors.get(user).copied());
+                let mine = cursors(user).unwrap_or_default();
+                let peer = peer(chat, user).and_then(cursors).unwrap_or_default();
                 Answer::Head(Head {
                     history,
                     seq: found.map_or(0, |chat| chat.seq),
-                    delivered: found.and_then(|chat| chat.delivered.get(user).copied()).unwrap_or(0),
+                    delivered: mine.delivered,
+                    read: mine.read,
+                    peer_delivered: peer.delivered,
+                    peer_read: peer.read,
                     first: found.map_or(1, Chat::first),
                 })
             }
@@ -236,13 +242,16 @@ impl Step<'_> {
                     read_to,
                 })
             }
-            Op::Delivered { chat, user, seq } => {
-                if let Some(chat) = self.data.chats.get_mut(chat) {
-                    let head = chat.seq;
-                    let delivered = chat.delivered.entry(user.clone()).or_default();
-                    *delivered = (*delivered).max((*seq).min(head));
-                }
-                Answer::Done
+            Op::Delivered { chat, user, seq, read } => {
+                let Some(chat) = self.data.chats.get_mut(chat) else {
+                    return Ok(Answer::Moved(Moved::default()));
+                };
+                let (seq, read) = ((*seq).min(chat.seq), (*read).min(chat.seq));
+                let cursors = chat.cursors.entry(user.clone()).or_default();
+                let delivered = if seq > cursors.delivered { seq } else { 0 };
+                cursors.delivered = cursors.delivered.max(seq);
+                cursors.read = cursors.read.max(read);
+                Answer::Moved(Moved { delivered, read: if read > 0 { cursors.read } else { 0 } })
             }
             Op::Member { chat, user } => {
                 let found = self.data.chats.get(chat);

@@ -16,9 +16,17 @@ pub(crate) struct Chat {
     ids: BTreeMap<(String, u64), Ids>,
     /// By sender and name.
     named: BTreeMap<(String, String), Named>,
-    pub delivered: BTreeMap<String, u64>,
+    /// By user.
+    pub cursors: BTreeMap<String, Cursors>,
     pub group: Group,
     pub members: BTreeMap<String, Member>,
+}
+
+/// How far a user has a chat.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cursors {
+    pub delivered: u64,
+    pub read: u64,
 }
 
 #[derive(Debug, Clone)]

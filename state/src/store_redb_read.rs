@@ -10,7 +10,7 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition};
 use crate::group::{Group, Member};
 use crate::store::{
     Answer, Head, Op, Outcome, PULL_BYTES_MAX, Page, Recent, Roster, Route, Standing, StoreError, Stored,
-    chat_bucket,
+    chat_bucket, peer,
 };
 use crate::store_redb_group;
 use crate::store_redb_history::Histories;
@@ -91,8 +91,9 @@ pub fn answer(transaction: &ReadTransaction, histories: &Histories, op: &Op) -> 
         Op::Head { chat, user } => {
             let table = transaction.open_table(CHAT)?;
             let (seq, first) = head(&table, chat)?;
-            let delivered = delivered(&table, chat, user)?;
-            Ok(Answer::Head(Head { history: histories.of(chat_bucket(chat)), seq, delivered, first }))
+            let history = histories.of(chat_bucket(chat));
+            with_cursors(&table, (chat, user), Head { history, seq, first, ..Head::default() })
+                .map(Answer::Head)
         }
         Op::Pull { chat, cursor, limit, reverse } => {
             let table = transaction.open_table(CHAT)?;
@@ -141,10 +142,10 @@ pub fn recent(table: &impl Bytes, bucket: u32, after_us: u64, limit: usize) -> R
         .collect()
 }
 
-/// How far a user has a chat.
-pub fn delivered(table: &impl Bytes, chat: &str, user: &str) -> Read<u64> {
-    match table.get(&row::delivered_key(chat, user)[..])? {
-        Some(found) => number(found.value()).ok_or_else(|| wrong("a delivered cursor of", chat)),
+/// How far a user has a chat: delivered or read.
+pub fn cursor(table: &impl Bytes, chat: &str, user: &str, kind: Kind) -> Read<u64> {
+    match table.get(&row::cursor_key(chat, user, kind)[..])? {
+        Some(found) => number(found.value()).ok_or_else(|| wrong("a cursor of", chat)),
         None => Ok(0),
     }
 }
@@ -189,6 +190,19 @@ pub fn roster(table: &impl Bytes, chat: &str) -> Read<Roster> {
         user.and_then(Result::ok).zip(member).ok_or_else(|| wrong("a member of", chat))
     });
     Ok(Roster { group: group(table, chat)?, members: members.collect::<Read<_>>()? })
+}
+
+/// The same head, with the cursors of the user and the other one.
+pub fn with_cursors(table: &impl Bytes, (chat, user): (&str, &str), head: Head) -> Read<Head> {
+    let of = |user: Option<&str>, kind| user.map_or(Ok(0), |user| cursor(table, chat, user, kind));
+    let peer = peer(chat, user);
+    Ok(Head {
+        delivered: of(Some(user), Kind::Delivered)?,
+        read: of(Some(user), Kind::Read)?,
+        peer_delivered: of(peer, Kind::Delivered)?,
+        peer_read: of(peer, Kind::Read)?,
+        ..head
+    })
 }
 
 /// Messages behind a cursor, or before it, as many as fit, and the last seq that was looked at.

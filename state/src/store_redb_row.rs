@@ -32,6 +32,8 @@ pub enum Kind {
     Delivered = 3,
     /// A message that its sender named, by sender and name.
     Named = 4,
+    /// The read cursor of a user.
+    Read = 5,
     /// Somebody who is or was in a group.
     Member = 6,
     /// A group: one row.
@@ -61,9 +63,9 @@ pub fn stream_key(chat: &str, sender: &str, stream: u64) -> Vec<u8> {
     key
 }
 
-/// Key of a user's delivered cursor.
-pub fn delivered_key(chat: &str, user: &str) -> Vec<u8> {
-    let mut key = chat_key(chat, Kind::Delivered);
+/// Key of a user's cursor: delivered or read.
+pub fn cursor_key(chat: &str, user: &str, kind: Kind) -> Vec<u8> {
+    let mut key = chat_key(chat, kind);
     key.extend(user.as_bytes());
     key
 }
@@ -448,8 +450,8 @@ mod tests {
         assert!(!one.starts_with(&other) && !other.starts_with(&one));
         assert!(message_key("a:b", 255) < message_key("a:b", 256));
         assert!(message_key("a:b", u64::MAX) < chat_key("a:b", Kind::Delivered));
-        assert!(delivered_key("a:b", "\u{10ffff}") < behind_chat("a:b"));
-        assert_eq!(chat_of(&delivered_key("a:b", "a")).as_deref(), Some("a:b"));
+        assert!(cursor_key("a:b", "\u{10ffff}", Kind::Read) < behind_chat("a:b"));
+        assert_eq!(chat_of(&cursor_key("a:b", "a", Kind::Delivered)).as_deref(), Some("a:b"));
         assert_eq!(recent_of(&recent_key(7, "a:b")), Some((7, "a:b".to_owned())));
         assert_eq!(mark_of(&mark_key("s-1", 9)), Some(("s-1".to_owned(), 9)));
         let mark = Pushed { upto_us: 7, beat_us: 9 };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use redb::{ReadableTable, Table, WriteTransaction};
 
-use crate::store::{Answer, Bound, Head, Op, Outcome, Page, StoreError, chat_bucket};
+use crate::store::{Answer, Bound, Head, Moved, Op, Outcome, Page, StoreError, chat_bucket};
 use crate::store_redb_append::Row;
 use crate::store_redb_history::{self as history, Histories};
 use crate::store_redb_marks::LifeMarks;
@@ -172,8 +172,9 @@ impl<'t> Step<'t> {
             Op::Head { chat, user } => {
                 let row = &self.row(chat)?.chat;
                 let (seq, first) = (row.seq, row.first);
-                let delivered = ask::delivered(open(&mut self.chat, transaction, CHAT)?, chat, user)?;
-                Ok(Answer::Head(Head { history: self.history(chat), seq, delivered, first }))
+                let head = Head { history: self.history(chat), seq, first, ..Head::default() };
+                let table = open(&mut self.chat, transaction, CHAT)?;
+                ask::with_cursors(table, (chat, user), head).map(Answer::Head)
             }
             Op::Pull { chat, cursor, limit, reverse } => {
                 let row = &self.row(chat)?.chat;
@@ -182,14 +183,15 @@ impl<'t> Step<'t> {
                 let (messages, read_to) = ask::messages(table, chat, *cursor, *limit, *reverse)?;
                 Ok(Answer::Messages(Page { history: self.history(chat), head, first, messages, read_to }))
             }
-            Op::Delivered { chat, user, seq } => {
-                let seq = self.row(chat)?.chat.seq.min(*seq);
-                let table = open(&mut self.chat, transaction, CHAT)?;
-                if seq > ask::delivered(table, chat, user)? {
-                    table.insert(&row::delivered_key(chat, user)[..], &seq.to_be_bytes()[..])?;
-                    self.changed = true;
+            Op::Delivered { chat, user, seq, read } => {
+                let head = self.row(chat)?.chat.seq;
+                let (before, delivered) =
+                    self.move_cursor(chat, user, row::Kind::Delivered, head.min(*seq))?;
+                let mut moved = Moved { delivered: if delivered > before { delivered } else { 0 }, read: 0 };
+                if *read > 0 {
+                    moved.read = self.move_cursor(chat, user, row::Kind::Read, head.min(*read))?.1;
                 }
-                Ok(Answer::Done)
+                Ok(Answer::Moved(moved))
             }
             Op::Member { chat, user } => {
                 let table = open(&mut self.chat, transaction, CHAT)?;
@@ -224,6 +226,17 @@ impl<'t> Step<'t> {
                 Ok(Answer::Done)
             }
         }
+    }
+
+    /// Moves a cursor forward: where it stood and where it stands.
+    fn move_cursor(&mut self, chat: &str, user: &str, kind: row::Kind, seq: u64) -> Read<(u64, u64)> {
+        let table = open(&mut self.chat, self.transaction, CHAT)?;
+        let before = ask::cursor(table, chat, user, kind)?;
+        if seq > before {
+            table.insert(&row::cursor_key(chat, user, kind)[..], &seq.to_be_bytes()[..])?;
+            self.changed = true;
+        }
+        Ok((before, before.max(seq)))
     }
 
     /// Of the bucket that a chat is in.

@@ -5,7 +5,7 @@
 //! some 16 kB of each connection in turn, so a message behind a thousand logins waits for a few dozen of them.
 //!
 //! Keys (`store_redis_key` has the names). `{cNNNN}` is the bucket of a chat, so that a chat stands in one slot also in
-//! Redis Cluster: `{cNNNN}:chat:CHAT` hash `seq` and `time` of the head, `first` kept, time of the `oldest`, `d:USER`;
+//! Redis Cluster: `{cNNNN}:chat:CHAT` hash `seq` and `time` of the head, `first` kept, time of the `oldest`, `d:USER`, `r:USER`;
 //! `{cNNNN}:messages:CHAT` stream with id `SEQ-0`; `{cNNNN}:ids:CHAT:SENDER:STREAM` hash `w` and a ring of answers;
 //! `{cNNNN}:named:CHAT:SENDER:NAME` string, digest and answer; `{cNNNN}:events` stream, with `store.events`; `{cNNNN}:recent` zset of all chats by time; `{cNNNN}:history`. `route:NNNNN` hash user → entries of 20 bytes.
 //! `user:NNNNN` hash name → number. `name:NNNNN` hash number → name. `chats:USER` zset, all of score 0. `rookery:meta`
@@ -29,7 +29,7 @@ use redis::{Cmd, Pipeline, RedisError, RedisResult, RedisWrite, Value};
 use crate::config::StoreConfig;
 use crate::group::Act;
 use crate::store::{
-    Answer, Appended, MessageId, Op, Outcome, Store, StoreError, body_digest, chat_bucket, message_crc,
+    Answer, Appended, MessageId, Op, Outcome, Store, StoreError, body_digest, chat_bucket, message_crc, peer,
     retention_step,
 };
 use crate::store_redis_connection::{Connection, Dialer};
@@ -269,7 +269,7 @@ impl RedisStore {
             }
             Op::Head { chat, user } => {
                 let mut command = Script::Head.call(&[&key::chat(chat), &key::history(chat_bucket(chat))]);
-                command.arg(user);
+                command.arg(user).arg(peer(chat, user));
                 command
             }
             Op::Pull { chat, cursor, limit, reverse } => {
@@ -444,26 +444,29 @@ impl Store for RedisStore {
 /// A call of at least so many operations may have a connection of its own.
 const LOGINS_MIN: usize = 16;
 
-/// Whether the call is delivered cursors alone, or logins and departures alone, and many.
+/// Whether the call is delivered cursors alone, and the routes of whom they are told behind them, or logins and departures
+/// alone, and many.
 fn is_bulk(ops: &[Op]) -> bool {
     let of_login = |op: &Op| matches!(op, Op::Register { .. } | Op::Bind { .. } | Op::Unbind { .. });
     let of_cursor = |op: &Op| matches!(op, Op::Delivered { .. });
-    ops.iter().all(of_cursor) || ops.len() >= LOGINS_MIN && ops.iter().all(of_login)
+    let of_receipt = |op: &Op| of_cursor(op) || matches!(op, Op::Routes { .. });
+    ops.first().is_none_or(of_cursor) && ops.iter().all(of_receipt)
+        || ops.len() >= LOGINS_MIN && ops.iter().all(of_login)
 }
 
 fn delivered(ops: &[Op], some: &[usize]) -> Cmd {
     let mut command = Script::Delivered.of(some.len(), 96 * some.len());
     let cursors = || {
         some.iter().filter_map(|op| match &ops[*op] {
-            Op::Delivered { chat, user, seq } => Some((chat, user, seq)),
+            Op::Delivered { chat, user, seq, read } => Some((chat, user, seq, read)),
             _ => None,
         })
     };
     for (chat, ..) in cursors() {
         command.arg(key::chat(chat));
     }
-    for (_, user, seq) in cursors() {
-        command.arg(user).arg(seq);
+    for (_, user, seq, read) in cursors() {
+        command.arg(user).arg(seq).arg(read);
     }
     command
 }

@@ -8,8 +8,8 @@ use redis::Value;
 
 use crate::group::{Group, Member};
 use crate::store::{
-    Answer, Append, Appended, Bound, Head, Mark, Marks, Op, Outcome, Page, Recent, Roster, Route, Standing,
-    StoreError, Stored, message_crc,
+    Answer, Append, Appended, Bound, Head, Mark, Marks, Moved, Op, Outcome, Page, Recent, Roster, Route,
+    Standing, StoreError, Stored, message_crc,
 };
 
 /// Reads the reply to `op`.
@@ -32,9 +32,9 @@ pub fn answer(op: &Op, value: Value) -> Outcome {
         Op::Pull { chat, .. } => return page(chat, &value).map(Answer::Messages),
         Op::Mark { .. } => marks(&value).map(Answer::Marks),
         Op::Recent { .. } => recent(&value).map(Answer::Recent),
+        Op::Delivered { .. } => moved(&value).map(Answer::Moved),
         Op::Unbind { .. }
         | Op::ListChat { .. }
-        | Op::Delivered { .. }
         | Op::DropMark { .. }
         | Op::LoseHistory { .. }
         | Op::Expire { .. } => Some(Answer::Done),
@@ -174,14 +174,30 @@ fn roster(value: &Value) -> Option<Roster> {
 }
 
 fn head(value: &Value) -> Option<Head> {
-    let [history, seq, delivered, first] = items(value)? else { return None };
+    let [history, seq, delivered, first, read, peer_delivered, peer_read] = items(value)? else {
+        return None;
+    };
     Some(Head {
         history: number_or_0(history)?,
         seq: number_or_0(seq)?,
         delivered: number_or_0(delivered)?,
+        read: number_or_0(read)?,
+        peer_delivered: number_or_0(peer_delivered)?,
+        peer_read: number_or_0(peer_read)?,
         // Not written before anything was removed.
         first: number_or_0(first)?.max(1),
     })
+}
+
+/// Both cursors where both were asked of.
+fn moved(value: &Value) -> Option<Moved> {
+    match value {
+        Value::Array(both) => match &both[..] {
+            [delivered, read] => Some(Moved { delivered: number(delivered)?, read: number(read)? }),
+            _ => None,
+        },
+        delivered => Some(Moved { delivered: number(delivered)?, read: 0 }),
+    }
 }
 
 fn marks(value: &Value) -> Option<Marks> {

@@ -27,6 +27,7 @@ use proto::wire::{self, Code};
 use ask::{Ask, about, check_login, decode};
 
 use crate::answer;
+use crate::delivered::Cursor;
 use crate::fan_out::{Accepted, RoutesBehind};
 use crate::group::{self, Act};
 use crate::lane::Place;
@@ -51,6 +52,8 @@ pub struct Gateway {
     pub heartbeat_ms: u32,
     /// For login answers, and the bound of Sync and Pull answers.
     pub frame_bytes_max: u32,
+    /// It lets Read through.
+    pub takes_read: bool,
 }
 
 /// What came of a batch.
@@ -385,21 +388,15 @@ fn plan_bound(
             let limit = if pull.limit == 0 { proto::PULL_LIMIT_MAX } else { pull.limit } as usize;
             Ok(Some(Planned::Pull { pull, chat, limit }))
         }
-        Ask::PushAck(ack) => {
-            // Of a group it is looked up when the cursor is written.
-            let is_theirs = |chat: &Chat| {
-                chat.pair_members().is_none_or(|members| check_member(members, user_name).is_ok())
-            };
-            let chat = Chat::parse(&ack.chat).ok().filter(is_theirs);
-            match chat {
-                Some(chat) => {
-                    let seq = ack.seq.min(proto::NUMBER_MAX);
-                    core.delivered.note(chat.to_string(), user_name, ack.history, seq)
-                }
-                None => {
-                    tracing::debug!(user = frame.user, "a PushAck of a chat that is not theirs is ignored")
-                }
-            }
+        Ask::PushAck(wire::PushAck { chat, history, seq }) => {
+            let cursor = Cursor { history, seq: seq.min(proto::NUMBER_MAX), read: 0 };
+            note_cursor(core, frame.user, &chat, user_name, cursor);
+            Ok(None)
+        }
+        Ask::Read(_) if !core.config.limits.receipts => Ok(None),
+        Ask::Read(wire::Read { chat, history, seq }) => {
+            let cursor = Cursor { history, seq: 0, read: seq.min(proto::NUMBER_MAX) };
+            note_cursor(core, frame.user, &chat, user_name, cursor);
             Ok(None)
         }
         Ask::Members(members) => {
@@ -415,6 +412,16 @@ fn plan_bound(
             }
         }
         Ask::Login(..) | Ask::Closed => Ok(None),
+    }
+}
+
+fn note_cursor(core: &Core, user: u64, chat: &str, user_name: &str, cursor: Cursor) {
+    let chat = Chat::parse(chat)
+        .ok()
+        .filter(|chat| chat.pair_members().is_some_and(|members| check_member(members, user_name).is_ok()));
+    match chat {
+        Some(chat) => core.delivered.note(chat.to_string(), user_name, cursor),
+        None => tracing::debug!(user, "a cursor of a chat that is not theirs is ignored"),
     }
 }
 

@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn heads_are_cut_to_the_membership() {
-        let at = Head { history: 7, seq: 20, delivered: 0, first: 3 };
+        let at = Head { history: 7, seq: 20, first: 3, ..Head::default() };
         let cut = |joined, left| {
             let (head, joined) = head(at, &standing(joined, left));
             (head.first, head.delivered, head.seq, joined)

@@ -14,7 +14,9 @@ use loadtest::supervisor::Redis;
 use ops::{append, appended, one, pull, seqs};
 use proto::wire::Durability;
 use state::config::StoreConfig;
-use state::store::{Answer, Append, Appended, Head, MessageId, Op, Store, StoreError, chat_bucket, read};
+use state::store::{
+    Answer, Append, Appended, Head, MessageId, Moved, Op, Store, StoreError, chat_bucket, read,
+};
 use state::store_redis::RedisStore;
 
 const CHAT: &str = "a:r";
@@ -404,9 +406,10 @@ async fn one_damaged_chat_keeps_nobody_elses_cursor() {
     let keys: Vec<String> = redis::cmd("KEYS").arg("*:chat:a:y").query(&mut connection).unwrap();
     let [key] = &keys[..] else { panic!("{keys:?}") };
     redis::cmd("SET").arg(key).arg("no hash").exec(&mut connection).unwrap();
-    let cursor = |chat: &str| Op::Delivered { chat: chat.into(), user: "a".into(), seq: 1 };
+    let cursor = |chat: &str| Op::Delivered { chat: chat.into(), user: "a".into(), seq: 1, read: 0 };
     let outcomes = store.apply(&chats.map(cursor)).await;
-    assert_eq!((&outcomes[0], &outcomes[2]), (&Ok(Answer::Done), &Ok(Answer::Done)));
+    let moved = Ok(Answer::Moved(Moved { delivered: 1, read: 0 }));
+    assert_eq!((&outcomes[0], &outcomes[2]), (&moved, &moved));
     assert!(matches!(outcomes[1], Err(StoreError::Refused(_))), "{outcomes:?}");
     assert_eq!(
         read::head(one(&*store, Op::Head { chat: "a:z".into(), user: "a".into() }).await).unwrap().delivered,

@@ -93,7 +93,8 @@ impl Inbox {
             if !chat.known {
                 continue;
             }
-            let cursor = wire::Cursor { chat: name.to_string(), history: chat.history, seq: chat.cursor };
+            let (history, seq) = (chat.history, chat.cursor);
+            let cursor = wire::Cursor { chat: name.to_string(), history, seq, ..Default::default() };
             // Its own tag and length in front.
             bytes += cursor.encoded_len() + 3;
             let is_full = bytes > self.sync_bytes_max || cursors.len() >= self.page_chats;
@@ -108,7 +109,8 @@ impl Inbox {
         wake(&mut self.deadline, due);
         let (request, page_end) = (self.request, until.clone());
         self.sync = SyncState::Asked { request, after: after.clone(), until: page_end, again, due };
-        self.actions.push_back(Action::Sync(wire::Sync { request, after, until, cursors }));
+        let sync = wire::Sync { request, after, until, cursors, ..Default::default() };
+        self.actions.push_back(Action::Sync(sync));
     }
 
     fn take_head(&mut self, head: &wire::ChatHead) {

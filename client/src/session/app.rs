@@ -23,6 +23,7 @@ pub(crate) struct Submission {
 #[derive(Debug)]
 pub(crate) enum Control {
     Confirm { chat: Arc<str>, history: u64, seq: u64 },
+    Read { chat: String, seq: u64 },
     Close { done: oneshot::Sender<()> },
     Members { chat: String, answer: oneshot::Sender<Result<Group, AskError>> },
 }
@@ -62,6 +63,11 @@ impl App {
         if !self.events.is_closed() && !full {
             self.untold.push_back(event);
         }
+    }
+
+    /// Whether what can wait elsewhere had better do so.
+    pub fn is_behind(&self) -> bool {
+        !self.untold.is_empty()
     }
 
     /// The next input. May be dropped at any time. `submissions`: whether there is room for them.

@@ -12,6 +12,7 @@ use super::{Leave, Session};
 use crate::connection::Connection;
 use crate::event::{Ended, Event, Status};
 use crate::heartbeat::{Beat, Heartbeat};
+use crate::receipts::Receipts;
 use crate::store::StoreError;
 
 impl Session {
@@ -31,6 +32,7 @@ impl Session {
         if self.options.receive {
             self.inbox.frames_up_to(ack.frame_bytes_max as usize);
             self.inbox.connected(now);
+            self.receipts.iter_mut().for_each(|receipts| receipts.connected(ack.frame_bytes_max as usize));
         }
         self.outbox.bodies_up_to(ack.message_bytes_max as usize);
         self.outbox.connected(ack.unanswered_max, now);
@@ -41,12 +43,14 @@ impl Session {
             }
             if self.closing.is_some() {
                 self.inbox.flush_acks();
+                self.receipts.iter_mut().for_each(Receipts::flush);
                 self.act(Some(&mut connection)).await?;
                 connection.close(Duration::from_millis(self.options.close_ms_max)).await;
                 return Ok(Leave::End(Ended::Closed));
             }
-            let wake =
-                [self.inbox.next_deadline(), self.outbox.next_deadline(), leave_at.as_ref().map(|l| l.0)];
+            let receipts = self.receipts.as_ref().and_then(Receipts::next_deadline);
+            let leave = leave_at.as_ref().map(|leave| leave.0);
+            let wake = [self.inbox.next_deadline(), self.outbox.next_deadline(), receipts, leave];
             let wake = wake.into_iter().flatten().fold(heartbeat.deadline(), Instant::min);
             let room = self.may_take(connection.output_bytes());
             tokio::select! {
@@ -82,6 +86,7 @@ impl Session {
                     let now = Instant::now();
                     self.inbox.tick(now);
                     self.outbox.tick(now);
+                    self.receipts.iter_mut().for_each(|receipts| receipts.tick(now));
                     match heartbeat.tick(now, SystemTime::now()) {
                         Beat::Quiet => {}
                         Beat::Ping => connection.put(Command::Ping, &wire::Ping { nonce: 0 }),
@@ -105,7 +110,13 @@ impl Session {
         match frame {
             ServerFrame::SendAck(ack) => self.outbox.ack(ack, now),
             ServerFrame::Push(push) if receive => self.inbox.push(push, now),
-            ServerFrame::SyncAck(ack) if receive => self.inbox.sync_ack(ack, now),
+            ServerFrame::SyncAck(ack) if receive => {
+                self.receipts.iter_mut().for_each(|receipts| receipts.sync_ack(&ack, now));
+                self.inbox.sync_ack(ack, now);
+            }
+            ServerFrame::Receipt(receipt) => {
+                self.receipts.iter_mut().for_each(|receipts| receipts.receipt(&receipt));
+            }
             ServerFrame::PullAck(ack) if receive => self.inbox.pull_ack(ack, now),
             ServerFrame::MembersAck(ack) => self.lists.take(ack),
             ServerFrame::Resync(_) if receive => self.inbox.resync(now),

@@ -23,6 +23,14 @@ pub struct Chat {
     pub unread: usize,
     /// Of the newest message, or when it was opened. Chats are listed by it.
     pub active_us: u64,
+    /// Our user has read up to here, on some device: (history, seq).
+    pub read: (u64, u64),
+    /// The other user of the chat has it up to here.
+    pub delivered: (u64, u64),
+    /// The other user has read up to here.
+    pub peer_read: (u64, u64),
+    /// The server was asked to remember that our user has read up to here.
+    pub read_told: (u64, u64),
     /// Rows hidden below the view; 0 follows the newest message.
     pub below: usize,
     entries: Vec<Entry>,
@@ -103,6 +111,10 @@ impl Chat {
             editor: Editor::default(),
             unread: 0,
             active_us: 0,
+            read: (0, 0),
+            delivered: (0, 0),
+            peer_read: (0, 0),
+            read_told: (0, 0),
             below: 0,
             entries: Vec::new(),
             entries_bytes: 0,
@@ -118,6 +130,33 @@ impl Chat {
     /// What is on its way, oldest first.
     pub fn outgoing(&self) -> &[Outgoing] {
         &self.outgoing
+    }
+
+    /// (history, seq) of the newest message.
+    pub fn newest(&self) -> Option<(u64, u64)> {
+        self.entries.iter().rev().find_map(|entry| match &entry.what {
+            What::Message { id, .. } => Some(*id),
+            _ => None,
+        })
+    }
+
+    /// Others' messages above `read`, as far as they are held.
+    pub fn above(&self, read: (u64, u64)) -> usize {
+        let is_above = |entry: &&Entry| match &entry.what {
+            What::Message { id, mine, .. } => !mine && id.0 == read.0 && id.1 > read.1,
+            _ => false,
+        };
+        self.entries.iter().filter(is_above).count()
+    }
+
+    /// What became of a message of ours.
+    pub fn mark(&self, id: (u64, u64)) -> &'static str {
+        let reaches = |cursor: (u64, u64)| cursor.0 == id.0 && cursor.1 >= id.1;
+        match () {
+            () if reaches(self.peer_read) => "●✓",
+            () if reaches(self.delivered) => "✓✓",
+            () => "✓",
+        }
     }
 
     /// Puts a message into its place. False: it is there already.

@@ -68,7 +68,8 @@ pub const HELP: &[(&str, &str)] = &[
     ("/help", "this page"),
     ("/quit", "leave"),
     ("//text", "send a line that starts with /"),
-    ("… ✓ ✗ ?", "sending, accepted, refused, nobody knows"),
+    ("… ✗ ?", "sending, refused, nobody knows"),
+    ("✓ ✓✓ ●✓", "sent, delivered, read"),
 ];
 
 #[cfg(test)]

@@ -191,9 +191,9 @@ mod tests {
             "  carol      1 │ What this device holds of the chat begins",
             "› bob          │ here.",
             "               │ ── Thu 1 Jan 1970 ──",
-            "               │ 00:01   bob: hi alice",
-            "               │ 00:02 ✓ alice: hi bob, 日本 and é",
-            "               │ 00:00 … alice: on its way",
+            "               │ 00:01    bob: hi alice",
+            "               │ 00:02  ✓ alice: hi bob, 日本 and é",
+            "               │ 00:00  … alice: on its way",
             "               │",
             "online 127.0.0.1:7000, durability strict, 1 sending",
             "> typing",
@@ -214,7 +214,7 @@ mod tests {
     fn a_narrow_screen_shows_the_open_chat() {
         let rows = shown(&conversation(), 30, 6);
         assert_eq!(rows[0], "bob");
-        assert_eq!(rows[3], "00:00 … alice: on its way");
+        assert_eq!(rows[3], "00:00  … alice: on its way");
         assert_eq!(rows[5], "> typing");
     }
 

@@ -4,6 +4,7 @@
 //! Trap: a message counts as read when it comes into the open chat or its chat is opened. What is kept of it says so at
 //! once, so that nothing is new twice after a restart, however this run ends.
 
+mod receipts;
 mod view;
 
 use std::collections::VecDeque;
@@ -390,8 +391,11 @@ impl Model {
             self.open(chat, time_us);
         }
         let read = mine || self.open.as_ref() == Some(chat);
+        let mut read = read;
         if !read && let Some(chat) = self.chats.iter_mut().find(|other| other.name == *chat) {
-            chat.unread += 1;
+            // Or on another device, before it came here.
+            read = chat.read.0 == id.0 && chat.read.1 >= id.1;
+            chat.unread += usize::from(!read);
         }
         self.effects.push_back(Effect::Keep { chat: chat.clone(), record: Record::of(&stored, read) });
     }

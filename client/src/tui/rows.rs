@@ -14,7 +14,7 @@ use super::text;
 
 /// The last rows of a chat, newest last: at least `wanted`, fewer when there are no more.
 pub fn last_rows(chat: &Chat, columns: usize, wanted: usize, zone: &TimeZone) -> Vec<Line<'static>> {
-    let mut rows = Rows { me: &chat.me, columns, zone, reversed: Vec::new(), day: None };
+    let mut rows = Rows { chat, columns, zone, reversed: Vec::new(), day: None };
     let settled = chat.entries().iter();
     let items = settled.map(Item::Settled).chain(chat.outgoing().iter().map(Item::Sending));
     for item in items.rev() {
@@ -42,7 +42,7 @@ enum Item<'a> {
 }
 
 struct Rows<'a> {
-    me: &'a str,
+    chat: &'a Chat,
     columns: usize,
     zone: &'a TimeZone,
     /// Newest first.
@@ -55,16 +55,16 @@ impl Rows<'_> {
     fn item(&mut self, item: Item<'_>) {
         let (time_us, mark, body) = match &item {
             Item::Sending(outgoing) => {
-                (outgoing.time_us, "…", self.text(self.me, &outgoing.text, true, DIM, &[]))
+                (outgoing.time_us, "…", self.text(&self.chat.me, &outgoing.text, true, DIM, &[]))
             }
             Item::Settled(entry) => match &entry.what {
-                What::Message { sender, mine, text, .. } => {
-                    let mark = if *mine { "✓" } else { " " };
+                What::Message { id, sender, mine, text } => {
+                    let mark = if *mine { self.chat.mark(*id) } else { "" };
                     (entry.time_us, mark, self.text(sender, text, *mine, Style::new(), &[]))
                 }
                 What::Failed { text, in_doubt, why } => {
                     let mark = if *in_doubt { "?" } else { "✗" };
-                    (entry.time_us, mark, self.text(self.me, text, true, RED, &[why]))
+                    (entry.time_us, mark, self.text(&self.chat.me, text, true, RED, &[why]))
                 }
                 What::Remark(remark) => {
                     let rows = text::wrap(&format!("— {remark} —"), self.columns)
@@ -80,11 +80,12 @@ impl Rows<'_> {
             self.local(time_us).map_or_else(|| "--:--".to_owned(), |time| time.strftime("%H:%M").to_string());
         self.end_day(self.date(time_us));
         let style = match mark {
-            "✓" => Style::new().fg(Color::Green),
+            "●✓" => Style::new().fg(Color::Cyan),
+            "✓" | "✓✓" => Style::new().fg(Color::Green),
             "✗" | "?" => RED,
             _ => DIM,
         };
-        let gutter = [Span::styled(time, DIM), Span::styled(format!(" {mark} "), style)];
+        let gutter = [Span::styled(time, DIM), Span::styled(format!(" {mark:>2} "), style)];
         let indent = self.indent();
         let rows = body.into_iter().enumerate().map(|(at, mut line)| {
             let front = match at {
@@ -164,8 +165,8 @@ const BEGINNING: &str = "What this device holds of the chat begins here.";
 const DIM: Style = Style::new().add_modifier(Modifier::DIM);
 const RED: Style = Style::new().fg(Color::Red);
 const YELLOW: Style = Style::new().fg(Color::Yellow);
-/// `12:34 ✓ `
-const GUTTER: usize = 8;
+/// `12:34 ✓✓ `
+const GUTTER: usize = 9;
 /// A pane as narrow as this shows no times.
 const NARROW: usize = 24;
 
@@ -207,14 +208,14 @@ mod tests {
                 "What this device holds of the chat",
                 "begins here.",
                 "── Thu 1 Jan 1970 ──",
-                "00:01   bob: hello, this is a text",
-                "        of several words",
+                "00:01    bob: hello, this is a",
+                "         text of several words",
                 "── Fri 2 Jan 1970 ──",
-                "00:00 ✓ alice: fine",
-                "        12:00   bob: faked",
-                "00:00 ✗ alice: on its way",
-                "        refused: NOT_A_MEMBER",
-                "00:00 … alice: still going",
+                "00:00  ✓ alice: fine",
+                "         12:00   bob: faked",
+                "00:00  ✗ alice: on its way",
+                "         refused: NOT_A_MEMBER",
+                "00:00  … alice: still going",
             ]
         );
         assert_eq!(count(&chat(), 34, &TimeZone::UTC), rows.len());
@@ -223,10 +224,32 @@ mod tests {
     }
 
     #[test]
+    fn marks_say_how_far_the_other_is() {
+        let mut chat = chat();
+        let mark = |chat: &Chat| {
+            let rows = plain(&last_rows(chat, 60, 99, &TimeZone::UTC));
+            rows.iter().find(|row| row.contains("alice: fine")).unwrap()[6..]
+                .split(' ')
+                .next()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(mark(&chat), "");
+        chat.delivered = (8, 2);
+        assert_eq!(mark(&chat), "", "of another history");
+        chat.delivered = (7, 2);
+        assert_eq!(mark(&chat), "✓✓");
+        chat.peer_read = (7, 1);
+        assert_eq!(mark(&chat), "✓✓");
+        chat.peer_read = (7, 3);
+        assert_eq!(mark(&chat), "●✓");
+    }
+
+    #[test]
     fn times_are_local() {
         let zone = TimeZone::fixed(jiff::tz::offset(2));
         let rows = plain(&last_rows(&chat(), 60, 99, &zone));
-        assert!(rows.iter().any(|row| row.starts_with("02:01   bob:")), "{rows:?}");
+        assert!(rows.iter().any(|row| row.starts_with("02:01    bob:")), "{rows:?}");
     }
 
     #[test]

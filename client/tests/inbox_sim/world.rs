@@ -265,7 +265,7 @@ impl World {
         let has_more = chats.len() > self.page;
         chats.truncate(self.page);
         let next = if has_more { chats.last().unwrap().chat.clone() } else { String::new() };
-        wire::SyncAck { request: sync.request, chats, has_more, next }
+        wire::SyncAck { request: sync.request, chats, has_more, next, ..Default::default() }
     }
 
     pub fn pull(&self, pull: &wire::Pull) -> wire::PullAck {

@@ -118,11 +118,12 @@ async fn what_no_server_can_take_is_answered_with_what_the_client_needs_to_know(
     };
     let sync = wire::Sync { request: 8, ..wire::Sync::default() };
     let pull = wire::Pull { request: 9, ..wire::Pull::default() };
-    let commands: [(Command, Vec<u8>); 5] = [
+    let commands: [(Command, Vec<u8>); 6] = [
         (Command::Send, send.encode_to_vec()),
         (Command::Sync, sync.encode_to_vec()),
         (Command::Pull, pull.encode_to_vec()),
         (Command::PushAck, Vec::new()),
+        (Command::Read, Vec::new()),
         (Command::Login, Vec::new()),
     ];
     let mut batch = UpBatch { bodies: BytesMut::new(), ..UpBatch::default() };
@@ -155,6 +156,6 @@ async fn what_no_server_can_take_is_answered_with_what_the_client_needs_to_know(
             (number(Command::Pull), 0, 0, "", 9, false),
             (number(Command::Login), 0, 0, "", 0, true),
         ],
-        "a PushAck is never answered"
+        "PushAck and Read are never answered"
     );
 }

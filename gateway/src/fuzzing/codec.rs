@@ -89,6 +89,8 @@ fn frame_holds(command: u8, body: &[u8]) {
         Command::Pull => framed::<wire::Pull>(known, body).is_some(),
         Command::PullAck => framed::<wire::PullAck>(known, body).is_some(),
         Command::PushAck => framed::<wire::PushAck>(known, body).is_some(),
+        Command::Read => framed::<wire::Read>(known, body).is_some(),
+        Command::Receipt => framed::<wire::Receipt>(known, body).is_some(),
         Command::Push => framed::<wire::Push>(known, body).is_some(),
         Command::Resync => framed::<wire::Resync>(known, body).is_some(),
         Command::Kick => framed::<wire::Kick>(known, body).is_some(),

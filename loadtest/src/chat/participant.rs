@@ -80,6 +80,7 @@ impl Participant {
             | ServerFrame::Pong(_)
             | ServerFrame::Kick(_)
             | ServerFrame::GoAway(_)
+            | ServerFrame::Receipt(_)
             | ServerFrame::MembersAck(_) => {}
         }
     }

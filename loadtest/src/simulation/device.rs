@@ -290,7 +290,7 @@ impl Device {
                 let (user, name, code) = (&self.user, &self.name, kick.code());
                 judge.wrong(|| format!("{user}/{name} is kicked from its newest connection: {code:?}"));
             }
-            ServerFrame::GoAway(_) | ServerFrame::MembersAck(_) => {}
+            ServerFrame::GoAway(_) | ServerFrame::MembersAck(_) | ServerFrame::Receipt(_) => {}
             ServerFrame::Error(error) => self.error(error, net, judge),
         }
     }

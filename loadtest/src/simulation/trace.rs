@@ -124,6 +124,7 @@ fn client_line(byte: u8, body: &Bytes) -> String {
         Ok(Command::Pull) => read::<wire::Pull>(body),
         Ok(Command::PushAck) => read::<wire::PushAck>(body),
         Ok(Command::Members) => read::<wire::Members>(body),
+        Ok(Command::Read) => read::<wire::Read>(body),
         _ => command(byte),
     }
 }

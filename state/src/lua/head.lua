@@ -1,4 +1,12 @@
--- Where a chat stands. KEYS: 1 chat (hash), 2 history   ARGV: 1 user
--- Returns {history or '', seq or '', delivered or '', first kept or ''}.
-local at = redis.call('HMGET', KEYS[1], 'seq', 'd:' .. ARGV[1], 'first')
-return {redis.call('GET', KEYS[2]) or '', at[1] or '', at[2] or '', at[3] or ''}
+-- Where a chat stands. KEYS: 1 chat (hash), 2 history   ARGV: 1 user, 2 the other user of a one-to-one chat, if there is one
+-- Returns {history or '', seq or '', delivered or '', first kept or '', read or '', the other's delivered or '' and read or ''}.
+local user, peer = ARGV[1], ARGV[2]
+local at
+if peer then
+  at = redis.call('HMGET', KEYS[1], 'seq', 'd:' .. user, 'first', 'r:' .. user, 'd:' .. peer, 'r:' .. peer)
+else
+  at = redis.call('HMGET', KEYS[1], 'seq', 'd:' .. user, 'first', 'r:' .. user)
+end
+local found = {redis.call('GET', KEYS[2]) or ''}
+for i = 1, 6 do found[i + 1] = at[i] or '' end
+return found

@@ -22,6 +22,7 @@ pub enum Ask {
     Pull(wire::Pull),
     PushAck(wire::PushAck),
     Members(wire::Members),
+    Read(wire::Read),
     Closed,
 }
 
@@ -41,6 +42,7 @@ pub fn decode(frame: &UpFrame) -> Result<Ask, String> {
         Some(Command::Pull) => body(frame).map(Ask::Pull),
         Some(Command::PushAck) => body(frame).map(Ask::PushAck),
         Some(Command::Members) => body(frame).map(Ask::Members),
+        Some(Command::Read) => body(frame).map(Ask::Read),
         _ => Err("no such command goes to a state server".to_owned()),
     }
 }
@@ -52,7 +54,7 @@ pub fn about(ask: &Ask, error: wire::Error) -> wire::Error {
         Ask::Sync(sync) => wire::Error { request: sync.request, ..error },
         Ask::Pull(pull) => wire::Error { request: pull.request, chat: pull.chat.clone(), ..error },
         Ask::Members(asked) => wire::Error { request: asked.request, chat: asked.chat.clone(), ..error },
-        Ask::Login(..) | Ask::PushAck(_) | Ask::Closed => error,
+        Ask::Login(..) | Ask::PushAck(_) | Ask::Read(_) | Ask::Closed => error,
     }
 }
 

@@ -10,7 +10,14 @@ use crate::server::tests::{Scripted, core_and_accepted, core_over};
 use crate::store::{Answer, Appended, Head, Page, StoreError, chat_bucket};
 
 fn gateway() -> Gateway {
-    Gateway { id: "g".into(), incarnation: 1, loopback: true, heartbeat_ms: 1, frame_bytes_max: 65_536 }
+    Gateway {
+        id: "g".into(),
+        incarnation: 1,
+        loopback: true,
+        heartbeat_ms: 1,
+        frame_bytes_max: 65_536,
+        takes_read: true,
+    }
 }
 
 fn frame(command: Command, body: &impl Message) -> UpFrame {
@@ -201,7 +208,7 @@ async fn a_sync_whose_news_do_not_fit_a_frame_goes_on_behind_it() {
             Op::Chats { after, .. } => {
                 Answer::Chats(listed.iter().filter(|chat| *chat > after).cloned().collect())
             }
-            Op::Head { .. } => Answer::Head(Head { history: 7, seq: 10, delivered: 0, first: 1 }),
+            Op::Head { .. } => Answer::Head(Head { history: 7, seq: 10, first: 1, ..Head::default() }),
             _ => return Err(StoreError::Corrupt("not asked for here".into())),
         })
     }));
@@ -231,7 +238,9 @@ async fn a_cursor_above_the_head_draws_a_new_history_before_the_answer() {
         let history = || if lost.load(std::sync::atomic::Ordering::Relaxed) { 8 } else { 7 };
         Ok(match op {
             Op::Chats { .. } => Answer::Chats(vec!["alice:bob".into()]),
-            Op::Head { .. } => Answer::Head(Head { history: history(), seq: 10, delivered: 0, first: 1 }),
+            Op::Head { .. } => {
+                Answer::Head(Head { history: history(), seq: 10, first: 1, ..Head::default() })
+            }
             Op::Pull { .. } => {
                 Answer::Messages(Page { history: history(), head: 10, first: 1, ..Page::default() })
             }
@@ -245,7 +254,7 @@ async fn a_cursor_above_the_head_draws_a_new_history_before_the_answer() {
     let core = core_over(store);
     core.users.learn("alice", 1);
     let sync = |history, seq| {
-        let cursors = vec![wire::Cursor { chat: "alice:bob".into(), history, seq }];
+        let cursors = vec![wire::Cursor { chat: "alice:bob".into(), history, seq, ..Default::default() }];
         frame(Command::Sync, &wire::Sync { request: 1, cursors, ..Default::default() })
     };
     let pull = |history, cursor| {
@@ -280,13 +289,13 @@ async fn who_holds_messages_of_a_chat_that_is_gone_is_told_its_new_history() {
         Ok(match op {
             // The list went with the rest.
             Op::Chats { .. } => Answer::Chats(Vec::new()),
-            Op::Head { .. } => Answer::Head(Head { history: 8, seq: 0, delivered: 0, first: 1 }),
+            Op::Head { .. } => Answer::Head(Head { history: 8, first: 1, ..Head::default() }),
             _ => return Err(StoreError::Corrupt("not asked for here".into())),
         })
     });
     let core = core_over(store);
     core.users.learn("alice", 1);
-    let cursors = vec![wire::Cursor { chat: "alice:bob".into(), history: 7, seq: 11 }];
+    let cursors = vec![wire::Cursor { chat: "alice:bob".into(), history: 7, seq: 11, ..Default::default() }];
     let sync = wire::Sync { request: 1, cursors, ..Default::default() };
     let out = run(&core, &gateway(), vec![frame(Command::Sync, &sync)], Place::default()).await;
     let ack = wire::SyncAck::decode(answers(&out)[0].1).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! Trap: times are the store's own, so a test takes them from what the store answered.
 
-use state::store::{Answer, Appended, CHAT_BUCKETS, Head, Mark, Op, Page, Store, chat_bucket, read};
+use state::store::{Appended, CHAT_BUCKETS, Head, Mark, Moved, Op, Page, Store, chat_bucket, read};
 
 use super::{Fixture, append, appended, one, pull, refuse, seqs};
 
@@ -39,13 +39,20 @@ async fn cursors_of_many_chats(store: &dyn Store) {
     let chats: Vec<String> = (0..200).map(|n| format!("many{n}:v")).collect();
     let sends: Vec<Op> = chats.iter().map(|chat| append(chat, "v", 1, 1)).collect();
     assert!(store.apply(&sends).await.iter().all(Result::is_ok));
-    let cursor =
-        |(chat, n): (&String, u64)| Op::Delivered { chat: chat.clone(), user: "v".into(), seq: n % 3 };
+    let cursor = |(chat, n): (&String, u64)| Op::Delivered {
+        chat: chat.clone(),
+        user: "v".into(),
+        seq: n % 3,
+        read: n % 5,
+    };
     let cursors: Vec<Op> = chats.iter().zip(0..).map(cursor).collect();
-    assert!(store.apply(&cursors).await.iter().all(|outcome| *outcome == Ok(Answer::Done)));
+    for (outcome, n) in store.apply(&cursors).await.into_iter().zip(0..) {
+        let at = |seq: u64| u64::min(seq, 1);
+        assert_eq!(read::moved(outcome).unwrap(), Moved { delivered: at(n % 3), read: at(n % 5) });
+    }
     for (chat, n) in chats.iter().zip(0..) {
-        let at = one(store, Op::Head { chat: chat.clone(), user: "v".into() }).await;
-        assert_eq!(read::head(at).unwrap().delivered, u64::min(n % 3, 1), "{chat}");
+        let at = read::head(one(store, Op::Head { chat: chat.clone(), user: "v".into() }).await).unwrap();
+        assert_eq!((at.delivered, at.read), (u64::min(n % 3, 1), u64::min(n % 5, 1)), "{chat}");
     }
 }
 
@@ -167,7 +174,7 @@ async fn old_messages_go_and_heads_stay(store: &dyn Store) {
         [(times[1], 1), (times[2], 2), (times[2], 2), (times[29] + 1, 30), (times[3], 30), (times[40], 40)]
     {
         expire(store, "expire", before_us, 100).await;
-        assert_eq!(head(store, chat).await, Head { history, seq: 40, delivered: 0, first });
+        assert_eq!(head(store, chat).await, Head { history, seq: 40, first, ..Head::default() });
         assert_eq!(seqs(store, pull(chat, 0, 100, false)).await, (first..=40).collect::<Vec<_>>());
         assert_eq!(page(store, chat).await.first, first);
     }
@@ -180,10 +187,13 @@ async fn old_messages_go_and_heads_stay(store: &dyn Store) {
     assert_eq!(recent(store, "expire", 0, 100).await, [(chat.to_owned(), times[40])]);
     let again = appended(store, append(chat, "z", 1, 40)).await;
     assert!(matches!(again, Appended::Stored { seq: 40, again: true, .. }), "its id is remembered");
-    one(store, Op::Delivered { chat: chat.into(), user: "z".into(), seq: 40 }).await.unwrap();
+    one(store, Op::Delivered { chat: chat.into(), user: "z".into(), seq: 40, read: 39 }).await.unwrap();
     let time = say(store, chat, 41).await;
     assert!(time > times[40]);
-    assert_eq!(head(store, chat).await, Head { history, seq: 41, delivered: 40, first: 41 });
+    assert_eq!(
+        head(store, chat).await,
+        Head { history, seq: 41, delivered: 40, read: 39, first: 41, ..Head::default() }
+    );
     assert_eq!(seqs(store, pull(chat, 0, 100, false)).await, [41]);
     expire(store, "expire", time, 100).await;
     assert_eq!(head(store, chat).await.first, 41);

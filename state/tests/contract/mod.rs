@@ -2,6 +2,7 @@
 //!
 //! Trap: one store serves the whole suite, so every function uses names of its own.
 
+mod cursors;
 mod groups;
 mod kept;
 mod model;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::wire::{Code, Durability};
-use state::store::{Answer, Append, Appended, Bound, Head, MessageId, Op, PULL_BYTES_MAX, Store, read};
+use state::store::{Answer, Append, Appended, Bound, MessageId, Op, PULL_BYTES_MAX, Store, read};
 
 pub use kept::{keeps_what_it_must, tells_of_a_flipped_body};
 pub use model::{follows_the_model, routes_follow_the_model};
@@ -57,7 +58,8 @@ pub async fn holds<F: Fixture>() {
     storms_of_logins(&*store).await;
     bindings_follow_the_attempt(&*store).await;
     chat_lists_come_in_pages(&*store).await;
-    delivered_only_rises_and_not_past_the_head(&*store).await;
+    cursors::only_rise_and_not_past_the_head(&*store).await;
+    cursors::are_told_with_the_head(&*store).await;
     numbers_are_given_once(&*store).await;
     groups::groups_are_their_members(&*store).await;
     groups::edits_are_their_senders(&*store).await;
@@ -353,22 +355,6 @@ async fn chat_lists_come_in_pages(store: &dyn Store) {
     assert_eq!(page("list:u9", "", 9).await, Vec::<String>::new());
 }
 
-async fn delivered_only_rises_and_not_past_the_head(store: &dyn Store) {
-    let ops: Vec<Op> = (1..=5).map(|n| append("del:v", "v", 1, n)).collect();
-    store.apply(&ops).await;
-    let delivered = |seq| Op::Delivered { chat: "del:v".into(), user: "v".into(), seq };
-    let head = async |chat: &str, user: &str| {
-        read::head(one(store, Op::Head { chat: chat.into(), user: user.into() }).await).unwrap()
-    };
-    for (seq, expected) in [(3, 3), (2, 3), (99, 5)] {
-        one(store, delivered(seq)).await.unwrap();
-        let at = head("del:v", "v").await;
-        assert_eq!((at.seq, at.delivered), (5, expected));
-    }
-    assert_eq!(head("del:v", "del").await.delivered, 0);
-    assert_eq!(head("del:nobody", "v").await, Head { seq: 0, delivered: 0, ..head("del:nobody", "v").await });
-}
-
 async fn numbers_are_given_once(store: &dyn Store) {
     let first = read::user_numbers(one(store, Op::UserNumbers { count: 10 }).await).unwrap();
     let second = read::user_numbers(one(store, Op::UserNumbers { count: 1 }).await).unwrap();
@@ -427,14 +413,14 @@ async fn one_call_is_done_in_order(store: &dyn Store) {
             append(chat, "o", 1, 1),
             append(chat, "o", 1, 2),
             head(),
-            Op::Delivered { chat: chat.into(), user: "o".into(), seq: 9 },
+            Op::Delivered { chat: chat.into(), user: "o".into(), seq: 9, read: 1 },
             append(chat, "o", 1, 3),
             head(),
             pull(chat, 1, 9, false),
         ])
         .await;
     let heads = [0, 3, 6].map(|at| read::head(outcomes[at].clone()).unwrap());
-    assert_eq!(heads.map(|head| (head.seq, head.delivered)), [(0, 0), (2, 0), (3, 2)]);
+    assert_eq!(heads.map(|head| (head.seq, head.delivered, head.read)), [(0, 0, 0), (2, 0, 0), (3, 2, 1)]);
     let page = read::page(outcomes[7].clone()).unwrap();
     assert_eq!((page.head, page.messages.len()), (3, 2));
     assert_eq!((page.history, page.messages[0].seq), (heads[1].history, 2));
@@ -476,6 +462,5 @@ async fn everything_is_there_after_reopening(store: &dyn Store) {
     );
     let ann = read::user(one(store, Op::User { name: "ann".into() }).await).unwrap();
     assert_eq!(ann, Some(70_001));
-    let head = read::head(one(store, Op::Head { chat: "del:v".into(), user: "v".into() }).await).unwrap();
-    assert_eq!((head.seq, head.delivered), (5, 5));
+    cursors::are_there_after_reopening(store).await;
 }

@@ -72,6 +72,33 @@ fn chats_are_listed_by_activity_and_count_what_is_unread() {
 }
 
 #[test]
+fn what_is_read_elsewhere_is_not_unread_here_and_what_is_seen_here_is_told_once() {
+    let mut model = model();
+    model.message(&message("alice:bob", 1, "bob", "hi"));
+    assert_eq!(model.take_read(), Some(("alice:bob".into(), 1)));
+    assert_eq!(model.take_read(), None);
+    for seq in 1..=3 {
+        model.message(&message("alice:carol", seq, "carol", "hello"));
+    }
+    assert_eq!(model.take_read(), None);
+    assert_eq!(titles(&model)[0], ("carol", 3));
+    effects(&mut model);
+    model.read("alice:carol", "alice", (7, 2));
+    model.read("alice:carol", "carol", (7, 3));
+    assert_eq!(effects(&mut model), []);
+    assert_eq!(titles(&model)[0], ("carol", 1));
+    model.read_elsewhere("alice:carol", (8, 3));
+    assert_eq!(titles(&model)[0], ("carol", 0), "what is held is of a history that is over");
+    model.read_elsewhere("alice:carol", (7, 5));
+    model.message(&message("alice:carol", 4, "carol", "read before it came"));
+    model.message(&message("alice:carol", 5, "carol", "this too"));
+    model.message(&message("alice:carol", 6, "carol", "this not"));
+    assert_eq!(titles(&model)[0], ("carol", 1));
+    model.act(Action::NextChat, 1);
+    assert_eq!(model.take_read(), Some(("alice:carol".into(), 6)));
+}
+
+#[test]
 fn what_was_kept_is_shown_after_a_restart_and_nothing_is_new_twice() {
     let mut first = model();
     first.message(&message("alice:bob", 1, "bob", "seen"));

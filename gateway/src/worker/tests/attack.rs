@@ -86,6 +86,7 @@ fn every_command_in_every_stage_gets_the_code_that_the_protocol_names() {
         Command::Pull,
         Command::PushAck,
         Command::Members,
+        Command::Read,
     ];
     for stage in STAGES {
         for byte in 0..=255u8 {

@@ -279,6 +279,7 @@ impl Talk {
                     self.counts[user as usize].1.fetch_add(1, Ordering::Relaxed);
                     continue;
                 }
+                Event::Delivered { .. } | Event::Read { .. } | Event::Unread { .. } => continue,
                 Event::Synced => {
                     synced.store(true, Ordering::Relaxed);
                     continue;

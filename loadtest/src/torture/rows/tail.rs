@@ -248,7 +248,7 @@ impl Talk {
         let mut bob = self.bob_comes_back()?;
         let until = Instant::now() + NEW_HISTORY_MAX;
         while Instant::now() < until {
-            let cursor = wire::Cursor { chat: self.chat(), history, seq };
+            let cursor = wire::Cursor { chat: self.chat(), history, seq, ..Default::default() };
             let sync = wire::Sync { request: 1, cursors: vec![cursor], ..wire::Sync::default() };
             bob.say(Command::Sync, &sync).map_err(talked)?;
             if let Some(ServerFrame::SyncAck(ack)) = bob.next(AGAIN).map_err(talked)? {

@@ -1,0 +1,58 @@
+//! How far users have their chats, on the screen: marks of our messages, and what our user has read on other devices.
+//!
+//! Trap: a seq means something within its history only. Of another one than the messages that are held nothing is shown.
+
+use super::{Effect, Model};
+use crate::tui::chat::Chat;
+use crate::tui::transcript::Record;
+use std::sync::Arc;
+
+impl Model {
+    /// The other user of a chat has everything up to here.
+    pub fn delivered(&mut self, chat: &str, id: (u64, u64)) {
+        self.of_chat(chat, |chat| chat.delivered = id);
+    }
+
+    /// Somebody has read everything up to here: the other user of a chat, or ours.
+    pub fn read(&mut self, chat: &str, user: &str, id: (u64, u64)) {
+        if user == self.me {
+            self.read_elsewhere(chat, id);
+        } else {
+            self.of_chat(chat, |chat| chat.peer_read = id);
+        }
+    }
+
+    /// Our user has read up to here, says the server.
+    pub fn read_elsewhere(&mut self, chat: &str, id: (u64, u64)) {
+        let mut is_read = false;
+        self.of_chat(chat, |chat| {
+            chat.read = id;
+            let unread = chat.unread.min(chat.above(id));
+            is_read = unread == 0 && chat.unread > 0;
+            chat.unread = unread;
+        });
+        if is_read {
+            self.effects.push_back(Effect::Keep { chat: chat.into(), record: Record::Read });
+        }
+    }
+
+    /// What is to be told as read of the open chat, once: its name and the seq of its newest message.
+    pub fn take_read(&mut self) -> Option<(Arc<str>, u64)> {
+        let open = self.open.as_ref()?;
+        let chat = self.chats.iter_mut().find(|chat| chat.name == *open)?;
+        let newest = chat.newest()?;
+        if chat.read_told.0 == newest.0 && chat.read_told.1 >= newest.1 {
+            return None;
+        }
+        chat.read_told = newest;
+        Some((chat.name.clone(), newest.1))
+    }
+
+    /// Only where there is something to see it by.
+    fn of_chat(&mut self, name: &str, change: impl FnOnce(&mut Chat)) {
+        if let Some(chat) = self.chats.iter_mut().find(|chat| *chat.name == *name) {
+            change(chat);
+            self.changed = true;
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Receipts: how far a user has a chat, told to the devices of the other one; and to the user's own, so that all of them know what
+//! is read. Behind each write of cursors; on the state server's thread.
+//!
+//! Trap: routes are read behind the cursors, in the same call of the store: a device that logs in later sees them in its first
+//! Sync. Nothing is repeated, and nothing waits: a Receipt that is lost is made good by the next one or by a Sync.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use proto::link::Push;
+
+use crate::answer;
+use crate::gateways::{Outgoing, push_to};
+use crate::server::Core;
+use crate::store::{Moved, Op, Outcome, Route, peer, read};
+
+/// Cursors of a user in a chat that are being written.
+#[derive(Debug, Clone, Copy)]
+pub struct Written<'a> {
+    /// The chat.
+    pub chat: &'a str,
+    /// Whose.
+    pub user: &'a str,
+    /// What they count in; 0: not known.
+    pub history: u64,
+    /// Whether read is among them.
+    pub with_read: bool,
+}
+
+/// Who is to be told, with the numbers by which routes are kept. Asked before the write.
+#[derive(Debug, Default)]
+pub struct Readers {
+    numbers: HashMap<String, u64>,
+    users: BTreeSet<u64>,
+}
+
+impl Written<'_> {
+    /// The names of those who are told of it.
+    fn readers(&self) -> impl Iterator<Item = &str> {
+        let own = self.with_read.then_some(self.user);
+        peer(self.chat, self.user).into_iter().chain(own)
+    }
+}
+
+impl Readers {
+    /// Of these cursors. None when receipts are off.
+    pub async fn of(core: &Core, generation: u64, written: &[Written<'_>]) -> Readers {
+        let mut readers = Readers::default();
+        if !core.config.limits.receipts {
+            return readers;
+        }
+        let mut unknown = BTreeSet::new();
+        for name in written.iter().flat_map(Written::readers) {
+            match core.users.number(name) {
+                Some(number) => readers.learn(name, number),
+                None => drop(unknown.insert(name)),
+            }
+        }
+        if !unknown.is_empty() {
+            let ops: Vec<Op> = unknown.iter().map(|name| Op::User { name: (*name).to_owned() }).collect();
+            let found = core.apply_as(generation, &ops).await;
+            for (name, outcome) in unknown.into_iter().zip(found) {
+                // Others have never logged in, or are told another time.
+                if let Ok(Some(number)) = read::user(outcome) {
+                    core.users.learn(name, number);
+                    readers.learn(name, number);
+                }
+            }
+        }
+        readers
+    }
+
+    fn learn(&mut self, name: &str, number: u64) {
+        if !self.numbers.contains_key(name) {
+            self.numbers.insert(name.to_owned(), number);
+            self.users.insert(number);
+        }
+    }
+
+    /// What reads their routes, behind the cursors of the same call.
+    pub fn ops(&self) -> impl Iterator<Item = Op> {
+        self.users.iter().map(|user| Op::Routes { user: *user })
+    }
+
+    /// Tells of what is new, by what `ops` brought.
+    pub fn tell(&self, core: &Core, routes: Vec<Outcome>, moved: &[(Written<'_>, Moved)]) {
+        let routes: HashMap<u64, Vec<Route>> = self
+            .users
+            .iter()
+            .zip(routes)
+            .filter_map(|(user, outcome)| Some((*user, read::routes(outcome).ok()?)))
+            .collect();
+        let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
+        for (written, moved) in moved.iter().filter(|(_, moved)| *moved != Moved::default()) {
+            let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
+            for number in written.readers().filter_map(|name| self.numbers.get(name)) {
+                for route in routes.get(number).into_iter().flatten() {
+                    let incarnation = proto::incarnation_of(route.connection);
+                    by_gateway.entry(incarnation).or_default().push((route.connection, *number));
+                }
+            }
+            if by_gateway.is_empty() {
+                continue;
+            }
+            let frame = answer::receipt(written.chat, written.history, written.user, *moved);
+            for (incarnation, targets) in by_gateway {
+                let (pushes, count) = per_gateway.entry(incarnation).or_default();
+                *count += targets.len() as u64;
+                pushes.push(push_to(frame.clone(), &targets));
+            }
+        }
+        for (incarnation, (pushes, count)) in per_gateway {
+            if core.gateways.try_send(incarnation, Outgoing::Receipts(pushes)).is_ok() {
+                core.metrics.receipts.inc_by(count);
+            }
+        }
+    }
+}
