@@ -25,6 +25,7 @@ pub mod receipts;
 mod resolve;
 mod session;
 pub mod store;
+mod token;
 
 pub use body::{AskError, Body, Content, Group, change};
 pub use client::{Client, Pending, SendError, Sent};
@@ -32,3 +33,4 @@ pub use event::{Ended, Event, Events, Status};
 pub use inbox::Message;
 pub use options::{ConnectError, Keep, Options};
 pub use resolve::Target;
+pub use token::{Token, TokenError};

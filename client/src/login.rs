@@ -12,11 +12,16 @@ use proto::wire::{self, Code};
 use crate::connection::{Connection, ConnectionError};
 use crate::event::Ended;
 use crate::resolve::{ResolveError, Resolver};
+use crate::token::Token;
 
 /// What one attempt needs to know.
 #[derive(Debug)]
 pub(crate) struct Attempt {
+    /// Without its token.
     pub login: wire::Login,
+    pub token: Token,
+    /// The token that was refused last because it had expired.
+    pub expired: Option<String>,
     pub avoid: Option<String>,
     pub connect_within: Duration,
     pub answer_within: Duration,
@@ -29,6 +34,8 @@ pub(crate) enum LoginFailure {
     Final(Ended),
     /// Another program of this device used this attempt: try with a larger one.
     Stale(u64),
+    /// This token has expired: try with another one.
+    Expired(String),
     /// Try again, not before `after` if it is given.
     Later {
         after: Option<Duration>,
@@ -43,7 +50,7 @@ pub(crate) enum LoginFailure {
 impl Attempt {
     /// Gives the resolver back, so that the caller can go on serving its application meanwhile.
     pub async fn run(
-        self,
+        mut self,
         mut resolver: Resolver,
     ) -> (Resolver, Result<(Connection, wire::LoginAck), LoginFailure>) {
         let result = self.connect_and_log_in(&mut resolver).await;
@@ -56,9 +63,11 @@ impl Attempt {
     }
 
     async fn connect_and_log_in(
-        &self,
+        &mut self,
         resolver: &mut Resolver,
     ) -> Result<(Connection, wire::LoginAck), LoginFailure> {
+        // Before anything else: the server's deadline for a login does not wait for whoever makes tokens.
+        self.login.token = self.ask_for_token().await?;
         let addresses = resolver.addresses(self.avoid.as_deref()).await.map_err(|error| {
             let after = if let ResolveError::Empty { wait, .. } = &error { *wait } else { None };
             LoginFailure::Later { after, problem: error.to_string(), address: None, ipconf: String::new() }
@@ -76,11 +85,30 @@ impl Attempt {
         Err(LoginFailure::Later { after: None, problem, address: None, ipconf: String::new() })
     }
 
+    async fn ask_for_token(&self) -> Result<String, LoginFailure> {
+        let later = |problem: String| LoginFailure::Later {
+            after: None,
+            problem,
+            address: None,
+            ipconf: String::new(),
+        };
+        let asked = tokio::time::timeout(self.answer_within, self.token.get()).await;
+        let token = asked
+            .map_err(|_| later(format!("no token within {:?}", self.answer_within)))?
+            .map_err(|error| later(error.to_string()))?;
+        if self.expired.as_ref() == Some(&token) {
+            let text = "the token has expired, and there is no newer one".to_owned();
+            return Err(LoginFailure::Final(Ended::LoginRefused { code: Code::TokenExpired, text }));
+        }
+        Ok(token)
+    }
+
     async fn log_in(&self, mut connection: Connection) -> Result<(Connection, wire::LoginAck), LoginFailure> {
         connection.put(Command::Login, &self.login);
         let answer = tokio::time::timeout(self.answer_within, answer(&mut connection)).await;
         match answer {
             Ok(Ok(ack)) => Ok((connection, ack)),
+            Ok(Err(LoginFailure::Expired(_))) => Err(LoginFailure::Expired(self.login.token.clone())),
             Ok(Err(failure)) => Err(failure),
             Err(_) => {
                 let problem = format!(
@@ -115,10 +143,16 @@ async fn answer(connection: &mut Connection) -> Result<wire::LoginAck, LoginFail
 
 fn refused(connection: &Connection, error: &wire::Error) -> LoginFailure {
     match error.code() {
-        code @ (Code::BadName | Code::LoginRefused | Code::UnsupportedVersion | Code::TooManyDevices) => {
+        code @ (Code::BadName
+        | Code::LoginRefused
+        | Code::TokenRevoked
+        | Code::UnsupportedVersion
+        | Code::TooManyDevices) => {
             LoginFailure::Final(Ended::LoginRefused { code, text: error.text.clone() })
         }
         Code::StaleAttempt => LoginFailure::Stale(error.expected),
+        // Which token it was, its sender knows.
+        Code::TokenExpired => LoginFailure::Expired(String::new()),
         code => {
             let after =
                 (error.retry_after_ms > 0).then(|| Duration::from_millis(error.retry_after_ms.into()));

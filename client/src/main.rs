@@ -8,10 +8,11 @@ mod command_send;
 mod tui;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use client::{ConnectError, Ended, Keep, Options, Target};
+use client::{ConnectError, Ended, Keep, Options, Target, Token};
 use tracing_subscriber::EnvFilter;
 
 /// Rookery's client: a chat for the terminal, and subcommands for scripts.
@@ -44,6 +45,9 @@ struct Arguments {
     /// forgotten at the end]
     #[arg(long, global = true, value_name = "NAME")]
     device: Option<String>,
+    /// Log in with the token in this file, which is read again at each login [default: none, a development login]
+    #[arg(long, global = true, value_name = "FILE", env = "ROOKERY_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Subcommands>,
 }
@@ -98,20 +102,24 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { user, ipconf, gateway, device, command } = arguments;
+    let Arguments { user, ipconf, gateway, device, token_file, command } = arguments;
     let target = if gateway.is_empty() { Target::Ipconf(ipconf) } else { Target::Gateway(gateway) };
+    let token = token_file.map_or_else(Token::none, Token::file);
+    if let Err(error) = token.get().await {
+        return Ok(usage(&error.to_string()));
+    }
     match command {
         Some(_) if user.is_some() => Ok(usage("--user goes behind the subcommand")),
         Some(Subcommands::Send(arguments)) => {
-            let options = options(&arguments.user, "send", device, target);
+            let options = options(&arguments.user, "send", device, target, token);
             command_send::run(arguments, options).await
         }
         Some(Subcommands::Group(arguments)) => {
-            let options = options(&arguments.user, "group", device, target);
+            let options = options(&arguments.user, "group", device, target, token);
             command_group::run(arguments, options).await
         }
         Some(Subcommands::Listen(arguments)) => {
-            let options = options(&arguments.user, "listen", device, target);
+            let options = options(&arguments.user, "listen", device, target, token);
             command_listen::run(arguments, options).await
         }
         None => {
@@ -121,7 +129,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             if !tui::has_terminal() {
                 return Ok(usage("the chat needs a terminal; for scripts there are `send` and `listen`"));
             }
-            tui::run(Options::new(user, device.unwrap_or_else(|| "chat".to_owned()), target)).await
+            let device = device.unwrap_or_else(|| "chat".to_owned());
+            tui::run(Options { token, ..Options::new(user, device, target) }).await
         }
     }
 }
@@ -131,10 +140,10 @@ fn usage(problem: &str) -> ExitCode {
     ExitCode::from(EXIT_USAGE)
 }
 
-fn options(user: &str, subcommand: &str, device: Option<String>, target: Target) -> Options {
+fn options(user: &str, subcommand: &str, device: Option<String>, target: Target, token: Token) -> Options {
     let throw_away = device.is_none();
     let device = device.unwrap_or_else(|| format!("{subcommand}-{}", std::process::id()));
-    Options { throw_away, keep: Keep::Default, ..Options::new(user, device, target) }
+    Options { throw_away, keep: Keep::Default, token, ..Options::new(user, device, target) }
 }
 
 /// One line on stderr, and the exit code that says whose fault it is.

@@ -6,7 +6,7 @@ use proto::name::NameError;
 
 use crate::event::Ended;
 use crate::store::StoreError;
-use crate::{Target, inbox, outbox};
+use crate::{Target, Token, inbox, outbox};
 
 /// Who connects, where to, and within which limits. [`Options::new`] has the defaults.
 #[derive(Debug, Clone)]
@@ -26,8 +26,8 @@ pub struct Options {
     pub receive: bool,
     /// Hear how far others have one's messages, and tell what is read. Needs `receive`.
     pub receipts: bool,
-    /// Token; empty for a development login.
-    pub token: String,
+    /// What proves who this is.
+    pub token: Token,
     /// Told to the server for its logs.
     pub agent: String,
     /// Bounds of receiving.
@@ -68,7 +68,7 @@ impl Options {
             throw_away: false,
             receive: true,
             receipts: true,
-            token: String::new(),
+            token: Token::none(),
             agent: concat!("rookery-client/", env!("CARGO_PKG_VERSION")).to_owned(),
             inbox: inbox::Limits::default(),
             outbox: outbox::Limits::default(),

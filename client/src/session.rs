@@ -45,6 +45,8 @@ pub(crate) struct Session {
     backoff: Backoff,
     /// The gateway that was left last.
     avoid: Option<String>,
+    /// The token that was refused last because it had expired.
+    expired: Option<String>,
     /// Set when the application asked for the end.
     closing: Option<Option<oneshot::Sender<()>>>,
 }
@@ -87,6 +89,7 @@ impl Session {
             lists: Lists::default(),
             backoff,
             avoid: None,
+            expired: None,
             closing: None,
         }
     }
@@ -118,6 +121,7 @@ impl Session {
             let wait = match result {
                 Ok((connection, ack)) => {
                     stale_in_a_row = 0;
+                    self.expired = None;
                     let address = connection.address().to_owned();
                     let since = Instant::now();
                     let leave = self.online(connection, ack).await?;
@@ -149,6 +153,11 @@ impl Session {
                     // Somebody else with this device's name raises it as well: no race at full speed.
                     if stale_in_a_row <= 2 { Duration::ZERO } else { self.backoff.next(None, rand::random()) }
                 }
+                Err(LoginFailure::Expired(token)) => {
+                    self.expired = Some(token);
+                    self.problem("the token has expired".to_owned(), false);
+                    self.backoff.next(None, rand::random())
+                }
                 Err(LoginFailure::Later { after, problem, address, ipconf: _ }) => {
                     self.avoid = address.or(self.avoid.take());
                     self.problem(problem, false);
@@ -172,11 +181,13 @@ impl Session {
             user: self.options.user.clone(),
             device: self.options.device.clone(),
             attempt,
-            token: self.options.token.clone(),
+            token: String::new(),
             agent: self.options.agent.clone(),
         };
         Ok(Attempt {
             login,
+            token: self.options.token.clone(),
+            expired: self.expired.clone(),
             avoid: self.avoid.clone(),
             connect_within: Duration::from_millis(self.options.connect_ms_max),
             answer_within: Duration::from_millis(self.options.login_ms_max),

@@ -23,6 +23,8 @@ mod registry_etcd;
 pub mod report;
 pub mod server;
 pub mod shutdown;
+pub mod token;
+mod token_crypto;
 
 pub use health::Readiness;
 pub use process::{Fatal, ServerArgs};

@@ -10,10 +10,10 @@ use std::process::ExitCode;
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct ServerArgs {
     /// Read the configuration from this TOML file [default: /etc/rookery/NAME.toml if present]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<std::path::PathBuf>,
     /// Set one configuration key, over file and environment; may be repeated
-    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    #[arg(long = "set", global = true, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
     /// Check configuration and machine, then exit
     #[arg(long)]

@@ -90,7 +90,7 @@ pub enum Down {
 }
 
 /// One delivery.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct DownItem {
     /// The connection's id.
     pub connection: u64,
@@ -106,4 +106,6 @@ pub struct DownItem {
     pub login: u64,
     /// May be skipped for a slow reader, who Syncs later.
     pub push: bool,
+    /// It refuses a login that may have been a guess.
+    pub guess: bool,
 }

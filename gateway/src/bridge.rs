@@ -281,6 +281,7 @@ impl Bridge {
             close: error.closing,
             login: frame.binding,
             push: false,
+            guess: false,
         })
     }
 
@@ -456,6 +457,7 @@ pub fn deliveries(batch: DownBatch) -> (usize, impl Iterator<Item = DownItem>) {
         close: frame.close,
         login: frame.login,
         push: false,
+        guess: frame.guess,
     });
     let pushes = batch.pushes.into_iter().flat_map(|push| {
         let frame = push.frame;
@@ -468,6 +470,7 @@ pub fn deliveries(batch: DownBatch) -> (usize, impl Iterator<Item = DownItem>) {
             close: false,
             login: 0,
             push: true,
+            guess: false,
         })
     });
     (count, answers.chain(pushes))

@@ -143,8 +143,11 @@ impl Default for Workers {
 pub struct Limits {
     /// Connections of the whole gateway.
     pub connections_max: usize,
-    /// Connections per source address, counted in 65,536 keyed slots; 0: no limit.
+    /// Connections per source address (IPv6: its /64), counted in 65,536 keyed slots; 0: no limit.
     pub connections_per_address_max: u32,
+    /// Logins of one source address (IPv6: its /64) per minute that a state server may refuse as possible guesses of a token;
+    /// further ones are told to wait for the rest of the minute, and those that are on their way are answered. 0: no limit.
+    pub refused_logins_per_address_max: u32,
     /// Longest frame once logged in, header included.
     pub frame_bytes_max: usize,
     /// Longest frame before login.
@@ -180,6 +183,7 @@ impl Default for Limits {
         Limits {
             connections_max: 100_000,
             connections_per_address_max: 20_000,
+            refused_logins_per_address_max: 600,
             frame_bytes_max: proto::FRAME_BYTES_MAX,
             login_frame_bytes_max: proto::LOGIN_FRAME_BYTES_MAX,
             login_ms_max: 10_000,

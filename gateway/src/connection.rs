@@ -133,6 +133,8 @@ pub fn reason_text(code: Code) -> &'static str {
         }
         Code::ShuttingDown => "this gateway is stopping",
         Code::Unavailable => "no state server answers right now",
+        Code::TokenExpired => "the token that this login rests on has expired; log in with a new one",
+        Code::RateLimited => "too many logins from this address were refused; come back after retry_after_ms",
         _ => "",
     }
 }

@@ -26,10 +26,21 @@ impl Worker {
         let there = ours && self.table.get_mut(place).is_some_and(|connection| accepts(connection, &item));
         if !there {
             // A push that overtook the login's answer: the route is right, and the first Sync will show the message.
-            let early =
-                item.push && ours && self.table.get_mut(place).is_some_and(|c| c.stage == Stage::LoggingIn);
-            return if early { self.stats().pushes_skipped.add(1) } else { self.note_gone(&item) };
+            let early = ours && self.table.get_mut(place).is_some_and(|c| c.stage == Stage::LoggingIn);
+            return match (early, item.push) {
+                (true, true) => self.stats().pushes_skipped.add(1),
+                (true, false) if item.close && item.user != 0 && item.bind.is_none() => {
+                    self.end_early(place, item)
+                }
+                _ => self.note_gone(&item),
+            };
         }
+        if item.guess
+            && let Some(connection) = self.table.get_mut(place)
+        {
+            self.shared.admission.guessed(connection.address);
+        }
+        let mut end = None;
         if let Some(bind) = &item.bind
             && let Some(connection) = self.table.get_mut(place)
             && connection.stage == Stage::LoggingIn
@@ -41,6 +52,11 @@ impl Worker {
             self.stats().bound.set(self.stats().bound.get() + 1);
             let tick = self.tick();
             self.table.touch(place, tick);
+            if bind.valid_ms > 0 {
+                let until_s = self.end_s(bind.valid_ms);
+                self.table.set_validity(place, until_s);
+            }
+            end = self.early_ends.take(place, bind.user);
         }
         self.enqueue(place, item.frames, item.push);
         if item.push && crpc::failpoint::due("gateway_after_push") {
@@ -50,6 +66,22 @@ impl Worker {
         if item.close {
             self.stats().closed(Why::State);
             self.begin_closing(place);
+        }
+        if let Some(end) = end {
+            self.deliver(end);
+        }
+    }
+
+    /// The second, of the clock that goes on, in which so many milliseconds are over.
+    pub(crate) fn end_s(&self, left_ms: u64) -> u32 {
+        let end_ms = (self.born.elapsed().as_millis() as u64).saturating_add(left_ms);
+        u32::try_from(end_ms.div_ceil(1_000)).unwrap_or(u32::MAX - 1)
+    }
+
+    /// The end of a login whose answer is still on its way waits for it.
+    fn end_early(&mut self, place: Place, end: DownItem) {
+        if self.early_ends.keep(place, end).is_err() {
+            self.close(place, Some(Why::State));
         }
     }
 

@@ -12,6 +12,7 @@ pub mod config;
 pub mod connection;
 mod deliver;
 mod door;
+mod early_end;
 pub mod expiry;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -32,5 +33,6 @@ pub mod table;
 pub mod tail;
 mod up;
 mod upstream;
+mod validity;
 pub mod wake;
 mod worker;

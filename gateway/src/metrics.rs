@@ -57,6 +57,7 @@ pub struct WorkerStats {
     pub burst_refused: Cell,
     pub burst_closed: Cell,
     pub gone: Cell,
+    pub guessing_refused: Cell,
     pub turns: Cell,
     pub up_full: Cell,
     /// Closes by [`CLOSES`].
@@ -72,7 +73,7 @@ const TURN_FIRST_NS: u64 = 1_000_000 >> 7;
 const TURN_BUCKETS: usize = 16;
 
 /// Why connections ended, with the label of the counter.
-pub const CLOSES: [(Why, &str); 14] = [
+pub const CLOSES: [(Why, &str); 16] = [
     (Why::Peer, "peer_closed"),
     (Why::Socket, "socket_error"),
     (Why::State, "closed_by_state"),
@@ -87,6 +88,8 @@ pub const CLOSES: [(Why, &str); 14] = [
     (Why::Code(Code::SlowReader), "slow_reader"),
     (Why::Code(Code::ShuttingDown), "shutting_down"),
     (Why::Code(Code::Unavailable), "unavailable"),
+    (Why::Code(Code::RateLimited), "rate_limited"),
+    (Why::Code(Code::TokenExpired), "token_expired"),
 ];
 
 /// Why a connection ended.
@@ -214,7 +217,7 @@ const GAUGES: [(&str, &str, Pick); 3] = [
     ("send_queues", "Connections with bytes waiting to be written", |w| &w.queues),
 ];
 
-const COUNTERS: [(&str, &str, Pick); 14] = [
+const COUNTERS: [(&str, &str, Pick); 15] = [
     ("accepted", "Connections accepted", |w| &w.accepted),
     ("accept_errors", "Failed accepts (fds or memory exhausted)", |w| &w.accept_errors),
     ("frames_in", "Frames received from clients", |w| &w.frames_in),
@@ -229,6 +232,9 @@ const COUNTERS: [(&str, &str, Pick); 14] = [
         &w.burst_closed
     }),
     ("gone", "Deliveries whose connection was not there any more", |w| &w.gone),
+    ("logins_guessing_refused", "Logins told to wait because too many of their address were refused", |w| {
+        &w.guessing_refused
+    }),
     ("turns", "Loop turns of all workers", |w| &w.turns),
     ("up_full", "Turns that ended with the queue to the bridge full", |w| &w.up_full),
 ];

@@ -158,15 +158,7 @@ mod tests {
     }
 
     fn batch(number: u64, items: usize) -> Down {
-        let item = |_| DownItem {
-            connection: 1,
-            user: 1,
-            frames: bytes::Bytes::new(),
-            bind: None,
-            close: false,
-            login: 0,
-            push: false,
-        };
+        let item = |_| DownItem { connection: 1, user: 1, ..DownItem::default() };
         Down::Batch { items: (0..items).map(item).collect(), ticket: Some(Ticket { stream: 1, number }) }
     }
 

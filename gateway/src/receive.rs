@@ -205,6 +205,9 @@ impl Worker {
             Verdict::Refuse(code) => return self.refuse(place, code),
             Verdict::Pong => return self.pong(place, frame.body),
             Verdict::Login => {
+                if let Err(retry_after_ms) = self.shared.admission.may_log_in(connection.address) {
+                    return self.refuse_guessing(place, retry_after_ms);
+                }
                 self.login_number += 1;
                 connection.stage = Stage::LoggingIn;
                 connection.binding = self.login_number;
@@ -221,6 +224,14 @@ impl Worker {
         };
         self.batch_up(up, frame.body);
         crpc::failpoint::here("gateway_after_decode");
+    }
+
+    /// Too many logins of this address were guesses.
+    fn refuse_guessing(&mut self, place: Place, retry_after_ms: u32) {
+        self.stats().guessing_refused.add(1);
+        let error =
+            wire::Error { command: Command::Login as u32, retry_after_ms, ..refusal(Code::RateLimited) };
+        self.refuse_with(place, error);
     }
 
     /// Ping and Pong have the same body, so the answer is the question under another command.

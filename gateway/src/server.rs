@@ -132,8 +132,7 @@ pub fn run(config: Config) -> Result<(), Fatal> {
     let up_wake = Wake::new(eventfd()?);
     let wakes = (0..plan.workers).map(|_| eventfd().map(Wake::new)).collect::<Result<Vec<_>, _>>()?;
     let (up_sender, up) = bounded(config.workers.up_batches_max);
-    let admission =
-        Arc::new(Admission::new(config.limits.connections_max, config.limits.connections_per_address_max));
+    let admission = Arc::new(Admission::new(&config.limits));
     let burst_plan = config.burst();
     let burst = Arc::new(Burst::new(burst_plan.clients_bytes_max, burst_plan.batches_bytes_max / 2));
     let shared = Shared {

@@ -9,6 +9,7 @@ use slab::Slab;
 
 use crate::connection::Connection;
 use crate::id::{GENERATIONS, Place};
+use crate::validity::Validity;
 
 /// Slots in a page. 4,096 records of 40 bytes are far more than jemalloc shares out within a page of its own (14 KiB): they are
 /// a piece of memory by themselves, resident as far as it is used, and back with the kernel a second after it is dropped (`.cargo/config.toml`).
@@ -28,6 +29,8 @@ struct Page {
     connections: Slab<Connection>,
     ticks: Box<[u8]>,
     generations: Box<[u16]>,
+    /// Only where somebody's login ends by itself.
+    validity: Option<Validity>,
 }
 
 impl Table {
@@ -92,6 +95,9 @@ impl Table {
         let (number, index) = split(place);
         let page = self.pages[number].as_mut()?;
         let connection = page.connections.remove(index);
+        if let Some(validity) = &mut page.validity {
+            validity.clear(index);
+        }
         page.generations[index] = (place.generation + 1) % GENERATIONS;
         if page.connections.is_empty() {
             self.floors[number] = next_floor(&page.generations);
@@ -121,6 +127,29 @@ impl Table {
         found
     }
 
+    /// The connection is good until then (seconds of the caller's clock) and no longer.
+    pub fn set_validity(&mut self, place: Place, until_s: u32) {
+        let (number, index) = split(place);
+        if let Some(Some(page)) = self.pages.get_mut(number) {
+            page.validity.get_or_insert_with(|| Validity::new(PAGE_SLOTS)).set(index, until_s);
+        }
+    }
+
+    /// Places that are not good any more, each told once. Cheap where nobody's login ends.
+    pub fn overdue(&mut self, now_s: u32) -> Vec<Place> {
+        let mut found = Vec::new();
+        for (number, page) in self.pages.iter_mut().enumerate() {
+            let Some(page) = page else { continue };
+            let Some(validity) = &mut page.validity else { continue };
+            let due = validity.due(now_s);
+            if !due.is_empty() && validity.is_over() {
+                page.validity = None;
+            }
+            found.extend(due.into_iter().map(|index| page.place(number, index)));
+        }
+        found
+    }
+
     /// Every place in use, in pieces of a page: `from` is the page to begin with; the next page is returned, or `None`
     /// at the end.
     pub fn page_places(&self, from: usize) -> Option<(Vec<Place>, usize)> {
@@ -138,6 +167,7 @@ impl Page {
             connections: Slab::with_capacity(PAGE_SLOTS),
             ticks: vec![0; PAGE_SLOTS].into_boxed_slice(),
             generations: vec![floor; PAGE_SLOTS].into_boxed_slice(),
+            validity: None,
         }
     }
 
@@ -192,6 +222,23 @@ mod tests {
             PAGE_SLOTS * size_of::<Option<Connection>>() >= 16 * 1024,
             "a size class of jemalloc's large ones"
         );
+    }
+
+    #[test]
+    fn ends_stand_with_their_connections_and_cost_nothing_without() {
+        let mut table = Table::new(10);
+        let [first, second, third] = [0; 3].map(|_| table.insert(connection(), 0).unwrap());
+        assert!(table.overdue(u32::MAX - 1).is_empty());
+        assert!(table.pages.iter().flatten().all(|page| page.validity.is_none()));
+        for (place, until_s) in [(first, 5), (second, 6), (third, 50)] {
+            table.set_validity(place, until_s);
+        }
+        table.remove(second).unwrap();
+        let other = table.insert(connection(), 0).unwrap();
+        assert_eq!(other.slot, second.slot);
+        assert_eq!(table.overdue(10), [first], "not who has the place of one that has gone");
+        assert_eq!(table.overdue(60), [third]);
+        assert!(table.pages.iter().flatten().all(|page| page.validity.is_none()), "given back");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::burst::Burst;
 use crate::config::Config;
 use crate::connection::{Stage, flag};
 use crate::door::Door;
+use crate::early_end::EarlyEnds;
 use crate::expiry::Expiry;
 use crate::id::{self, Place};
 use crate::metrics::{Metrics, Why, WorkerStats};
@@ -81,11 +82,14 @@ pub(crate) struct Worker {
     pub(crate) logins: Expiry,
     pub(crate) stalls: Expiry,
     pub(crate) lingers: Expiry,
+    pub(crate) early_ends: EarlyEnds,
     pub(crate) small_frames: BytesMut,
     pub(crate) now_ms: u64,
     pub(crate) login_number: u64,
     inbox: Inbox,
     started: Instant,
+    /// As `started`, but goes on while this process is paused: the clock of what ends by itself.
+    pub(crate) born: Instant,
     swept_tick: u8,
     /// The bridge gave the last batch back: nothing more is read until it takes it.
     pub(crate) held_back: bool,
@@ -149,11 +153,13 @@ impl Worker {
             logins: Expiry::new(limits.login_ms_max),
             stalls: Expiry::new(limits.stalled_ms_max),
             lingers: Expiry::new(limits.linger_ms_max),
+            early_ends: EarlyEnds::default(),
             small_frames: BytesMut::new(),
             now_ms: 0,
             login_number: 0,
             inbox,
             started: Instant::now(),
+            born: Instant::now(),
             swept_tick: 0,
             held_back: false,
             urgent: false,
@@ -334,6 +340,10 @@ impl Worker {
         self.swept_tick = tick;
         self.resume_listener();
         self.shrink();
+        let now_s = self.born.elapsed().as_secs() as u32;
+        for place in self.table.overdue(now_s) {
+            self.refuse(place, Code::TokenExpired);
+        }
         // A tick is up to a second old when it is set: whoever is gone is gone within the limit.
         let idle_ticks = (self.shared.config.limits.idle_ms_max / 1000 - 1) as u8;
         for place in self.table.idle(tick, idle_ticks) {
@@ -450,6 +460,7 @@ impl Worker {
         if connection.tail != crate::connection::NONE {
             self.tails.remove(connection.tail);
         }
+        self.early_ends.forget(place);
         self.shared.admission.leave(connection.address);
         if connection.user != 0 {
             self.stats().bound.set(self.stats().bound.get() - 1);

@@ -24,4 +24,5 @@ pub mod sources;
 pub mod storm;
 pub mod supervisor;
 pub mod target;
+pub mod tokens;
 pub mod torture;

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -18,6 +19,7 @@ use loadtest::misfit::Misfit;
 use loadtest::monitor::{RunError, check_reachable, watch_interrupt};
 use loadtest::storm::{self, StormOptions};
 use loadtest::target::Target;
+use loadtest::tokens::Tokens;
 use loadtest::{machine, million, report, simulation, torture};
 use serde_json::Value;
 
@@ -86,6 +88,15 @@ struct StormArgs {
     /// Connect only
     #[arg(long)]
     no_login: bool,
+    /// Log in with a token each, signed with the HS256 secret in this file (lets misfits be refused)
+    #[arg(long, value_name = "FILE")]
+    token_secret: Option<PathBuf>,
+    /// What the servers call that key
+    #[arg(long, value_name = "KID", default_value = "loadtest", requires = "token_secret")]
+    token_kid: String,
+    /// Issuer in those tokens
+    #[arg(long, value_name = "NAME", default_value = "", requires = "token_secret")]
+    token_issuer: String,
     /// What the server speaks: mqtt is 3.1.1, http is HTTP/1.1 with keepalive
     #[arg(long, value_enum, default_value = "rookery")]
     protocol: Spoken,
@@ -243,7 +254,10 @@ fn run_storm(args: &StormArgs) -> Result<Failures, RunError> {
     let targets = args.target.resolve()?;
     check_reachable(&targets)?;
     note_machine(args.connections);
+    let tokens = args.token_secret.as_deref();
+    let tokens = tokens.map(|file| Tokens::open(file, &args.token_kid, &args.token_issuer)).transpose()?;
     let options = StormOptions {
+        tokens: tokens.map(Arc::new),
         targets,
         connections: args.connections,
         rate: args.rate,

@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use prost::Message;
@@ -15,6 +16,7 @@ use proto::wire;
 
 use crate::engine::Io;
 use crate::fault::Fault;
+use crate::tokens::Tokens;
 
 /// Login and heartbeats of one thread's connections.
 #[derive(Debug)]
@@ -30,6 +32,8 @@ pub struct Session {
     interval_us: u64,
     /// Never beats.
     silent: bool,
+    /// None: development logins.
+    tokens: Option<Arc<Tokens>>,
 }
 
 /// What a frame meant to the session.
@@ -54,6 +58,7 @@ impl Session {
             heartbeats: VecDeque::new(),
             interval_us: 0,
             silent: false,
+            tokens: None,
         }
     }
 
@@ -63,15 +68,22 @@ impl Session {
         self
     }
 
+    /// The same with a token for each login.
+    pub fn with_tokens(mut self, tokens: Option<Arc<Tokens>>) -> Session {
+        self.tokens = tokens;
+        self
+    }
+
     /// The login of a connection.
     pub fn login(&self, index: u32, attempt: u64, out: &mut BytesMut) {
+        let user = user(&self.run, self.first + index);
         let login = wire::Login {
             wire_min: proto::WIRE_VERSION,
             wire_max: proto::WIRE_VERSION,
-            user: user(&self.run, self.first + index),
+            token: self.tokens.as_ref().map_or_else(String::new, |tokens| tokens.of(&user)),
+            user,
             device: "lt".into(),
             attempt: attempt.max(1),
-            token: String::new(),
             agent: concat!("rookery-loadtest/", env!("CARGO_PKG_VERSION")).into(),
         };
         frame::put(Command::Login, &login, out);

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -20,6 +21,7 @@ use crate::misfit::{Misfit, MisfitMode};
 use crate::monitor::{Monitor, RunError, Strained};
 use crate::report::{percentile_keys, percentiles};
 use crate::session::{Heard, Session, random_run};
+use crate::tokens::Tokens;
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -36,6 +38,8 @@ pub struct StormOptions {
     pub hold: Duration,
     /// Only connect.
     pub no_login: bool,
+    /// With a token each; none: development logins.
+    pub tokens: Option<Arc<Tokens>>,
     /// The end of everything.
     pub timeout: Duration,
     /// The server's process, if its memory is wanted.
@@ -59,6 +63,7 @@ impl Default for StormOptions {
             window: Plan::default().window,
             hold: Duration::ZERO,
             no_login: false,
+            tokens: None,
             timeout: Duration::from_secs(600),
             pid: None,
             quiet: true,
@@ -115,7 +120,8 @@ pub fn run(options: &StormOptions) -> Result<StormReport, RunError> {
     };
     let (run, login) = (random_run(), !options.no_login);
     let name = run.clone();
-    let engine = Engine::start(plan, move |share| StormMode::new(&name, share, login))?;
+    let tokens = options.tokens.clone();
+    let engine = Engine::start(plan, move |share| StormMode::new(&name, share, login, tokens.clone()))?;
     let mut monitor =
         Monitor::new(u64::from(options.connections), options.timeout, options.quiet).log_to(hdr);
     let begun_us = engine.begin();
@@ -311,8 +317,8 @@ struct StormMode {
 }
 
 impl StormMode {
-    fn new(run: &str, share: Share, login: bool) -> StormMode {
-        StormMode { session: Session::new(run, share.first), login }
+    fn new(run: &str, share: Share, login: bool, tokens: Option<Arc<Tokens>>) -> StormMode {
+        StormMode { session: Session::new(run, share.first).with_tokens(tokens), login }
     }
 }
 

@@ -19,6 +19,7 @@ pub fn reply<M: Message>(to: &UpFrame, command: Command, body: &M) -> DownFrame 
         bind: None,
         close: false,
         login: if to.user == 0 { to.binding } else { 0 },
+        guess: false,
     }
 }
 
@@ -53,10 +54,12 @@ pub fn logged_in(to: &UpFrame, bind: Bind, ack: &wire::LoginAck) -> DownFrame {
     DownFrame { user: 0, bind: Some(bind), ..reply(to, Command::LoginAck, ack) }
 }
 
-/// The end of a connection that a login elsewhere has ended.
+/// The end of a connection that a login elsewhere or an operator has ended.
 pub fn kick(connection: u64, user: u64, code: Code) -> DownFrame {
     let text = match code {
         Code::TooManyDevices => "so many devices of this user are logged in that the oldest login had to end",
+        Code::Ended => "an operator has ended this connection",
+        Code::TokenRevoked => "the token that this login rests on was revoked; log in with a newer one",
         _ => "this device has logged in on another connection",
     };
     let kick = wire::Kick { code: code as i32, text: text.to_owned() };

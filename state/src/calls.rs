@@ -12,10 +12,13 @@ use std::time::Instant;
 use prost::Message;
 use proto::name::Chat;
 use proto::state::state_server::State;
-use proto::state::{PullReply, PullRequest, Refusal, SendReply, SendRequest, StoredMessage, Why};
+use proto::state::{
+    EndReply, EndRequest, PullReply, PullRequest, Refusal, SendReply, SendRequest, StoredMessage, Why,
+};
 use proto::wire::{self, Code};
 use tonic::{Request, Response, Status};
 
+use crate::end;
 use crate::fan_out::{Accepted, From};
 use crate::server::Core;
 use crate::settle;
@@ -95,6 +98,12 @@ impl State for StateService {
             Appended::Conflict => Err(refused(Why::Conflict, "this name was given to another message")),
             Appended::TooOld => Err(refused(Why::TooOld, "the answer to this n is forgotten")),
         }
+    }
+
+    async fn end(&self, request: Request<EndRequest>) -> Result<Response<EndReply>, Status> {
+        // A task of its own: what was begun is finished, also for a caller that gives up.
+        let ended = tokio::spawn(end::end(self.core.clone(), request.into_inner()));
+        ended.await.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
     }
 
     async fn pull(&self, request: Request<PullRequest>) -> Result<Response<PullReply>, Status> {

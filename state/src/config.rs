@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use crpc::token::{KeyConfig, Rules, Verifier};
 use serde::Deserialize;
 
 /// All of it. Unknown keys are errors.
@@ -120,11 +121,52 @@ impl Default for StoreConfig {
 }
 
 /// Who may log in.
-#[derive(Debug, Clone, Deserialize, Default)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
-    /// Take development logins (a name, no proof) also through gateways that others than this machine can reach.
+    /// Keys that tokens may be signed with. Without any, logins are development logins: a name, no proof, and from loopback
+    /// gateways only.
+    pub keys: Vec<KeyConfig>,
+    /// What tokens must have as `iss`. Empty: not looked at.
+    pub issuer: String,
+    /// What tokens must have among their `aud`. Empty: a token that names an audience is refused.
+    pub audience: String,
+    /// How far the clocks of issuer and server may be apart.
+    pub leeway_s: u64,
+    /// Longest from `iat` to `exp` of a token. For so long a revocation is kept.
+    pub token_ttl_max_s: u64,
+    /// Take development logins also through gateways that others than this machine can reach.
     pub insecure: bool,
+}
+
+impl Auth {
+    /// What is asked of tokens.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            issuer: self.issuer.clone(),
+            audience: self.audience.clone(),
+            leeway_s: self.leeway_s,
+            ttl_max_s: self.token_ttl_max_s,
+        }
+    }
+
+    /// Reads the keys. `None`: there are none. The error is one line that says what to change.
+    pub fn verifier(&self) -> Result<Option<Verifier>, String> {
+        Verifier::open(&self.keys, self.rules()).map_err(|error| format!("auth.keys: {error}"))
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Auth {
+            keys: Vec::new(),
+            issuer: String::new(),
+            audience: String::new(),
+            leeway_s: 5,
+            token_ttl_max_s: 30 * 86_400,
+            insecure: false,
+        }
+    }
 }
 
 /// What clients may do.
@@ -139,6 +181,16 @@ pub struct Limits {
     pub sync_chats_max: usize,
     /// Pulls of one batch that are read; the others are told to come again.
     pub pulls_per_turn_max: usize,
+    /// Messages per second that one user may send through one state server, all devices together; 0: no limit.
+    pub user_messages_per_s: u32,
+    /// So many at once, when there were none before.
+    pub user_messages_burst: u32,
+    /// Messages per second that one device may send; 0: no limit.
+    pub device_messages_per_s: u32,
+    /// So many at once, when there were none before.
+    pub device_messages_burst: u32,
+    /// Users and devices whose messages are counted, those heard of lately; about 100 bytes each.
+    pub rate_rows_max: usize,
     /// Users whose names and numbers are kept in memory.
     pub user_cache_max: usize,
     /// Chats that are known to stand in their members' lists.
@@ -169,6 +221,11 @@ impl Default for Limits {
             devices_max: 64,
             sync_chats_max: 1_000,
             pulls_per_turn_max: 128,
+            user_messages_per_s: 0,
+            user_messages_burst: 100,
+            device_messages_per_s: 0,
+            device_messages_burst: 50,
+            rate_rows_max: 65_536,
             // About 230 bytes each, so 7.5 MB and 4 MB: in proportion to a million sessions.
             user_cache_max: 32_768,
             chat_cache_max: 32_768,
@@ -210,6 +267,20 @@ impl Config {
             (
                 !(1..=100_000).contains(&limits.group_members_max),
                 "limits.group_members_max must be between 1 and 100000: each message reads where they all are",
+            ),
+            (
+                limits.user_messages_burst == 0
+                    || limits.device_messages_burst == 0
+                    || limits.rate_rows_max == 0,
+                "limits.user_messages_burst, device_messages_burst and rate_rows_max must be at least 1",
+            ),
+            (
+                self.auth.insecure && !self.auth.keys.is_empty(),
+                "auth.insecure is for development logins, and auth.keys is to end them: set only one",
+            ),
+            (
+                self.auth.leeway_s > 300 || !(1..=366 * 86_400).contains(&self.auth.token_ttl_max_s),
+                "auth.leeway_s must be at most 300, and auth.token_ttl_max_s between 1 and 31622400 (366 days)",
             ),
             (limits.fan_out_max == 0, "limits.fan_out_max must be at least 1"),
             (limits.link_credit_bytes < 256 * 1024, "limits.link_credit_bytes must be at least 262144"),

@@ -1,22 +1,26 @@
-//! The state server binary: arguments, configuration, `--check`, run.
+//! The state server binary: arguments, configuration, `--check`, run; and what else it does, of `state::ctl`.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use crpc::{Fatal, ServerArgs};
 use state::config::Config;
+use state::ctl::Task;
 
 /// Keeps users, chats and messages, and is the only part that says "accepted".
 ///
 /// Configuration: --config FILE (TOML; else /etc/rookery/state.toml if present), then environment variables
 /// ROOKERY_STATE_SECTION_KEY, then --set section.key=value; later wins. Main keys: rpc.listen (127.0.0.1:7100),
 /// rpc.advertise, admin.listen (127.0.0.1:7101), store.url (redis://… or redb:PATH), registry.kind (etcd or
-/// directory), registry.endpoints, registry.path, node.id, limits.message_bytes_max.
+/// directory), registry.endpoints, registry.path, node.id, limits.message_bytes_max, auth.keys (without any, a login is a
+/// name and proves nothing).
 #[derive(Parser)]
 #[command(name = "state", version, verbatim_doc_comment)]
 struct Args {
     #[command(flatten)]
     server: ServerArgs,
+    #[command(subcommand)]
+    task: Option<Task>,
 }
 
 fn main() -> ExitCode {
@@ -24,13 +28,17 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    crpc::process::run("state", || start(&args.server))
+    crpc::process::run("state", || match &args.task {
+        Some(task) => state::ctl::run(task, &args.server),
+        None => start(&args.server),
+    })
 }
 
 fn start(args: &ServerArgs) -> Result<(), Fatal> {
     let config: Config = crpc::config::load("state", args)?;
     if args.check {
         config.check().map_err(Fatal::config)?;
+        config.auth.verifier().map_err(Fatal::config)?;
         println!("ok: state would listen on {} and keep its data at {}", config.rpc.listen, config.store.url);
         return Ok(());
     }

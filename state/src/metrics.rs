@@ -15,6 +15,9 @@ pub struct Metrics {
     pub acknowledge: Histogram,
     pub deliver: Histogram,
     pub logins: Counter,
+    pub logins_refused: Counter,
+    pub sends_rate_limited: Counter,
+    pub connections_ended: Counter,
     pub sends: Counter,
     pub pushes: Counter,
     pub pushes_dropped: Counter,
@@ -41,6 +44,9 @@ impl Metrics {
             deliver: registry
                 .latency("deliver", "Acceptance of a message to its pushes being handed to gateways"),
             logins: Counter::default(),
+            logins_refused: Counter::default(),
+            sends_rate_limited: Counter::default(),
+            connections_ended: Counter::default(),
             sends: Counter::default(),
             pushes: Counter::default(),
             pushes_dropped: Counter::default(),
@@ -58,6 +64,13 @@ impl Metrics {
         };
         for (name, help, counter) in [
             ("logins", "Logins that bound a device", &metrics.logins),
+            ("logins_refused", "Logins refused for their token, or for want of one", &metrics.logins_refused),
+            (
+                "sends_rate_limited",
+                "Sends told to come later, by user or device",
+                &metrics.sends_rate_limited,
+            ),
+            ("connections_ended", "Connections that operators have ended", &metrics.connections_ended),
             ("sends", "Sends acknowledged, resends included", &metrics.sends),
             ("pushes", "Pushes handed to gateways, one per connection", &metrics.pushes),
             (

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crpc::registry::{Endpoint, Registration};
+use crpc::registry::{Endpoint, Registration, Registry};
+use crpc::token::Verifier;
 use crpc::{Fatal, Readiness, Shutdown};
 use futures_util::future::{self, Either};
 use lru::LruCache;
@@ -32,6 +33,7 @@ use crate::ledger::Ledger;
 use crate::losses::Losses;
 use crate::marks;
 use crate::metrics::Metrics;
+use crate::rate::Rate;
 use crate::repush::{self, Repush};
 use crate::roster::Rosters;
 use crate::service::LinkService;
@@ -75,6 +77,12 @@ pub struct Core {
     pub histories: Histories,
     /// Users and connections that are gone and whose routes are to be removed.
     pub unbinds: Mutex<VecDeque<(u64, u64)>>,
+    /// What tokens are verified with. `None`: logins are development logins.
+    pub tokens: Option<Verifier>,
+    /// How fast users and devices may send. `None`: as they like.
+    pub rate: Option<Rate>,
+    /// Where the other state servers are found.
+    pub peers: OnceLock<Arc<dyn Registry>>,
     /// Metrics.
     pub metrics: Metrics,
     /// The wish to stop.
@@ -93,6 +101,7 @@ struct Parts {
     clock: Box<dyn Clock>,
     /// Number of this life of the server.
     life: u64,
+    tokens: Option<Verifier>,
     metrics: Metrics,
     readiness: Readiness,
     shutdown: Shutdown,
@@ -109,7 +118,7 @@ const INSECURE_WARNING: Duration = Duration::from_secs(60);
 
 impl Core {
     fn new(parts: Parts) -> (Arc<Core>, mpsc::Receiver<Accepted>) {
-        let Parts { config, store, clock, life, metrics, readiness, shutdown } = parts;
+        let Parts { config, store, clock, life, tokens, metrics, readiness, shutdown } = parts;
         let (sender, accepted) = mpsc::channel(config.limits.fan_out_max);
         let room = NonZeroUsize::new(config.limits.chat_cache_max).unwrap_or(NonZeroUsize::MIN);
         let core = Core {
@@ -118,6 +127,9 @@ impl Core {
             delivered: Delivered::new(config.limits.delivered_waiting_max),
             gateways: Gateways::default(),
             accepted: sender,
+            rate: Rate::new(&config.limits, clock.now()),
+            tokens,
+            peers: OnceLock::new(),
             clock,
             ledger: Ledger::default(),
             judge: Mutex::new(Judge::new((config.id(), life))),
@@ -148,7 +160,7 @@ impl Core {
     ) -> (Arc<Core>, mpsc::Receiver<Accepted>) {
         let metrics = Metrics::new(&mut crpc::metrics::Metrics::new("state"));
         let (readiness, shutdown) = (Readiness::new(), Shutdown::new());
-        Core::new(Parts { config, store, clock, life, metrics, readiness, shutdown })
+        Core::new(Parts { config, store, clock, life, tokens: None, metrics, readiness, shutdown })
     }
 
     /// One store call, which is given up at that time: what is not asked by then surely did not happen, and of what is
@@ -264,6 +276,11 @@ impl Core {
         tokio::time::sleep(Duration::from_millis(self.config.shutdown.drain_ms)).await;
     }
 
+    /// Unix time of this machine, ms: what tokens are held against.
+    pub fn unix_ms(&self) -> u64 {
+        self.unix_us() / 1_000
+    }
+
     /// Unix time of this machine, µs. For display only: messages carry the store's time.
     pub fn unix_us(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
@@ -301,6 +318,7 @@ pub async fn open_store(config: &Config) -> Result<Box<dyn Store>, Fatal> {
 }
 
 async fn serve(config: Config) -> Result<(), Fatal> {
+    let tokens = config.auth.verifier().map_err(Fatal::config)?;
     let shutdown = Shutdown::on_signals()?;
     let readiness = Readiness::starting(&["registry", "store", "listener"]);
     let mut registry = crpc::metrics::Metrics::new("state");
@@ -323,10 +341,12 @@ async fn serve(config: Config) -> Result<(), Fatal> {
         store,
         clock: Box::new(TokioClock),
         life: rand::random(),
+        tokens,
         metrics,
         readiness: readiness.clone(),
         shutdown: shutdown.clone(),
     });
+    let _ = core.peers.set(servers.clone());
     check_store(&core).await;
     // The mark stands before anything can be accepted.
     marks::mark(&core).await.map_err(|error| Fatal::unavailable(error.to_string()))?;
@@ -398,8 +418,12 @@ async fn check_store(core: &Core) {
 
 /// Says loudly who may log in.
 fn warn_of_open_doors(core: &Arc<Core>) {
+    if let Some(tokens) = &core.tokens {
+        tracing::info!(?tokens, "a login needs a token");
+        return;
+    }
     tracing::warn!(
-        "development logins: whoever names a user is that user; only loopback gateways are served"
+        "development logins: whoever names a user is that user; only loopback gateways are served; set auth.keys"
     );
     if core.config.auth.insecure {
         tokio::spawn(async {

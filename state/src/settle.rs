@@ -18,7 +18,7 @@ use crate::group::Member;
 use crate::marks;
 use crate::server::Core;
 use crate::store::{Appended, Bound, Head, MessageId, Outcome, Page, Roster, Standing, StoreError, read};
-use crate::turn::{Gateway, Outcomes, Planned, Step, not_a_member};
+use crate::turn::{Gateway, Grant, Outcomes, Planned, Step, not_a_member};
 use crate::visible;
 
 /// Makes the answers, in the order of the frames.
@@ -38,9 +38,9 @@ pub fn settle(
         let Step { frame, user_name, ask, ops } = step;
         let mut results = outcomes[ops].iter_mut().map(|slot| std::mem::replace(slot, missing()));
         match ask {
-            Planned::Login { login, device, number } => {
+            Planned::Login { login, device, number, grant } => {
                 let bound = results.next().unwrap_or_else(missing).and_then(|answer| read::bound(Ok(answer)));
-                login_answer(core, gateway, &frame, &login, (number, device), bound, out);
+                login_answer(core, gateway, &frame, (&login, grant), (number, device), bound, out);
                 core.metrics.login.observe(took_s);
             }
             Planned::Send { send, chat, .. } => {
@@ -90,7 +90,7 @@ fn login_answer(
     core: &Core,
     gateway: &Gateway,
     frame: &UpFrame,
-    login: &wire::Login,
+    (login, grant): (&wire::Login, Grant),
     (number, device): (u64, u32),
     bound: Result<Bound, StoreError>,
     out: &mut Outcomes,
@@ -111,7 +111,8 @@ fn login_answer(
                 frame_bytes_max: gateway.frame_bytes_max,
                 unanswered_max: proto::UNANSWERED_MAX as u32,
             };
-            let bind = Bind { user: number, device, binding: login.attempt };
+            let valid_ms = grant.valid_ms(|| core.unix_ms());
+            let bind = Bind { user: number, device, binding: login.attempt, valid_ms };
             core.metrics.logins.inc();
             out.answers.push(answer::logged_in(frame, bind, &ack));
             out.elsewhere.extend(replaced.map(|connection| answer::kick(connection, number, Code::Replaced)));
@@ -122,6 +123,11 @@ fn login_answer(
             let text = "this device has logged in with a higher attempt";
             let stale = wire::Error { expected: stored, ..answer::closing(Code::StaleAttempt, text) };
             out.answers.push(answer::error(frame, stale));
+        }
+        Ok(Bound::Revoked) => {
+            core.metrics.logins_refused.inc();
+            let text = "the token was revoked; log in with a newer one";
+            out.answers.push(answer::error(frame, answer::closing(Code::TokenRevoked, text)));
         }
         Err(error) => {
             core.store_failed(&error);

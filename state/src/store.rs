@@ -56,6 +56,21 @@ pub enum Op {
         connection: u64,
         /// Devices of one user that may be bound; the one that logged in longest ago makes room. The same in all of a call.
         devices_max: usize,
+        /// When the token was issued that the login rests on, Unix seconds: one that is revoked binds nothing. 0: it rests on
+        /// none.
+        issued_s: u64,
+    },
+    /// Logins that rest on a token of before that time bind nothing from now on, of this device or of all. What was told
+    /// before and reaches further stays. → [`Answer::Done`]
+    Revoke {
+        /// Whose.
+        user: u64,
+        /// Which device; `None`: all.
+        device: Option<u32>,
+        /// Unix seconds, exclusive.
+        before_s: u64,
+        /// For so long this is remembered, seconds.
+        keep_s: u64,
     },
     /// Removes a route if it still leads to this connection. → [`Answer::Done`]
     Unbind {
@@ -252,6 +267,8 @@ pub enum Bound {
         /// That attempt.
         stored: u64,
     },
+    /// The token that it rests on is revoked. Nothing has changed.
+    Revoked,
 }
 
 /// Where a device is connected.

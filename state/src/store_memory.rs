@@ -67,6 +67,8 @@ struct Data {
     numbers: BTreeMap<String, u64>,
     names: BTreeMap<u64, String>,
     routes: BTreeMap<u64, Vec<Route>>,
+    /// By user and device: tokens of before that time (s) are revoked, and how long that is kept (µs).
+    revoked: BTreeMap<(u64, Option<u32>), (u64, u64)>,
     listed: BTreeMap<String, BTreeSet<String>>,
     chats: BTreeMap<String, Chat>,
     recent: BTreeMap<u32, BTreeSet<(u64, String)>>,
@@ -192,9 +194,19 @@ impl Step<'_> {
             }
             Op::User { name } => Answer::User(self.data.numbers.get(name).copied()),
             Op::Name { user } => Answer::Name(self.data.names.get(user).cloned()),
-            Op::Bind { user, device, attempt, connection, devices_max } => {
+            Op::Bind { user, device, attempt, connection, devices_max, issued_s } => {
                 let new = Route { device: *device, attempt: *attempt, connection: *connection };
+                if *issued_s > 0 && self.is_revoked(*user, *device, *issued_s) {
+                    return Ok(Answer::Bound(Bound::Revoked));
+                }
                 Answer::Bound(self.bind(*user, new, *devices_max))
+            }
+            Op::Revoke { user, device, before_s, keep_s } => {
+                self.data.revoked.retain(|_, (_, until_us)| *until_us > now_us);
+                let until_us = now_us.saturating_add(keep_s.saturating_mul(1_000_000));
+                let row = self.data.revoked.entry((*user, *device)).or_default();
+                *row = (row.0.max(*before_s), row.1.max(until_us));
+                Answer::Done
             }
             Op::Unbind { user, connection } => {
                 if let Some(routes) = self.data.routes.get_mut(user) {
@@ -299,6 +311,13 @@ impl Step<'_> {
                 self.expire(*bucket, *before_us, *limit);
                 Answer::Done
             }
+        })
+    }
+
+    fn is_revoked(&self, user: u64, device: u32, issued_s: u64) -> bool {
+        [None, Some(device)].into_iter().any(|device| {
+            let row = self.data.revoked.get(&(user, device));
+            row.is_some_and(|(before_s, until_us)| issued_s < *before_s && *until_us > self.now_us)
         })
     }
 

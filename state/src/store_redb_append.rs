@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn what_changes_nothing_writes_nothing() {
         let database = database();
-        let bind = Op::Bind { user: 1, device: 1, attempt: 5, connection: 9, devices_max: 8 };
+        let bind = Op::Bind { user: 1, device: 1, attempt: 5, connection: 9, devices_max: 8, issued_s: 0 };
         let list = Op::ListChat { user: "s".into(), chat: "a:s".into() };
         let changes = [append("a:s", 1, 1), bind, list];
         assert!(at(&database, 0, &changes).1);

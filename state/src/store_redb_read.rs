@@ -39,6 +39,9 @@ pub const LISTED: Definition = TableDefinition::new("listed");
 pub const FORGET: Definition = TableDefinition::new("forget");
 /// Time until which a name is remembered, key of its row → nothing.
 pub const NAMED: Definition = TableDefinition::new("named");
+/// User, and a device or all of them → before when tokens are revoked, and until when that is kept. Not in [`TABLES`]: it is
+/// made when it is first looked at, so that a file of before it needs no migration.
+pub const REVOKED: Definition = TableDefinition::new("revoked");
 /// Layout, counters, histories.
 pub const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 

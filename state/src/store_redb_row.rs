@@ -85,6 +85,13 @@ pub fn member_key(chat: &str, user: &str) -> Vec<u8> {
     key
 }
 
+/// Key of a revocation: of one device, or of all.
+pub fn revoked_key(user: u64, device: Option<u32>) -> Vec<u8> {
+    let mut key = user.to_be_bytes().to_vec();
+    key.extend(device.iter().flat_map(|device| device.to_be_bytes()));
+    key
+}
+
 /// What all keys of a chat are in front of.
 pub fn behind_chat(chat: &str) -> Vec<u8> {
     let mut key = chat_key(chat, Kind::Head);

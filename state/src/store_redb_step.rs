@@ -15,7 +15,7 @@ use crate::store_redb_append::Row;
 use crate::store_redb_history::{self as history, Histories};
 use crate::store_redb_marks::LifeMarks;
 use crate::store_redb_read::{
-    self as ask, CHAT, Definition, Fault, LISTED, META, NAME, RECENT, ROUTE, Read, USER, wrong,
+    self as ask, CHAT, Definition, Fault, LISTED, META, NAME, RECENT, REVOKED, ROUTE, Read, USER, wrong,
 };
 use crate::store_redb_row as row;
 
@@ -54,6 +54,7 @@ pub struct Step<'t> {
     pub(crate) recent: Slot<'t>,
     pub(crate) oldest: Slot<'t>,
     route: Slot<'t>,
+    revoked: Slot<'t>,
     user: Slot<'t>,
     name: Slot<'t>,
     listed: Slot<'t>,
@@ -85,6 +86,7 @@ impl<'t> Step<'t> {
             recent: None,
             oldest: None,
             route: None,
+            revoked: None,
             user: None,
             name: None,
             listed: None,
@@ -138,8 +140,16 @@ impl<'t> Step<'t> {
             Op::Register { name, candidate } => self.register(name, *candidate).map(Answer::User),
             Op::User { name } => ask::user(open(&mut self.user, transaction, USER)?, name).map(Answer::User),
             Op::Name { user } => ask::name(open(&mut self.name, transaction, NAME)?, *user).map(Answer::Name),
-            Op::Bind { user, device, attempt, connection, devices_max } => {
+            Op::Bind { user, device, issued_s, .. }
+                if *issued_s > 0 && self.is_revoked(*user, *device, *issued_s)? =>
+            {
+                Ok(Answer::Bound(Bound::Revoked))
+            }
+            Op::Bind { user, device, attempt, connection, devices_max, .. } => {
                 self.bind(*user, *device, *attempt, *connection, *devices_max).map(Answer::Bound)
+            }
+            Op::Revoke { user, device, before_s, keep_s } => {
+                self.revoke(&row::revoked_key(*user, *device), *before_s, *keep_s).map(|()| Answer::Done)
             }
             Op::Unbind { user, connection } => {
                 let table = open(&mut self.route, transaction, ROUTE)?;
@@ -265,6 +275,33 @@ impl<'t> Step<'t> {
         names.insert(&candidate.to_be_bytes()[..], name.as_bytes())?;
         self.changed = true;
         Ok(Some(candidate))
+    }
+
+    fn is_revoked(&mut self, user: u64, device: u32, issued_s: u64) -> Read<bool> {
+        let now_us = self.now_us;
+        let table = open(&mut self.revoked, self.transaction, REVOKED)?;
+        for device in [None, Some(device)] {
+            let Some(found) = table.get(&row::revoked_key(user, device)[..])? else { continue };
+            let (before_s, until_us) =
+                row::pair(found.value()).ok_or_else(|| wrong("a revocation of", &user.to_string()))?;
+            if issued_s < before_s && until_us > now_us {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Looks through all that are kept, to forget those that are over: they are few, and this is rare.
+    fn revoke(&mut self, key: &[u8], before_s: u64, keep_s: u64) -> Read<()> {
+        let now_us = self.now_us;
+        let table = open(&mut self.revoked, self.transaction, REVOKED)?;
+        table.retain(|_, row| row::pair(row).is_none_or(|(_, until_us)| until_us > now_us))?;
+        let old = table.get(key)?.and_then(|found| row::pair(found.value())).unwrap_or_default();
+        let until_us = now_us.saturating_add(keep_s.saturating_mul(1_000_000));
+        let row = [before_s.max(old.0).to_be_bytes(), until_us.max(old.1).to_be_bytes()].concat();
+        table.insert(key, &row[..])?;
+        self.changed = true;
+        Ok(())
     }
 
     fn bind(

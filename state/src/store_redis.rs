@@ -8,6 +8,7 @@
 //! Redis Cluster: `{cNNNN}:chat:CHAT` hash `seq` and `time` of the head, `first` kept, time of the `oldest`, `d:USER`, `r:USER`;
 //! `{cNNNN}:messages:CHAT` stream with id `SEQ-0`; `{cNNNN}:ids:CHAT:SENDER:STREAM` hash `w` and a ring of answers;
 //! `{cNNNN}:named:CHAT:SENDER:NAME` string, digest and answer; `{cNNNN}:events` stream, with `store.events`; `{cNNNN}:recent` zset of all chats by time; `{cNNNN}:history`. `route:NNNNN` hash user → entries of 20 bytes.
+//! `revoked:{route:NNNNN}:USER` hash device or nothing → before when tokens are revoked.
 //! `user:NNNNN` hash name → number. `name:NNNNN` hash number → name. `chats:USER` zset, all of score 0. `rookery:meta`
 //! hash: layout and record. `rookery:marks` hash. `rookery:incarnations`, `rookery:users` counters.
 //!
@@ -153,8 +154,8 @@ impl RedisStore {
         let mut command = Script::Bind.of(some.len(), 96 * some.len());
         let binds = || {
             some.iter().filter_map(|op| match &ops[*op] {
-                Op::Bind { user, device, attempt, connection, devices_max } => {
-                    Some((*user, device, attempt, connection, devices_max))
+                Op::Bind { user, device, attempt, connection, devices_max, issued_s } => {
+                    Some((*user, device, attempt, connection, devices_max, issued_s))
                 }
                 _ => None,
             })
@@ -162,9 +163,9 @@ impl RedisStore {
         binds().for_each(|bind| self.put_route_key(&mut command, bind.0));
         // One configuration, so one limit for all.
         command.arg(binds().map(|bind| bind.4).next());
-        for (user, device, attempt, connection, _) in binds() {
+        for (user, device, attempt, connection, _, issued_s) in binds() {
             command.arg(user).arg(&device.to_be_bytes()).arg(&attempt.to_be_bytes());
-            command.arg(&connection.to_be_bytes()).arg(attempt);
+            command.arg(&connection.to_be_bytes()).arg(attempt).arg(issued_s);
         }
         command
     }
@@ -204,6 +205,14 @@ impl RedisStore {
                 let mut command = command("HGET", 3);
                 self.put_route_key(&mut command, *user);
                 command.arg(user);
+                command
+            }
+            Op::Revoke { user, device, before_s, keep_s } => {
+                let mut command = Script::Revoke.of(1, 96);
+                let route = user % u64::from(self.route_buckets);
+                key::put_revoked(&mut command, format_args!("route:{route:05}"), *user);
+                let device = device.map(u32::to_be_bytes);
+                command.arg(device.as_ref().map_or(&[][..], |device| &device[..])).arg(before_s).arg(keep_s);
                 command
             }
             // Asked in ways of their own.

@@ -80,6 +80,11 @@ pub fn mark(server: &str, life: u64) -> String {
     format!("{server}/{life}")
 }
 
+/// Appends the hash of a user's revocations, in the slot of the routes that stand in the hash `route`.
+pub fn put_revoked(command: &mut Cmd, route: std::fmt::Arguments<'_>, user: u64) {
+    command.write_arg_fmt(format_args!("revoked:{{{route}}}:{user}"));
+}
+
 /// Appends the hash that has the user's number.
 pub fn put_user(command: &mut Cmd, name: &str) {
     let bucket = crc32c::crc32c(name.as_bytes()) % USER_BUCKETS;

@@ -34,6 +34,7 @@ pub fn answer(op: &Op, value: Value) -> Outcome {
         Op::Recent { .. } => recent(&value).map(Answer::Recent),
         Op::Delivered { .. } => moved(&value).map(Answer::Moved),
         Op::Unbind { .. }
+        | Op::Revoke { .. }
         | Op::ListChat { .. }
         | Op::DropMark { .. }
         | Op::LoseHistory { .. }
@@ -90,6 +91,7 @@ fn bound(value: &Value) -> Option<Bound> {
         [kind, replaced, evicted] if bytes(kind)? == b"bound" => {
             Some(Bound::Yes { replaced: connection(replaced)?, evicted: connection(evicted)? })
         }
+        [kind] if bytes(kind)? == b"revoked" => Some(Bound::Revoked),
         [kind, stored] if bytes(kind)? == b"stale" => Some(Bound::Stale { stored: number(stored)? }),
         _ => None,
     }

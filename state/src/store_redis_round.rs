@@ -114,7 +114,8 @@ impl<'a> Rounds<'a> {
                 }
                 Op::Register { .. } => self.asks.push(Ask::Known(at)),
                 Op::Bind { .. } if in_place => self.asks.push(Ask::Bind(vec![at])),
-                Op::Bind { .. } if first_route => self.asks.push(Ask::FirstRoute(at)),
+                // What it rests on is looked at in the same step: by script.
+                Op::Bind { issued_s: 0, .. } if first_route => self.asks.push(Ask::FirstRoute(at)),
                 Op::Bind { .. } => self.binds.push(at),
                 Op::Unbind { .. } if in_place => self.asks.push(Ask::Unbind(vec![at])),
                 Op::Unbind { .. } => unbinds.push(at),
@@ -298,7 +299,9 @@ fn concerns(op: &Op) -> [u64; 2] {
         Op::Register { name: user, candidate } => [name(user), *candidate],
         Op::User { name: user } => [name(user), NOTHING],
         Op::Name { user } => [*user, NOTHING],
-        Op::Bind { user, .. } | Op::Unbind { user, .. } | Op::Routes { user } => [ROUTES | *user, NOTHING],
+        Op::Bind { user, .. } | Op::Unbind { user, .. } | Op::Routes { user } | Op::Revoke { user, .. } => {
+            [ROUTES | *user, NOTHING]
+        }
         _ => [NOTHING; 2],
     }
 }
@@ -316,7 +319,7 @@ mod tests {
     }
 
     fn bind(user: u64) -> Op {
-        Op::Bind { user, device: 1, attempt: 5, connection: user, devices_max: 2 }
+        Op::Bind { user, device: 1, attempt: 5, connection: user, devices_max: 2, issued_s: 0 }
     }
 
     /// Answers every ask of a round the same way.

@@ -22,6 +22,7 @@ pub enum Script {
     Append,
     Bind,
     Unbind,
+    Revoke,
     Delivered,
     Head,
     Pull,
@@ -56,11 +57,12 @@ for i = 1, 5 do at[i] = at[i] or '' end \
 return {at, redis.call('HGETALL', KEYS[2])}";
 
 /// In the order of [`Script`].
-pub static SCRIPTS: LazyLock<[Source; 14]> = LazyLock::new(|| {
+pub static SCRIPTS: LazyLock<[Source; 15]> = LazyLock::new(|| {
     [
         concat!(include_str!("lua/trim.lua"), include_str!("lua/group.lua"), include_str!("lua/append.lua")),
         include_str!("lua/bind.lua"),
         include_str!("lua/unbind.lua"),
+        include_str!("lua/revoke.lua"),
         include_str!("lua/delivered.lua"),
         include_str!("lua/head.lua"),
         include_str!("lua/pull.lua"),

@@ -12,6 +12,8 @@
 
 mod ask;
 mod enrol;
+mod grant;
+mod learn;
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -24,7 +26,11 @@ use proto::link::{DownFrame, UpFrame};
 use proto::name::Chat;
 use proto::wire::{self, Code};
 
-use ask::{Ask, about, check_login, decode};
+use ask::{about, decode};
+use learn::learn;
+
+pub use ask::Ask;
+pub use grant::Grant;
 
 use crate::answer;
 use crate::delivered::Cursor;
@@ -33,6 +39,7 @@ use crate::group::{self, Act};
 use crate::lane::Place;
 use crate::ledger::Token;
 use crate::losses;
+use crate::rate;
 use crate::server::Core;
 use crate::settle;
 use crate::store::{Append, MessageId, Op, Outcome, StoreError, read};
@@ -82,7 +89,7 @@ pub struct Step {
 /// A frame that needs the store.
 #[allow(missing_docs)]
 pub enum Planned {
-    Login { login: wire::Login, device: u32, number: u64 },
+    Login { login: wire::Login, device: u32, number: u64, grant: Grant },
     Send { send: wire::Send, chat: Chat, act: Decided },
     Sync { sync: wire::Sync, chats: Vec<String>, more: bool },
     Pull { pull: wire::Pull, chat: Chat, limit: usize },
@@ -119,6 +126,7 @@ pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>, mut 
             }
         })
         .collect();
+    let asks = rate::let_pass(core, asks, &mut out);
     // What is decided from here on by what is remembered must not reach another store.
     let generation = core.generation();
     let asks = learn(core, gateway, asks, (generation, until), &mut out).await;
@@ -193,78 +201,6 @@ fn note_doubts(core: &Core, until: Instant, ops: &[Op], outcomes: &[Outcome], he
     }
 }
 
-/// Finds the names behind numbers, and the numbers of users that log in; frames that fail here are answered.
-async fn learn(
-    core: &Arc<Core>,
-    gateway: &Gateway,
-    asks: Vec<(UpFrame, Ask)>,
-    (generation, until): (u64, Instant),
-    out: &mut Outcomes,
-) -> Vec<(UpFrame, Ask)> {
-    let mut ops = Vec::new();
-    // Places of the logins whose users are not known here.
-    let mut strangers: Vec<usize> = Vec::new();
-    let mut kept = Vec::with_capacity(asks.len());
-    for (frame, mut ask) in asks {
-        if let Ask::Login(login, number) = &mut ask {
-            if let Err(error) = check_login(&core.config, gateway, login) {
-                out.answers.push(answer::error(&frame, error));
-                continue;
-            }
-            *number = core.users.number(&login.user);
-            if number.is_none() {
-                strangers.push(kept.len());
-            }
-        } else if !matches!(ask, Ask::Closed) && core.users.name(frame.user).is_none() {
-            ops.push(Op::Name { user: frame.user });
-        }
-        kept.push((frame, ask));
-    }
-    let names = ops.len();
-    if !strangers.is_empty() {
-        match core.users.candidates(&*core.store, generation, strangers.len() as u64).await {
-            Ok(candidates) => {
-                ops.extend(strangers.iter().zip(candidates).filter_map(
-                    |(at, candidate)| match &kept[*at].1 {
-                        Ask::Login(login, _) => Some(Op::Register { name: login.user.clone(), candidate }),
-                        _ => None,
-                    },
-                ));
-            }
-            Err(error) => core.store_failed(&error),
-        }
-    }
-    let mut outcomes = core.apply_as_until(generation, until, &ops).await.into_iter();
-    let same = core.generation() == generation;
-    for (op, outcome) in ops.iter().zip(outcomes.by_ref().take(names)).filter(|_| same) {
-        learn_name(core, op, outcome);
-    }
-    for (at, outcome) in strangers.into_iter().zip(outcomes) {
-        match read::user(outcome) {
-            Ok(found) => {
-                if let Ask::Login(_, number) = &mut kept[at].1 {
-                    *number = found;
-                }
-            }
-            Err(error) => {
-                // If a number was taken, so may its neighbours be.
-                core.users.drop_candidates();
-                core.store_failed(&error);
-            }
-        }
-    }
-    kept
-}
-
-fn learn_name(core: &Core, op: &Op, outcome: Outcome) {
-    let Op::Name { user } = op else { return };
-    match read::name(outcome) {
-        Ok(Some(name)) => core.users.learn_name(*user, &name),
-        Ok(None) => tracing::error!(user, "a bound user has no name in the store"),
-        Err(error) => core.store_failed(&error),
-    }
-}
-
 /// Decides what the last store call is to hold, after putting new chats into their members' lists and reading the chat
 /// lists of those who sync.
 async fn plan(
@@ -284,8 +220,8 @@ async fn plan(
                 Err(about(&ask, answer::unavailable(core.config.limits.retry_after_ms)))
             }
             Ask::Closed => Ok(Some((Planned::Closed, String::new()))),
-            Ask::Login(login, number) => {
-                plan_login(core, login, number).map(|planned| Some((planned, String::new())))
+            Ask::Login(login, number, grant) => {
+                plan_login(core, login, number, grant).map(|planned| Some((planned, String::new())))
             }
             ask => match core.users.name(frame.user) {
                 Some(user_name) => {
@@ -315,9 +251,14 @@ async fn plan(
     (steps, ops)
 }
 
-fn plan_login(core: &Core, login: wire::Login, number: Option<u64>) -> Result<Planned, wire::Error> {
+fn plan_login(
+    core: &Core,
+    login: wire::Login,
+    number: Option<u64>,
+    grant: Grant,
+) -> Result<Planned, wire::Error> {
     match number {
-        Some(number) => Ok(Planned::Login { device: device_number(&login.device), login, number }),
+        Some(number) => Ok(Planned::Login { device: device_number(&login.device), login, number, grant }),
         // The store did not answer.
         None => Err(wire::Error { closing: true, ..answer::unavailable(core.config.limits.retry_after_ms) }),
     }
@@ -478,13 +419,14 @@ async fn prepare(core: &Arc<Core>, steps: &mut [Step], first: Vec<Op>, (generati
 
 fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
     match &step.ask {
-        Planned::Login { login, device, number } => {
+        Planned::Login { login, device, number, grant } => {
             ops.push(Op::Bind {
                 user: *number,
                 device: *device,
                 attempt: login.attempt,
                 connection: step.frame.connection,
                 devices_max: core.config.limits.devices_max,
+                issued_s: grant.issued_s,
             });
         }
         Planned::Send { send, chat, act } => {

@@ -336,7 +336,7 @@ async fn what_is_read_behind_a_script_that_had_to_be_loaded_is_read_again() {
     let redis = Redis::start().unwrap();
     let store = open(&redis).await;
     redis::cmd("SCRIPT").arg("FLUSH").exec(&mut redis.connection().unwrap()).unwrap();
-    let bind = Op::Bind { user: 7, device: 1, attempt: 5, connection: 70, devices_max: 2 };
+    let bind = Op::Bind { user: 7, device: 1, attempt: 5, connection: 70, devices_max: 2, issued_s: 0 };
     let outcomes = store.apply(&[bind, Op::Routes { user: 7 }]).await;
     assert!(matches!(&outcomes[1], Ok(Answer::Routes(routes)) if routes.len() == 1), "{outcomes:?}");
 }

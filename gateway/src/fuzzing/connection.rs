@@ -45,7 +45,7 @@ const LIMITS: [(usize, usize); 4] = [(4096, 65_536), (64, 256), (16, 32), (4, 4)
 const TIGHT_BYTES_MAX: usize = 16 * 100;
 
 /// Who the connection is once bound.
-const BIND: Bind = Bind { user: 7, device: 8, binding: 9 };
+const BIND: Bind = Bind { user: 7, device: 8, binding: 9, valid_ms: 0 };
 
 thread_local! {
     static RIGS: RefCell<Option<[Rig; 2]>> = const { RefCell::new(None) };
@@ -175,7 +175,10 @@ impl Rig {
         let burst = Arc::new(Burst::new(clients_bytes_max, 0));
         let shared = Shared {
             config: Arc::default(),
-            admission: Arc::new(Admission::new(1000, 0)),
+            admission: Arc::new(Admission::new(&Limits {
+                connections_per_address_max: 0,
+                ..Limits::default()
+            })),
             burst: burst.clone(),
             metrics: Metrics::new(1, &mut Registry::default()),
             up,
@@ -340,7 +343,7 @@ impl Outcome {
 
 fn answer(user: u64) -> DownItem {
     let frames = frame::encode(Command::Resync, &wire::Resync {});
-    DownItem { connection: 0, user, frames, bind: None, close: false, login: 0, push: false }
+    DownItem { connection: 0, user, frames, ..DownItem::default() }
 }
 
 fn any_port() -> std::net::SocketAddr {

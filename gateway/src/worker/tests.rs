@@ -10,11 +10,13 @@ use proto::{Command, frame, wire};
 
 use super::*;
 use crate::batch::DownItem;
+use crate::config::Limits;
 use crate::sys::EventFd;
 
 mod attack;
 mod slow_reader;
 mod split;
+mod tokens;
 
 struct Rig {
     worker: Box<Worker>,
@@ -29,14 +31,14 @@ impl Rig {
     }
 
     fn with(config: Config, clients_bytes_max: usize) -> Rig {
-        let per_address_max = config.limits.connections_per_address_max;
+        let limits = Limits { connections_max: 1000, ..config.limits.clone() };
         let config = Arc::new(config);
         let (up_sender, up) = bounded(16);
         let (_, down) = bounded(1);
         let burst = Arc::new(Burst::new(clients_bytes_max, 1 << 20));
         let shared = Shared {
             config,
-            admission: Arc::new(Admission::new(1000, per_address_max)),
+            admission: Arc::new(Admission::new(&limits)),
             burst: burst.clone(),
             metrics: Metrics::new(1, &mut Registry::default()),
             up: up_sender,
@@ -70,10 +72,10 @@ impl Rig {
                 break frame;
             }
         };
-        let bind = Some(proto::link::Bind { user, device: 1, binding: 1 });
+        let bind = Some(proto::link::Bind { user, device: 1, binding: 1, valid_ms: 0 });
         let frames = frame::encode(Command::LoginAck, &wire::LoginAck::default());
         let (connection, login) = (frame.connection, frame.binding);
-        self.worker.deliver(DownItem { connection, user, frames, bind, close: false, login, push: false });
+        self.worker.deliver(DownItem { connection, user, frames, bind, login, ..DownItem::default() });
         self.turn_until(|rig| rig.worker.dirty.is_empty());
         let mut ack = [0; 4];
         client.read_exact(&mut ack).unwrap();

@@ -82,5 +82,6 @@ pub fn refuse(frame: &UpFrame, retry_after_ms: u64) -> Option<DownItem> {
         close: error.closing,
         login: frame.binding,
         push: false,
+        guess: false,
     })
 }

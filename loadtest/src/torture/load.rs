@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use super::TortureError;
 use super::history::{Device, History, Journal, MessageId, Scribe, What};
 use crate::monitor::interrupted;
+use crate::tokens::Tokens;
 use track::Track;
 
 /// Who writes how much to whom.
@@ -51,6 +52,8 @@ pub struct Plan {
     pub gateways: Option<Vec<SocketAddr>>,
     /// No gateway is hurt: every connection that ends was dropped.
     pub gateways_live: bool,
+    /// What everybody logs in with; none: development logins.
+    pub tokens: Option<Arc<Tokens>>,
 }
 
 /// Where devices keep their state.
@@ -76,6 +79,7 @@ impl Default for Plan {
             keep: KeepIn::Memory,
             gateways: None,
             gateways_live: true,
+            tokens: None,
         }
     }
 }

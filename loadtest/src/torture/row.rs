@@ -55,6 +55,7 @@ const TABLES: &[&[Row]] = &[
     rows::bytes::ROWS,
     rows::fds::ROWS,
     rows::bomb::ROWS,
+    rows::guess::ROWS,
 ];
 
 #[cfg(test)]

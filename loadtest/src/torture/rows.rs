@@ -9,6 +9,7 @@ pub mod disk;
 pub mod double;
 pub mod failpoint;
 pub mod fds;
+pub mod guess;
 pub mod kill;
 pub mod net;
 pub mod pause;

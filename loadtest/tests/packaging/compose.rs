@@ -195,7 +195,7 @@ fn ports_are_those_that_the_servers_listen_on() {
     }
 }
 
-/// There is no token login yet, so this must stand where it is set.
+/// No keys for tokens are set there, so this must stand where it is set.
 #[test]
 fn insecure_logins_are_said_loudly() {
     for file in FILES {

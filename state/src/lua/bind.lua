@@ -2,13 +2,19 @@
 -- answers for itself.
 -- KEYS: of each operation its route bucket (hash: user -> entries of 20 bytes: device 4, attempt 8, connection 8, big-endian)
 -- ARGV: 1 devices at most; then of each operation user, device (4 bytes), attempt (8 bytes), connection (8 bytes),
---       attempt in digits
--- Returns of each operation 1 (bound, nobody had to go), {'bound', connection replaced or '', connection evicted or ''}
--- or {'stale', attempt stored}.
+--       attempt in digits, when its token was issued (Unix seconds; 0: it has none)
+-- Revocations (revoke.lua) stand in a key of the same slot, which is asked for those that have a token.
+-- Returns of each operation 1 (bound, nobody had to go), {'bound', connection replaced or '', connection evicted or ''},
+-- {'stale', attempt stored} or {'revoked'}.
 local call, sub, number = redis.pcall, string.sub, struct.unpack
 local most = tonumber(ARGV[1])
 
-local function bind(key, user, device, attempt, connection, mine)
+local function bind(key, user, device, attempt, connection, mine, issued)
+  if issued > 0 then
+    local before = call('HMGET', 'revoked:{' .. key .. '}:' .. user, '', device)
+    if before.err then return before end
+    if issued < tonumber(before[1] or '0') or issued < tonumber(before[2] or '0') then return {'revoked'} end
+  end
   local row = call('HGET', key, user) or ''
   if type(row) == 'table' then return row end
   local others, replaced, evicted = {}, '', ''
@@ -41,7 +47,7 @@ end
 
 local answers = {}
 for i, key in ipairs(KEYS) do
-  local at = 5 * i - 3
-  answers[i] = bind(key, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4]))
+  local at = 6 * i - 4
+  answers[i] = bind(key, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]))
 end
 return answers

@@ -9,14 +9,15 @@ use proto::name;
 use proto::wire::{self, Code};
 
 use super::Gateway;
+use super::grant::{Grant, Refused};
 use crate::answer;
-use crate::config::Config;
+use crate::server::Core;
 
 /// A frame, decoded.
 #[allow(missing_docs)]
 pub enum Ask {
-    /// With the user's number, once it is known.
-    Login(wire::Login, Option<u64>),
+    /// With the user's number, once it is known, and what it rests on, once that is judged.
+    Login(wire::Login, Option<u64>, Grant),
     Send(wire::Send),
     Sync(wire::Sync),
     Pull(wire::Pull),
@@ -36,7 +37,7 @@ pub fn decode(frame: &UpFrame) -> Result<Ask, String> {
     }
     let command = u8::try_from(frame.command).ok().and_then(|byte| Command::try_from(byte).ok());
     match command {
-        Some(Command::Login) => body(frame).map(|login| Ask::Login(login, None)),
+        Some(Command::Login) => body(frame).map(|login| Ask::Login(login, None, Grant::default())),
         Some(Command::Send) => body(frame).map(Ask::Send),
         Some(Command::Sync) => body(frame).map(Ask::Sync),
         Some(Command::Pull) => body(frame).map(Ask::Pull),
@@ -59,7 +60,12 @@ pub fn about(ask: &Ask, error: wire::Error) -> wire::Error {
 }
 
 /// Versions, names, and who may log in from where.
-pub fn check_login(config: &Config, gateway: &Gateway, login: &wire::Login) -> Result<(), wire::Error> {
+pub fn check_login(core: &Core, gateway: &Gateway, login: &wire::Login) -> Result<Grant, Refused> {
+    check_fields(login).map_err(|error| Refused { error: Box::new(error), guess: false })?;
+    Grant::of(core.tokens.as_ref(), &core.config, gateway, login, || core.unix_ms())
+}
+
+fn check_fields(login: &wire::Login) -> Result<(), wire::Error> {
     if !(login.wire_min..=login.wire_max).contains(&proto::WIRE_VERSION) {
         let text = format!("this server speaks wire version {}", proto::WIRE_VERSION);
         return Err(answer::closing(Code::UnsupportedVersion, text));
@@ -69,16 +75,6 @@ pub fn check_login(config: &Config, gateway: &Gateway, login: &wire::Login) -> R
     }
     if !(1..=proto::NUMBER_MAX).contains(&login.attempt) {
         return Err(answer::closing(Code::BadRequest, "attempt is 1 to 2^53-1"));
-    }
-    if !login.token.is_empty() {
-        return Err(answer::closing(
-            Code::LoginRefused,
-            "this server takes development logins only: leave the token empty",
-        ));
-    }
-    if !gateway.loopback && !config.auth.insecure {
-        let text = "development logins are taken through loopback listeners only (auth.insecure allows them)";
-        return Err(answer::closing(Code::LoginRefused, text));
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 mod cursors;
 mod groups;
 mod kept;
+mod logins;
 mod model;
 mod named;
 mod ops;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::wire::{Code, Durability};
-use state::store::{Answer, Append, Appended, Bound, MessageId, Op, PULL_BYTES_MAX, Store, read};
+use state::store::{Append, Appended, Head, MessageId, Op, PULL_BYTES_MAX, Store, read};
 
 pub use kept::{keeps_what_it_must, tells_of_a_flipped_body};
 pub use model::{follows_the_model, routes_follow_the_model};
@@ -55,8 +56,7 @@ pub async fn holds<F: Fixture>() {
     calls_at_once_make_one_sequence(&store).await;
     users_keep_their_numbers(&*store).await;
     users_of_one_call(&*store).await;
-    storms_of_logins(&*store).await;
-    bindings_follow_the_attempt(&*store).await;
+    logins::hold(&*store).await;
     chat_lists_come_in_pages(&*store).await;
     cursors::only_rise_and_not_past_the_head(&*store).await;
     cursors::are_told_with_the_head(&*store).await;
@@ -249,95 +249,6 @@ async fn users_of_one_call(store: &dyn Store) {
     assert_eq!(names, [Some("late".to_owned()), Some("crowd0".to_owned())]);
 }
 
-/// A thousand at once: for the first time, the same again, with a newer attempt elsewhere, late, and gone.
-async fn storms_of_logins(store: &dyn Store) {
-    let users = 40_000..41_000u64;
-    let bind = |user, attempt, connection| Op::Bind { user, device: 1, attempt, connection, devices_max: 2 };
-    let storm = async |attempt: u64, gateway: u64| {
-        let ops: Vec<Op> = users.clone().map(|user| bind(user, attempt, gateway + user)).collect();
-        let outcomes = store.apply(&ops).await.into_iter();
-        outcomes.map(|outcome| read::bound(outcome).unwrap()).collect::<Vec<_>>()
-    };
-    let routes = async || {
-        let ops: Vec<Op> = users.clone().map(|user| Op::Routes { user }).collect();
-        let outcomes = store.apply(&ops).await.into_iter();
-        outcomes.map(|outcome| read::routes(outcome).unwrap()).collect::<Vec<_>>()
-    };
-    let unbind = async |gateway: u64| {
-        let ops: Vec<Op> =
-            users.clone().map(|user| Op::Unbind { user, connection: gateway + user }).collect();
-        assert!(store.apply(&ops).await.into_iter().all(|outcome| outcome == Ok(Answer::Done)));
-    };
-    let yes = Bound::Yes { replaced: None, evicted: None };
-    for _ in 0..2 {
-        assert_eq!(storm(5, 1 << 40).await, vec![yes.clone(); 1000], "first, and a replay");
-    }
-    let replaced = |gateway: u64| move |user| Bound::Yes { replaced: Some(gateway + user), evicted: None };
-    let expected: Vec<Bound> = users.clone().map(replaced(1 << 40)).collect();
-    assert_eq!(storm(6, 2 << 40).await, expected);
-    assert_eq!(storm(5, 1 << 40).await, vec![Bound::Stale { stored: 6 }; 1000]);
-    unbind(1 << 40).await;
-    let there: Vec<_> =
-        routes().await.concat().into_iter().map(|route| (route.attempt, route.connection)).collect();
-    assert_eq!(there, users.clone().map(|user| (6, (2 << 40) + user)).collect::<Vec<_>>());
-    unbind(2 << 40).await;
-    assert_eq!(routes().await, vec![Vec::new(); 1000]);
-    assert_eq!(storm(1, 3 << 40).await, vec![yes; 1000], "bind after unbind: nothing is remembered");
-    // One user among many, three times in one call: in its order.
-    let mut ops: Vec<Op> = users.clone().map(|user| bind(user, 7, (4 << 40) + user)).collect();
-    ops.insert(500, Op::Unbind { user: 40_900, connection: (3 << 40) + 40_900 });
-    ops.push(Op::Routes { user: 40_900 });
-    ops.push(bind(40_900, 8, 1));
-    let mut outcomes = store.apply(&ops).await;
-    assert_eq!(read::bound(outcomes.pop().unwrap()).unwrap(), replaced(4 << 40)(40_900));
-    let route = read::routes(outcomes.pop().unwrap()).unwrap();
-    assert_eq!(route.iter().map(|route| route.attempt).collect::<Vec<_>>(), [7]);
-    let bound = read::bound(outcomes.swap_remove(901)).unwrap();
-    assert_eq!(bound, Bound::Yes { replaced: None, evicted: None }, "its old route went just before");
-    unbind(4 << 40).await;
-}
-
-async fn bindings_follow_the_attempt(store: &dyn Store) {
-    let bind =
-        |device, attempt, connection| Op::Bind { user: 5, device, attempt, connection, devices_max: 2 };
-    let bound = async |op| read::bound(one(store, op).await).unwrap();
-    let routes = async || {
-        let mut found = read::routes(one(store, Op::Routes { user: 5 }).await).unwrap();
-        found.sort_by_key(|route| route.device);
-        found.iter().map(|route| (route.device, route.attempt, route.connection)).collect::<Vec<_>>()
-    };
-    assert_eq!(bound(bind(1, 100, 0xA1)).await, Bound::Yes { replaced: None, evicted: None });
-    assert_eq!(
-        bound(bind(1, 100, 0xA1)).await,
-        Bound::Yes { replaced: None, evicted: None },
-        "a replay kicks nobody"
-    );
-    assert_eq!(bound(bind(1, 100, 0xA2)).await, Bound::Stale { stored: 100 });
-    assert_eq!(bound(bind(1, 99, 0xA3)).await, Bound::Stale { stored: 100 });
-    assert_eq!(
-        bound(bind(2, 7, u64::MAX)).await,
-        Bound::Yes { replaced: None, evicted: None },
-        "devices are apart"
-    );
-    let newest = proto::NUMBER_MAX;
-    assert_eq!(bound(bind(1, newest, 0xA4)).await, Bound::Yes { replaced: Some(0xA1), evicted: None });
-    assert_eq!(bound(bind(1, newest - 1, 0xA5)).await, Bound::Stale { stored: newest });
-    assert_eq!(routes().await, [(1, newest, 0xA4), (2, 7, u64::MAX)]);
-    assert_eq!(
-        bound(bind(3, 8, 0xB1)).await,
-        Bound::Yes { replaced: None, evicted: Some(u64::MAX) },
-        "the oldest login makes room for a third device"
-    );
-    assert_eq!(bound(bind(2, 9, u64::MAX)).await, Bound::Yes { replaced: None, evicted: Some(0xB1) });
-    assert_eq!(routes().await, [(1, newest, 0xA4), (2, 9, u64::MAX)]);
-    one(store, Op::Unbind { user: 5, connection: 0xA1 }).await.unwrap();
-    assert_eq!(routes().await.len(), 2, "an old connection removes nothing");
-    one(store, Op::Unbind { user: 5, connection: 0xA4 }).await.unwrap();
-    assert_eq!(routes().await, [(2, 9, u64::MAX)]);
-    one(store, Op::Unbind { user: 5, connection: u64::MAX }).await.unwrap();
-    assert_eq!(routes().await, []);
-}
-
 async fn chat_lists_come_in_pages(store: &dyn Store) {
     let chats: Vec<String> = (0..10).map(|n| format!("list:u{n}")).collect();
     let ops: Vec<Op> =
@@ -463,4 +374,5 @@ async fn everything_is_there_after_reopening(store: &dyn Store) {
     let ann = read::user(one(store, Op::User { name: "ann".into() }).await).unwrap();
     assert_eq!(ann, Some(70_001));
     cursors::are_there_after_reopening(store).await;
+    logins::hold_after_reopening(store).await;
 }

@@ -110,7 +110,9 @@ pub fn routes_follow_the_model<F: Fixture>() {
                     }
                     _ => {
                         expected.push(Some(Ok(routes.bind(device, attempt, connection, DEVICES_MAX))));
-                        ops.push(Op::Bind { user, device, attempt, connection, devices_max: DEVICES_MAX });
+                        // With a token that nobody revoked, or without.
+                        let issued_s = u64::from(kind % 2);
+                        ops.push(Op::Bind { user, device, attempt, connection, devices_max: DEVICES_MAX, issued_s });
                     }
                 }
             }

@@ -43,7 +43,7 @@ impl Rig {
     }
 
     fn give(&mut self, connection: u64, frames: Bytes, push: bool) {
-        let item = DownItem { connection, user: USER, frames, bind: None, close: false, login: 0, push };
+        let item = DownItem { connection, user: USER, frames, push, ..DownItem::default() };
         self.worker.deliver(item);
         self.step();
     }

@@ -6,7 +6,7 @@ use proto::link::Bind;
 use super::*;
 use crate::batch::DownItem;
 
-const BIND: Bind = Bind { user: 7, device: 8, binding: 9 };
+const BIND: Bind = Bind { user: 7, device: 8, binding: 9, valid_ms: 0 };
 
 /// Commands and bodies.
 type Frames = Vec<(u8, Vec<u8>)>;
@@ -50,7 +50,7 @@ impl Rig {
         let frames = frame::encode(Command::LoginAck, &wire::LoginAck::default());
         let bind = Some(BIND);
         let user = BIND.user;
-        self.worker.deliver(DownItem { connection, user, frames, bind, close: false, login, push: false });
+        self.worker.deliver(DownItem { connection, user, frames, bind, login, ..DownItem::default() });
         self.worker.flush();
         self.feed(&mut client, &stream[..at]);
         self.feed(&mut client, &stream[at..]);

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use client::{Client, Event, Events, Keep, Options, Target};
+use client::{Client, Event, Events, Keep, Options, Target, Token};
 
 use super::super::history::{Place, What};
 use super::{Shared, id_in};
@@ -42,6 +42,10 @@ pub(super) fn start(
         keep,
         // A row waits for everybody to be back; people wait longer.
         backoff_ms_max: BACKOFF_MS_MAX,
+        token: shared.plan.tokens.clone().map_or_else(Token::none, |tokens| {
+            let user = device.name.clone();
+            Token::from_fn(move || Ok::<_, std::convert::Infallible>(tokens.of(&user)))
+        }),
         ..Options::new(device.name.clone(), device.device.clone(), Target::Gateway(addresses))
     };
     let (client, events) = Client::start(options).map_err(|error| error.to_string())?;

@@ -116,7 +116,17 @@ pub struct Beside {
 impl Beside {
     /// Starts it, and lets it be alone for a while.
     pub fn start(round: &mut Round, world: &mut World, attack: &str) -> Result<Beside, TortureError> {
-        let load = world.load(Plan { per_s: 500, ..Plan::default() })?;
+        Beside::start_with(round, world, attack, Plan::default())
+    }
+
+    /// The same with another plan.
+    pub fn start_with(
+        round: &mut Round,
+        world: &mut World,
+        attack: &str,
+        plan: Plan,
+    ) -> Result<Beside, TortureError> {
+        let load = world.load(Plan { per_s: 500, ..plan })?;
         load.wait_acked(300, PATIENCE)?;
         let began_us = load.now_us();
         std::thread::sleep(ALONE);

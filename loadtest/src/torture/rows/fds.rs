@@ -17,14 +17,8 @@ use crate::torture::tool::raw::{Raw, encode, login};
 use crate::torture::{Plan, Round, Row, TortureError};
 
 /// The rows of this file.
-pub const ROWS: &[Row] = &[
-    Row { name: "A10", fault: "file descriptors exhausted", full_rounds: 3, gate: true, run: no_fds },
-    Row { name: "A6", fault: "password or token guessing", full_rounds: 3, gate: false, run: guessing },
-];
-
-fn guessing(_: &mut Round) -> Result<(), TortureError> {
-    Err(TortureError::Missing("tokens are not built".into()))
-}
+pub const ROWS: &[Row] =
+    &[Row { name: "A10", fault: "file descriptors exhausted", full_rounds: 3, gate: true, run: no_fds }];
 
 fn no_fds(round: &mut Round) -> Result<(), TortureError> {
     let mut world = round.world(with(&["workers.count=1".into(), "limits.connections_max=1000".into()]))?;
