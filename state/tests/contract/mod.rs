@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::wire::{Code, Durability};
-use state::store::{Append, Appended, Head, MessageId, Op, PULL_BYTES_MAX, Store, read};
+use state::store::{Append, Appended, MessageId, Op, PULL_BYTES_MAX, Store, read};
 
 pub use kept::{keeps_what_it_must, tells_of_a_flipped_body};
 pub use model::{follows_the_model, routes_follow_the_model};

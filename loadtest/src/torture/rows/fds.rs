@@ -1,4 +1,4 @@
-//! A10: the gateway has no file descriptors left. And the rows of what is not built yet. Main thread.
+//! A10: the gateway has no file descriptors left. Main thread.
 //!
 //! Trap: the limit is lowered under the running gateway; at its start it would plan with it and never meet it.
 
