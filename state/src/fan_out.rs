@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::{self, Either};
 use proto::link::{DownFrame, Push};
 use proto::name::Chat;
 use proto::wire::{self, Code};
@@ -21,7 +22,7 @@ use crate::ledger::Token;
 use crate::roster::Readers;
 use crate::server::Core;
 use crate::store::{Op, Outcome, Route, StoreError, read};
-use crate::unplaced::Pushes;
+use crate::unplaced::{Pushes, Turn};
 
 /// A message that has been stored, on its way to its readers.
 #[derive(Debug)]
@@ -86,6 +87,12 @@ pub const UNKNOWN: u64 = u64::MAX;
 
 /// Routes that are read, and connections that are pushed to, at a time: others have their turn in between.
 const READERS_AT_ONCE: usize = 512;
+
+/// Parts on their way at a time: one that is placed while the next one travels.
+pub const PARTS_MAX: usize = 2;
+
+/// Longest that a part waits for those before it.
+const PART_MAX: Duration = Duration::from_millis(100);
 
 /// Messages taken at a time.
 const MESSAGES_PER_ROUND: usize = 1024;
@@ -221,9 +228,25 @@ pub async fn push_all(core: &Core, taken: &[Accepted], only: &BTreeMap<u32, u64>
     }
     let held = tokens(taken);
     for (incarnation, (pushes, since_us)) in per_gateway {
-        for pushes in in_parts(pushes) {
-            hand_over(core, incarnation, Pushes { pushes, since_us, held: held.clone(), second: false });
+        let parts = in_parts(pushes);
+        let many = parts.len() > 1;
+        for pushes in parts {
+            let turn = if many { turn(core).await } else { None };
+            hand_over(
+                core,
+                incarnation,
+                Pushes { pushes, since_us, held: held.clone(), second: false, turn },
+            );
         }
+    }
+}
+
+/// Waits until few enough parts are on their way, or a gateway has had its time to place them.
+async fn turn(core: &Core) -> Option<Turn> {
+    let turn = std::pin::pin!(core.parts.clone().acquire_owned());
+    match future::select(turn, core.clock.pause(PART_MAX)).await {
+        Either::Left((turn, _)) => turn.ok().map(Arc::new),
+        Either::Right(_) => None,
     }
 }
 

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use proto::link::link_server::LinkServer;
 use proto::state::state_server::StateServer;
 use proto::wire::Durability;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::calls::StateService;
 use crate::clock::{Clock, TokioClock};
@@ -51,6 +51,8 @@ pub struct Core {
     pub store: Box<dyn Store>,
     /// Names and numbers.
     pub users: Users,
+    /// Parts of messages for many that may be on their way.
+    pub parts: Arc<Semaphore>,
     /// Who reads groups, as read lately.
     pub rosters: Rosters,
     /// Delivered cursors on their way to the store.
@@ -123,6 +125,7 @@ impl Core {
         let room = NonZeroUsize::new(config.limits.chat_cache_max).unwrap_or(NonZeroUsize::MIN);
         let core = Core {
             users: Users::new(config.limits.user_cache_max),
+            parts: Arc::new(Semaphore::new(fan_out::PARTS_MAX)),
             rosters: Rosters::new(config.limits.group_cache_members_max),
             delivered: Delivered::new(config.limits.delivered_waiting_max),
             gateways: Gateways::default(),

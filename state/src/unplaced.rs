@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::link::{Gone, Push};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::ledger::Token;
 use crate::missed::Missed;
@@ -25,7 +26,12 @@ pub struct Pushes {
     pub held: Arc<[Token]>,
     /// They came back gone once: if they do again, that is that.
     pub second: bool,
+    /// Given back when they are placed: see [`crate::fan_out::push_all`].
+    pub turn: Option<Turn>,
 }
+
+/// Of several parts of one message for many, a few are on their way at a time.
+pub type Turn = Arc<OwnedSemaphorePermit>;
 
 /// A push whose connection was gone, and that is to be tried once more.
 #[derive(Debug)]
@@ -59,6 +65,7 @@ struct Batch {
     number: u64,
     since_us: u64,
     held: Arc<[Token]>,
+    _turn: Option<Turn>,
     frames: Vec<Bytes>,
     /// Who gets them: connection, and place in `frames`. Empty for a second push.
     targets: Vec<(u64, u32)>,
@@ -88,8 +95,8 @@ impl Unplaced {
             }
         }
         let bytes = frames.iter().map(Bytes::len).sum::<usize>() + 16 * targets.len() + size_of::<Batch>();
-        let batch =
-            Batch { number, since_us: pushes.since_us, held: pushes.held.clone(), frames, targets, bytes };
+        let (held, _turn) = (pushes.held.clone(), pushes.turn.clone());
+        let batch = Batch { number, since_us: pushes.since_us, held, _turn, frames, targets, bytes };
         let mut batches = self.batches.lock();
         batches.bytes += bytes;
         batches.queue.push_back(batch);

@@ -147,7 +147,8 @@ impl Group {
     }
 }
 
-const MEMBERS: u32 = 10_000;
+/// With the owner 10,000, as many as a group may have.
+const MEMBERS: u32 = 9_999;
 const MEMBERS_PER_CHANGE: usize = 500;
 /// As many as the percentiles need; the row is of the first of them.
 const MESSAGES: u32 = 100;
