@@ -1,35 +1,72 @@
-//! Who calls. On the server's tokio runtime; pure.
+//! Who calls: whoever the token says, or without keys whoever the request says. On the server's tokio runtime.
 //!
-//! Trap: without tokens whoever reaches the port is anybody. So it listens on loopback alone then, unless
-//! `auth.insecure` says that something in front of it knows who calls.
+//! Trap: without keys whoever reaches the port is anybody. So it listens on loopback alone then, unless `auth.insecure` says
+//! that something in front of it knows who calls. And a token that was revoked is good here until it expires: only state
+//! servers know of revocations, and they ask at logins.
 
-use axum::http::HeaderMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::http::{HeaderMap, header};
+use crpc::token::{self, Verifier};
 
 use crate::refusal::Refusal;
 
 /// What is asked of a caller.
-#[derive(Debug, Clone, Default)]
-pub struct Auth {}
+#[derive(Clone, Default)]
+pub struct Auth {
+    tokens: Option<Arc<Verifier>>,
+}
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
     /// There are no tokens: whoever the request says.
     Trusted,
+    /// The subject of the token.
+    User(String),
+}
+
+/// Tells nothing of the keys.
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Auth").field("tokens", &self.tokens.is_some()).finish()
+    }
 }
 
 impl Auth {
+    /// With these keys; `None`: nobody has to prove anything.
+    pub fn new(tokens: Option<Verifier>) -> Self {
+        Auth { tokens: tokens.map(Arc::new) }
+    }
+
     /// Who the headers prove to call.
-    pub fn caller(&self, _headers: &HeaderMap) -> Result<Caller, Refusal> {
-        Ok(Caller::Trusted)
+    pub fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
+        let Some(tokens) = &self.tokens else { return Ok(Caller::Trusted) };
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let scheme = |value: &'_ str| value.get(..7).is_some_and(|word| word.eq_ignore_ascii_case("bearer "));
+        let Some(given) = given.filter(|value| scheme(value)) else {
+            return Err(Refusal::Unproven("this needs a token: Authorization: Bearer TOKEN"));
+        };
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        match tokens.verify(given[7..].trim(), now_ms) {
+            Ok(token) if token.device.is_some() => {
+                Err(Refusal::NotTheirs("the token is good for logins of one device alone"))
+            }
+            Ok(token) => Ok(Caller::User(token.user)),
+            Err(token::Refusal::Expired) => Err(Refusal::Unproven("the token has expired")),
+            Err(_) => Err(Refusal::Unproven("the token proves nothing here")),
+        }
     }
 }
 
 impl Caller {
     /// Whether the caller may act for this user.
-    pub fn may_be(&self, _user: &str) -> Result<(), Refusal> {
+    pub fn may_be(&self, user: &str) -> Result<(), Refusal> {
         match self {
-            Caller::Trusted => Ok(()),
+            Caller::User(caller) if caller != user => Err(Refusal::NotTheirs("the token is somebody else's")),
+            _ => Ok(()),
         }
     }
 
@@ -37,6 +74,53 @@ impl Caller {
     pub fn reader<'a>(&'a self, members: (&'a str, &'a str)) -> Result<&'a str, Refusal> {
         match self {
             Caller::Trusted => Ok(members.0),
+            Caller::User(caller) if caller == members.0 || caller == members.1 => Ok(caller),
+            Caller::User(_) => Err(Refusal::NotTheirs("this chat is not one of the token's user")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+    use crpc::token::{AuthConfig, KeyAlgorithm, KeyConfig, NewToken, Signer};
+
+    #[test]
+    fn whoever_calls_is_the_tokens_subject() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        std::fs::write(&file, "s".repeat(32)).unwrap();
+        let key = KeyConfig { kid: "k".into(), algorithm: KeyAlgorithm::HS256, file };
+        let signer = Signer::open(&key).unwrap();
+        let config = AuthConfig { keys: vec![key], ..AuthConfig::default() };
+        let auth = Auth::new(config.verifier().unwrap());
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let token = |user, device, issued_s| {
+            let expires_s = issued_s + 3_600;
+            let (issuer, audience) = ("", "");
+            signer.sign(&NewToken { user, device, issuer, audience, issued_s, expires_s }).unwrap()
+        };
+        let caller = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
+            auth.caller(&headers)
+        };
+        let alice = caller(&format!("Bearer {}", token("alice", None, now_s))).unwrap();
+        assert_eq!(alice, Caller::User("alice".into()));
+        assert_eq!(caller(&format!("bearer {}", token("alice", None, now_s))), Ok(alice.clone()));
+        assert!(alice.may_be("alice").is_ok());
+        assert!(matches!(alice.may_be("bob"), Err(Refusal::NotTheirs(_))));
+        assert_eq!(alice.reader(("alice", "bob")), Ok("alice"));
+        assert!(matches!(alice.reader(("bob", "carol")), Err(Refusal::NotTheirs(_))));
+        let of_phone = format!("Bearer {}", token("alice", Some("phone"), now_s));
+        assert!(matches!(caller(&of_phone), Err(Refusal::NotTheirs(_))));
+        for wrong in
+            ["Basic YTpi", "Bearer", "Bearer x.y.z", &*format!("Bearer {}", token("alice", None, 1_000))]
+        {
+            assert!(matches!(caller(wrong), Err(Refusal::Unproven(_))), "{wrong}");
+        }
+        assert!(matches!(auth.caller(&HeaderMap::new()), Err(Refusal::Unproven(_))));
+        assert_eq!(Auth::default().caller(&HeaderMap::new()), Ok(Caller::Trusted));
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crpc::Fatal;
 use crpc::config::{AdminConfig, LogConfig, RegistryConfig, ShutdownConfig};
 use crpc::http::Limits;
+use crpc::token::AuthConfig;
 use serde::Deserialize;
 
 /// The whole configuration of api.
@@ -48,14 +49,6 @@ pub struct HttpConfig {
     pub pull_limit_default: u32,
     /// Messages of a pull at most.
     pub pull_limit_max: u32,
-}
-
-/// `[auth]`
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AuthConfig {
-    /// Listen without tokens also where others than this machine can call. Anybody can then be any user.
-    pub insecure: bool,
 }
 
 /// `[state]`
@@ -132,10 +125,15 @@ impl Config {
         if !(1..=http.pull_limit_max).contains(&http.pull_limit_default) {
             return Err(Fatal::config("http.pull_limit_default must be between 1 and http.pull_limit_max"));
         }
-        if !http.listen.ip().is_loopback() && !self.auth.insecure {
+        if self.auth.insecure && !self.auth.keys.is_empty() {
+            return Err(Fatal::config(
+                "auth.insecure is for callers without tokens, and auth.keys is to end them: set only one",
+            ));
+        }
+        if !http.listen.ip().is_loopback() && !self.auth.insecure && self.auth.keys.is_empty() {
             return Err(Fatal::config(format!(
                 "http.listen is {}, which others than this machine can reach, and there are no tokens: anybody could be any \
-                 user; listen on 127.0.0.1, or set auth.insecure = true where something in front knows who calls",
+                 user; set auth.keys, listen on 127.0.0.1, or set auth.insecure = true where something in front knows who calls",
                 http.listen
             )));
         }

@@ -41,6 +41,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     let mut registry_of_metrics = Registry::new("api");
     let metrics = Metrics::new(&mut registry_of_metrics);
 
+    let auth = Auth::new(config.auth.verifier().map_err(Fatal::config)?);
     let registry = registry::open(&config.registry).await?;
     let mut tables = registry.watch("state").await?;
     readiness.set("registry", Ok(()));
@@ -51,7 +52,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     let channels = Channels::new(registry.watch("state").await?, ChannelOptions::default());
     let call_ms_max = config.state.call_ms_max.min(config.http.request_ms_max);
     let state = State::new(channels, Duration::from_millis(call_ms_max));
-    if !config.http.listen.ip().is_loopback() {
+    if !config.http.listen.ip().is_loopback() && config.auth.keys.is_empty() {
         tokio::spawn(warn_insecure(config.http.listen));
     }
 
@@ -65,7 +66,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
         registry = %config.registry,
         "api listens; it depends on the registry for the list of state servers"
     );
-    let door = Door::new(Auth::default(), state, &config.http);
+    let door = Door::new(auth, state, &config.http);
     let router = http::router(door, Access::new(&config.http, metrics));
     crpc::http::serve(listener, router, config.http.limits(), &shutdown, &config.shutdown).await
 }

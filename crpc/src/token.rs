@@ -41,6 +41,54 @@ pub enum KeyAlgorithm {
     EdDSA,
 }
 
+/// `[auth]` of the servers that ask who somebody is.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthConfig {
+    /// Keys that tokens may be signed with. Without any, everybody is who they say, and is heard from this machine only.
+    pub keys: Vec<KeyConfig>,
+    /// What tokens must have as `iss`. Empty: not looked at.
+    pub issuer: String,
+    /// What tokens must have among their `aud`. Empty: a token that names an audience is refused.
+    pub audience: String,
+    /// How far the clocks of issuer and server may be apart.
+    pub leeway_s: u64,
+    /// Longest from `iat` to `exp` of a token. For so long a revocation is kept.
+    pub token_ttl_max_s: u64,
+    /// Without keys: hear those from other machines, too.
+    pub insecure: bool,
+}
+
+impl AuthConfig {
+    /// What is asked of tokens.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            issuer: self.issuer.clone(),
+            audience: self.audience.clone(),
+            leeway_s: self.leeway_s,
+            ttl_max_s: self.token_ttl_max_s,
+        }
+    }
+
+    /// Reads the keys. `None`: there are none. The error is one line that says what to change.
+    pub fn verifier(&self) -> Result<Option<Verifier>, String> {
+        Verifier::open(&self.keys, self.rules()).map_err(|error| format!("auth.keys: {error}"))
+    }
+}
+
+impl Default for AuthConfig {
+    fn default() -> Self {
+        AuthConfig {
+            keys: Vec::new(),
+            issuer: String::new(),
+            audience: String::new(),
+            leeway_s: 5,
+            token_ttl_max_s: 30 * 86_400,
+            insecure: false,
+        }
+    }
+}
+
 /// What is asked of a token beside its signature.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {

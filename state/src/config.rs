@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use crpc::token::{KeyConfig, Rules, Verifier};
+pub use crpc::token::AuthConfig as Auth;
 use serde::Deserialize;
 
 /// All of it. Unknown keys are errors.
@@ -116,55 +116,6 @@ impl Default for StoreConfig {
             response_ms_max: 2_000,
             connect_ms_max: 1_000,
             cache_bytes_max: 64 * 1024 * 1024,
-        }
-    }
-}
-
-/// Who may log in.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Auth {
-    /// Keys that tokens may be signed with. Without any, logins are development logins: a name, no proof, and from loopback
-    /// gateways only.
-    pub keys: Vec<KeyConfig>,
-    /// What tokens must have as `iss`. Empty: not looked at.
-    pub issuer: String,
-    /// What tokens must have among their `aud`. Empty: a token that names an audience is refused.
-    pub audience: String,
-    /// How far the clocks of issuer and server may be apart.
-    pub leeway_s: u64,
-    /// Longest from `iat` to `exp` of a token. For so long a revocation is kept.
-    pub token_ttl_max_s: u64,
-    /// Take development logins also through gateways that others than this machine can reach.
-    pub insecure: bool,
-}
-
-impl Auth {
-    /// What is asked of tokens.
-    pub fn rules(&self) -> Rules {
-        Rules {
-            issuer: self.issuer.clone(),
-            audience: self.audience.clone(),
-            leeway_s: self.leeway_s,
-            ttl_max_s: self.token_ttl_max_s,
-        }
-    }
-
-    /// Reads the keys. `None`: there are none. The error is one line that says what to change.
-    pub fn verifier(&self) -> Result<Option<Verifier>, String> {
-        Verifier::open(&self.keys, self.rules()).map_err(|error| format!("auth.keys: {error}"))
-    }
-}
-
-impl Default for Auth {
-    fn default() -> Self {
-        Auth {
-            keys: Vec::new(),
-            issuer: String::new(),
-            audience: String::new(),
-            leeway_s: 5,
-            token_ttl_max_s: 30 * 86_400,
-            insecure: false,
         }
     }
 }

@@ -166,6 +166,7 @@ mod tests {
             since_us,
             held: Arc::from([ledger.hold()]),
             second: false,
+            turn: None,
         }
     }
 
