@@ -288,6 +288,7 @@ mod tests {
             matches!(store.last(), Some(Op::Delivered { seq: 99, read: 99, .. })),
             "no proof of anything"
         );
+        core.histories.forget();
         core.delivered.note("a:b".into(), "a", Cursor { history: 7, seq: 11, read: 0 });
         flush(&core).await;
         assert_eq!(store.last(), Some(Op::LoseHistory { bucket, history: 7 }));
