@@ -47,6 +47,7 @@ mod store_redb_row;
 mod store_redb_step;
 mod store_redb_writer;
 pub mod store_redis;
+mod store_redis_command;
 mod store_redis_connection;
 mod store_redis_key;
 mod store_redis_layout;

@@ -11,6 +11,8 @@
 //! Trap: an error does not mean that nothing happened. [`StoreError::Unknown`] is what a timeout is, and whoever gets it
 //! may only ask again, under the same id; who has none ([`MessageId::Unnamed`]) may never.
 
+pub mod read;
+
 use bytes::Bytes;
 use proto::wire::{self, Code, Durability, Kind};
 use sha2::Digest;
@@ -454,59 +456,6 @@ pub trait Store: Send + Sync {
     /// that never change otherwise (users' numbers, listed chats) drops them then.
     fn generation(&self) -> u64 {
         0
-    }
-}
-
-macro_rules! expect {
-    ($($(#[$doc:meta])* $name:ident: $variant:ident -> $kind:ty;)*) => {$(
-        $(#[$doc])*
-        pub fn $name(outcome: Outcome) -> Result<$kind, StoreError> {
-            match outcome? {
-                Answer::$variant(value) => Ok(value),
-                other => Err(StoreError::Corrupt(format!("answered {other:?}"))),
-            }
-        }
-    )*};
-}
-
-/// Reads an outcome as the kind that its operation gives.
-pub mod read {
-    use super::{
-        Answer, Appended, Bound, Head, Marks, Moved, Outcome, Page, Recent, Roster, Route, Standing,
-        StoreError,
-    };
-
-    expect! {
-        /// Of `Incarnate`.
-        incarnation: Incarnation -> u32;
-        /// Of `UserNumbers`.
-        user_numbers: UserNumbers -> u64;
-        /// Of `Register` and `User`.
-        user: User -> Option<u64>;
-        /// Of `Name`.
-        name: Name -> Option<String>;
-        /// Of `Bind`.
-        bound: Bound -> Bound;
-        /// Of `Routes`.
-        routes: Routes -> Vec<Route>;
-        /// Of `Chats`.
-        chats: Chats -> Vec<String>;
-        /// Of `Append`.
-        appended: Appended -> Appended;
-        /// Of `Member`.
-        standing: Standing -> Standing;
-        /// Of `Members`.
-        roster: Roster -> Roster;
-        /// Of `Head`.
-        head: Head -> Head;
-        /// Of `Pull`.
-        page: Messages -> Page;
-        /// Of `Mark`.
-        marks: Marks -> Marks;
-        /// Of `Delivered`.
-        moved: Moved -> Moved;
-        /// Of `Recent`.
-        recent: Recent -> Vec<Recent>;
     }
 }
 

@@ -10,7 +10,6 @@ use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 
 use crate::store::{Mark, Marks};
 use crate::store_redb_read::MARK;
-use crate::store_redb_row as row;
 
 /// How far each life of a server has pushed.
 #[derive(Debug, Default)]
@@ -38,7 +37,7 @@ impl LifeMarks {
         let mut all = LifeMarks { written: Some(Instant::now()), ..LifeMarks::default() };
         for entry in transaction.open_table(MARK)?.iter()? {
             let (key, value) = entry?;
-            let mark = row::mark_of(key.value()).zip(row::pushed(value.value()));
+            let mark = mark_of(key.value()).zip(pushed(value.value()));
             let (life, pushed) = mark.ok_or_else(|| redb::Error::Corrupted("a mark".to_owned()))?;
             all.marks.insert(life, pushed);
         }
@@ -80,7 +79,7 @@ impl LifeMarks {
         let mut table = transaction.open_table(MARK)?;
         table.retain(|_, _| false)?;
         for ((server, life), pushed) in &self.marks {
-            table.insert(&row::mark_key(server, *life)[..], &row::pushed_row(*pushed)[..])?;
+            table.insert(&mark_key(server, *life)[..], &pushed_row(*pushed)[..])?;
         }
         Ok(())
     }
@@ -88,5 +87,42 @@ impl LifeMarks {
     /// That is committed.
     pub fn written(&mut self) {
         (self.unwritten, self.written) = (false, Some(Instant::now()));
+    }
+}
+
+/// Key of the mark of a server's life.
+fn mark_key(server: &str, life: u64) -> Vec<u8> {
+    [server.as_bytes(), &life.to_be_bytes()].concat()
+}
+
+/// Server and life of such a key.
+fn mark_of(key: &[u8]) -> Option<(String, u64)> {
+    let (server, life) = key.split_last_chunk()?;
+    Some((String::from_utf8(server.to_vec()).ok()?, u64::from_be_bytes(*life)))
+}
+
+/// Row of a mark.
+fn pushed_row(pushed: Pushed) -> Vec<u8> {
+    [pushed.upto_us.to_be_bytes(), pushed.beat_us.to_be_bytes()].concat()
+}
+
+/// Reads it, also one that was written before there was a beat.
+fn pushed(row: &[u8]) -> Option<Pushed> {
+    let (upto_us, beat_us) = row.split_first_chunk()?;
+    let beat_us = if beat_us.is_empty() { [0; 8] } else { beat_us.try_into().ok()? };
+    Some(Pushed { upto_us: u64::from_be_bytes(*upto_us), beat_us: u64::from_be_bytes(beat_us) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_say_what_was_written() {
+        assert_eq!(mark_of(&mark_key("s-1", 9)), Some(("s-1".to_owned(), 9)));
+        let mark = Pushed { upto_us: 7, beat_us: 9 };
+        assert_eq!(pushed(&pushed_row(mark)), Some(mark));
+        assert_eq!(pushed(&7u64.to_be_bytes()), Some(Pushed { beat_us: 0, ..mark }));
+        assert_eq!((pushed(&[7; 7]), pushed(&[7; 17])), (None, None));
     }
 }

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use proto::wire::{Code, Kind as MessageKind};
 
 use crate::store::{Stored, chat_bucket, message_crc};
-use crate::store_redb_marks::Pushed;
 
 /// Version of everything in this file.
 pub const LAYOUT: u64 = 2;
@@ -115,29 +114,6 @@ pub fn seq_of(key: &[u8]) -> Option<u64> {
 pub fn recent_of(key: &[u8]) -> Option<(u64, String)> {
     let mut reader = Reader(key.get(4..)?);
     Some((reader.u64()?, String::from_utf8(reader.0.to_vec()).ok()?))
-}
-
-/// Key of the mark of a server's life.
-pub fn mark_key(server: &str, life: u64) -> Vec<u8> {
-    [server.as_bytes(), &life.to_be_bytes()].concat()
-}
-
-/// Server and life of such a key.
-pub fn mark_of(key: &[u8]) -> Option<(String, u64)> {
-    let (server, life) = key.split_last_chunk()?;
-    Some((String::from_utf8(server.to_vec()).ok()?, u64::from_be_bytes(*life)))
-}
-
-/// Row of a mark.
-pub fn pushed_row(pushed: Pushed) -> Vec<u8> {
-    [pushed.upto_us.to_be_bytes(), pushed.beat_us.to_be_bytes()].concat()
-}
-
-/// Reads it, also one that was written before there was a beat.
-pub fn pushed(row: &[u8]) -> Option<Pushed> {
-    let (upto_us, beat_us) = row.split_first_chunk()?;
-    let beat_us = if beat_us.is_empty() { [0; 8] } else { beat_us.try_into().ok()? };
-    Some(Pushed { upto_us: u64::from_be_bytes(*upto_us), beat_us: u64::from_be_bytes(beat_us) })
 }
 
 /// Key in the recency index, and in the one by oldest message.
@@ -460,11 +436,6 @@ mod tests {
         assert!(cursor_key("a:b", "\u{10ffff}", Kind::Read) < behind_chat("a:b"));
         assert_eq!(chat_of(&cursor_key("a:b", "a", Kind::Delivered)).as_deref(), Some("a:b"));
         assert_eq!(recent_of(&recent_key(7, "a:b")), Some((7, "a:b".to_owned())));
-        assert_eq!(mark_of(&mark_key("s-1", 9)), Some(("s-1".to_owned(), 9)));
-        let mark = Pushed { upto_us: 7, beat_us: 9 };
-        assert_eq!(pushed(&pushed_row(mark)), Some(mark));
-        assert_eq!(pushed(&7u64.to_be_bytes()), Some(Pushed { beat_us: 0, ..mark }));
-        assert_eq!((pushed(&[7; 7]), pushed(&[7; 17])), (None, None));
     }
 
     fn given() -> impl Strategy<Value = Given> {

@@ -33,6 +33,7 @@ use crate::store::{
     Answer, Appended, MessageId, Op, Outcome, Store, StoreError, body_digest, chat_bucket, message_crc, peer,
     retention_step,
 };
+use crate::store_redis_command::{command, delivered, put_change, registered, user_number};
 use crate::store_redis_connection::{Connection, Dialer};
 use crate::store_redis_key as key;
 use crate::store_redis_layout::{ask_promise, load_scripts, new_history, promised};
@@ -463,59 +464,9 @@ fn is_bulk(ops: &[Op]) -> bool {
         || ops.len() >= LOGINS_MIN && ops.iter().all(of_login)
 }
 
-fn delivered(ops: &[Op], some: &[usize]) -> Cmd {
-    let mut command = Script::Delivered.of(some.len(), 96 * some.len());
-    let cursors = || {
-        some.iter().filter_map(|op| match &ops[*op] {
-            Op::Delivered { chat, user, seq, read } => Some((chat, user, seq, read)),
-            _ => None,
-        })
-    };
-    for (chat, ..) in cursors() {
-        command.arg(key::chat(chat));
-    }
-    for (_, user, seq, read) in cursors() {
-        command.arg(user).arg(seq).arg(read);
-    }
-    command
-}
-
-/// What a message changes in its group, as `lua/group.lua` reads it.
-fn put_change(command: &mut Cmd, act: &Act) {
-    let Act::Change(change) = act else {
-        command.arg(0);
-        return;
-    };
-    command.arg(change.action as i32).arg(&change.title).arg(change.members_max);
-    for named in &change.named {
-        command.arg(&named.user).arg(named.number).arg(named.role as i32);
-    }
-}
-
 /// Whether what was asked must have been read behind the scripts in front of it.
 fn is_read_behind(ops: &[Op], ask: &Ask) -> bool {
     matches!(ask, Ask::Op(op) if matches!(ops[*op], Op::Routes { .. }))
-}
-
-/// A command whose arguments are small.
-fn command(name: &str, args: usize) -> Cmd {
-    let mut command = Cmd::with_capacity(args, 64);
-    command.arg(name);
-    command
-}
-
-fn registered(op: &Op) -> (&str, u64) {
-    match op {
-        Op::Register { name, candidate } => (name, *candidate),
-        _ => ("", 0),
-    }
-}
-
-fn user_number(name: &str) -> Cmd {
-    let mut command = command("HGET", 3);
-    key::put_user(&mut command, name);
-    command.arg(name);
-    command
 }
 
 fn unknown(error: RedisError) -> StoreError {
