@@ -45,6 +45,7 @@ class Message(NamedTuple):
     time_us: int
     body: bytes
     is_own: bool = False  # the SendAck of one's own: takes its place in the order, is not shown
+    kind: int = 0  # KIND_TEXT; what else there is stands in wire.md, section 7
 
 
 @dataclass
