@@ -12,7 +12,7 @@ use proto::wire::{self, Code};
 use proto::{Command, frame};
 use rand::Rng;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, IteratorRandom};
 
 use super::common::{PATIENCE, pairs};
 use super::crowd::{attacked, seqs_of, with};
@@ -279,15 +279,17 @@ fn out_of_place(round: &mut Round) -> Result<(), TortureError> {
 
 /// One thing that is wrong, and the code that it must be closed with.
 fn misplaced(random: &mut StdRng, user: &str) -> (&'static str, bool, Vec<u8>, Code) {
-    const KNOWN: [u8; 6] = [1, 3, 5, 7, 9, 11];
+    let known: Vec<u8> =
+        Command::ALL.into_iter().filter(|it| it.is_from_client()).map(|it| it as u8).collect();
     let unknown = loop {
         let byte: u8 = random.random();
-        if !KNOWN.contains(&byte) {
+        if !known.contains(&byte) {
             break byte;
         }
     };
     let strange = vec![0, 0, 0, unknown];
-    let early = *[3, 5, 7, 9, 11].choose(random).unwrap_or(&3);
+    let may_not_come_first = |byte: &u8| *byte != Command::Login as u8;
+    let early = known.iter().copied().filter(may_not_come_first).choose(random).unwrap_or(3);
     let login_with = |change: fn(&mut wire::Login)| {
         let mut login = login(user, "raw", 1);
         change(&mut login);
