@@ -13,7 +13,7 @@ use proto::wire::{self, GroupAction, Kind, Role};
 use super::common::{Beside, PATIENCE};
 use super::crowd::{attacked, enter, seqs_of, with};
 use crate::torture::tool::horde::Horde;
-use crate::torture::tool::raw::{Raw, login};
+use crate::torture::tool::raw::{Raw, encode, login};
 use crate::torture::{Round, Row, TortureError};
 
 /// The rows of this file.
@@ -52,6 +52,7 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
     let watch = members.watch().map_err(attacked)?;
     let mut beside = Beside::start(round, &mut world, "messages to a group of 10,000")?;
     let mut took_ms = Vec::new();
+    let mut pinged = Instant::now();
     for _ in 0..MESSAGES {
         let began = Instant::now();
         group.say(Kind::Text, b"to everybody".to_vec())?;
@@ -67,6 +68,11 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
         }
         round.expect(missing == 0, || format!("{missing} of {MEMBERS} had nothing after {PATIENCE:?}"));
         took_ms.push(began.elapsed().as_secs_f64() * 1_000.0);
+        if pinged.elapsed() >= HEARTBEAT {
+            let ping = encode(Command::Ping, &wire::Ping::default());
+            (0..members.members.len()).for_each(|index| members.say(index, &ping));
+            pinged = Instant::now();
+        }
         // So many a second, however long each takes.
         while began.elapsed() < EVERY {
             std::thread::sleep(Duration::from_millis(5));
@@ -153,4 +159,6 @@ const MEMBERS_PER_CHANGE: usize = 500;
 /// As many as the percentiles need; the row is of the first of them.
 const MESSAGES: u32 = 100;
 const EVERY: Duration = Duration::from_millis(500);
+/// As clients do, or the gateway would take them for gone.
+const HEARTBEAT: Duration = Duration::from_secs(30);
 const ASK_AGAIN: Duration = Duration::from_secs(2);
