@@ -176,14 +176,14 @@ pub async fn push_all(core: &Core, taken: &[Accepted], only: &BTreeMap<u32, u64>
         let mut readers = Vec::with_capacity(taken.len());
         let mut unread = BTreeSet::new();
         for (accepted, chat) in taken.iter().zip(&chats) {
-            let all: Vec<u64> = match chat {
+            let all = match chat {
                 Some(Chat::Group(_)) => {
-                    readers_of(core, accepted, generation).await.of(accepted.message.seq).collect()
+                    Audience::Group(readers_of(core, accepted, generation).await, accepted.message.seq)
                 }
-                _ => numbers_in(&numbers, chat).collect(),
+                _ => Audience::Pair(numbers_in(&numbers, chat)),
             };
-            let is_unread = |number: &&u64| accepted.routes_of(**number, generation).is_none();
-            unread.extend(all.iter().filter(is_unread));
+            let is_unread = |number: &u64| accepted.routes_of(*number, generation).is_none();
+            unread.extend(all.numbers().filter(is_unread));
             readers.push(all);
         }
         let read = routes_of(core, unread).await;
@@ -197,9 +197,9 @@ pub async fn push_all(core: &Core, taken: &[Accepted], only: &BTreeMap<u32, u64>
         let time_us = accepted.message.time_us;
         let routes = |number: u64| accepted.routes_of(number, generation).or_else(|| read.get(&number));
         let targets = readers
-            .iter()
+            .numbers()
             .flat_map(|number| {
-                routes(*number).into_iter().flatten().map(move |route| (route.connection, *number))
+                routes(number).into_iter().flatten().map(move |route| (route.connection, number))
             })
             .filter(|(connection, _)| *connection != accepted.from.connection);
         let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
@@ -332,12 +332,28 @@ fn end_of_ghost(from: &From, user: u64, routes: &[Route]) -> Option<DownFrame> {
     })
 }
 
+/// Whom a message is for.
+enum Audience {
+    Pair([Option<u64>; 2]),
+    /// Those of the group who may see this seq.
+    Group(Arc<Readers>, u64),
+}
+
+impl Audience {
+    fn numbers(&self) -> impl Iterator<Item = u64> + '_ {
+        let (pair, group) = match self {
+            Audience::Pair(pair) => (*pair, None),
+            Audience::Group(readers, seq) => ([None; 2], Some(readers.of(*seq))),
+        };
+        pair.into_iter().flatten().chain(group.into_iter().flatten())
+    }
+}
+
 /// The numbers of a chat's members, as far as they have one.
-fn numbers_in(numbers: &HashMap<&str, u64>, chat: &Option<Chat>) -> impl Iterator<Item = u64> {
+fn numbers_in(numbers: &HashMap<&str, u64>, chat: &Option<Chat>) -> [Option<u64>; 2] {
     let (low, high) = chat.as_ref().and_then(Chat::pair_members).unzip();
     let high = high.filter(|high| Some(*high) != low);
-    let both = [low, high].map(|name| numbers.get(name?).copied());
-    both.into_iter().flatten()
+    [low, high].map(|name| numbers.get(name?).copied())
 }
 
 fn members<'a>(chats: impl Iterator<Item = &'a Chat>) -> BTreeSet<&'a str> {

@@ -464,9 +464,10 @@ fn is_bulk(ops: &[Op]) -> bool {
         || ops.len() >= LOGINS_MIN && ops.iter().all(of_login)
 }
 
-/// Whether what was asked must have been read behind the scripts in front of it.
+/// Whether what was asked must have been read behind the scripts in front of it: routes behind messages, and who may see what
+/// was read behind that.
 fn is_read_behind(ops: &[Op], ask: &Ask) -> bool {
-    matches!(ask, Ask::Op(op) if matches!(ops[*op], Op::Routes { .. }))
+    matches!(ask, Ask::Op(op) if matches!(ops[*op], Op::Routes { .. } | Op::Member { .. }))
 }
 
 fn unknown(error: RedisError) -> StoreError {
