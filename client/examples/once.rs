@@ -128,6 +128,9 @@ impl Ledger {
             Event::Delivered { .. }
             | Event::Read { .. }
             | Event::Unread { .. }
+            | Event::Presence { .. }
+            | Event::Typing { .. }
+            | Event::WatchRefused { .. }
             | Event::Connected { .. }
             | Event::Synced
             | Event::Disconnected { .. }

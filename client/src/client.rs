@@ -37,6 +37,15 @@ pub struct Sent {
     pub time_us: u64,
 }
 
+/// What others are not told of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// Whether they are there.
+    pub hide_presence: bool,
+    /// That they are writing.
+    pub hide_typing: bool,
+}
+
 /// Why there is no acknowledgement. As long as none of these came, and no [`Sent`], the message is being sent again
 /// under its id, over whatever connections there are.
 ///
@@ -202,6 +211,47 @@ impl Client {
         // Over means that nobody can be told any more.
         let _ = self.controls.send(Control::Read { chat, seq });
         Ok(())
+    }
+
+    /// Watches these users from now on, and no others, over all connections to come: [`Event::Presence`](crate::Event::Presence) tells of
+    /// each how they are and when that changes. Servers take 200 by default; more are refused
+    /// ([`Event::WatchRefused`](crate::Event::WatchRefused)).
+    pub fn watch<'a>(&self, users: impl IntoIterator<Item = &'a str>) -> Result<(), NameError> {
+        let named = |user: &str| proto::name::check(user).map(|()| user.to_owned());
+        let users = users.into_iter().map(named).collect::<Result<Vec<_>, _>>()?;
+        let _ = self.controls.send(Control::Watch { users });
+        Ok(())
+    }
+
+    /// The user is writing into the chat with a user (`bob`), a chat or a group; or has stopped. To be said every 3 s while it lasts. Lost
+    /// while there is no connection.
+    pub fn typing(&self, chat: &str, stopped: bool) -> Result<(), NameError> {
+        let chat = self.chat(chat)?.to_string();
+        let _ = self.controls.send(Control::Typing { chat, stopped });
+        Ok(())
+    }
+
+    /// What others are not told of this user, whatever the device.
+    pub async fn settings(&self) -> Result<Settings, AskError> {
+        self.ask_settings(None).await
+    }
+
+    /// The same from now on. Answers when it is stored.
+    pub async fn change_settings(&self, settings: Settings) -> Result<Settings, AskError> {
+        self.ask_settings(Some(settings)).await
+    }
+
+    async fn ask_settings(&self, change: Option<Settings>) -> Result<Settings, AskError> {
+        loop {
+            let (answer, told) = oneshot::channel();
+            self.controls.send(Control::Settings { change, answer }).map_err(|_| AskError::Over)?;
+            match told.await.map_err(|_| AskError::Over)? {
+                Err(AskError::Refused { code: Code::Unavailable | Code::RateLimited, .. }) => {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Ends the session: stores what is confirmed, sends the last acknowledgements, and lets go of the state folder.

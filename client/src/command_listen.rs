@@ -27,6 +27,13 @@ pub struct Arguments {
     /// receipt is delivered or read, and {"receipt":"unread","chat","seq","unread"}
     #[arg(long)]
     receipts: bool,
+    /// Print also whether this user is there, each time that changes; may be given several times. With --json
+    /// {"presence","user","last_seen_s"} where presence is online or offline and last_seen_s 0 when it is not known
+    #[arg(long, value_name = "NAME")]
+    watch: Vec<String>,
+    /// Print also who is writing: with --json {"typing","user","stopped"} where typing is the chat
+    #[arg(long)]
+    typing: bool,
     /// Exit 0 after so many messages
     #[arg(long, value_name = "N")]
     count: Option<u64>,
@@ -38,6 +45,9 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitCode> {
     let options = Options { receipts: arguments.receipts, ..options };
     let (client, mut events) = Client::start(options)?;
+    if let Err(error) = client.watch(arguments.watch.iter().map(String::as_str)) {
+        return Ok(crate::usage(&format!("--watch: {error}")));
+    }
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut left = arguments.count.unwrap_or(u64::MAX);
@@ -62,7 +72,8 @@ pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitC
         };
         let printed = match &event {
             Event::Message(message) => print(message, arguments.json),
-            event => print_receipt(event, arguments.json),
+            Event::Typing { .. } if !arguments.typing => Ok(()),
+            event => print_news(event, arguments.json),
         };
         match printed {
             // Whoever read our lines has enough of them.
@@ -87,9 +98,12 @@ pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitC
             }
             Event::Ended(ended) => break Err(anyhow::Error::new(ConnectError::Ended(ended.clone()))),
             Event::Disconnected { reason } => tracing::warn!(reason, "disconnected"),
+            Event::WatchRefused { text, .. } => eprintln!("client: --watch was refused: {text}"),
             Event::Delivered { .. }
             | Event::Read { .. }
             | Event::Unread { .. }
+            | Event::Presence { .. }
+            | Event::Typing { .. }
             | Event::Connected { .. }
             | Event::Synced => {}
         }
@@ -137,8 +151,8 @@ fn print(message: &Message, json: bool) -> io::Result<()> {
     out.flush()
 }
 
-/// Of other events than receipts nothing.
-fn print_receipt(event: &Event, json: bool) -> io::Result<()> {
+/// Receipts, and who is there and writing; of other events nothing.
+fn print_news(event: &Event, json: bool) -> io::Result<()> {
     let (object, line) = match event {
         Event::Delivered { chat, user, seq, .. } => (
             serde_json::json!({ "receipt": "delivered", "chat": &**chat, "user": user, "seq": seq }),
@@ -152,6 +166,20 @@ fn print_receipt(event: &Event, json: bool) -> io::Result<()> {
             serde_json::json!({ "receipt": "unread", "chat": &**chat, "seq": read, "unread": unread }),
             format!("[{chat} {read}] {unread} unread"),
         ),
+        Event::Presence { user, online, last_seen_s } => {
+            let presence = if *online { "online" } else { "offline" };
+            (
+                serde_json::json!({ "presence": presence, "user": user, "last_seen_s": last_seen_s }),
+                format!("{} is {presence}", printable(user)),
+            )
+        }
+        Event::Typing { chat, user, stopped } => {
+            let does = if *stopped { "has stopped writing" } else { "is writing" };
+            (
+                serde_json::json!({ "typing": &**chat, "user": user, "stopped": stopped }),
+                format!("[{}] {} {does}", printable(chat), printable(user)),
+            )
+        }
         _ => return Ok(()),
     };
     let mut out = io::stdout().lock();

@@ -6,6 +6,7 @@ use proto::wire::{Code, Durability};
 use tokio::sync::mpsc;
 
 use crate::inbox::Message;
+use crate::presence;
 use crate::receipts::News;
 use crate::session::Control;
 
@@ -72,6 +73,31 @@ pub enum Event {
         /// So many.
         unread: u64,
     },
+    /// A watched user is there or is not ([`Client::watch`](crate::Client::watch)): told of each when it is known, and when it changes.
+    Presence {
+        /// Who.
+        user: String,
+        /// Some device of theirs is logged in.
+        online: bool,
+        /// Unix time at which the last one left, seconds; 0: not known, or hidden.
+        last_seen_s: u64,
+    },
+    /// Another user is writing into a chat: to be shown until `stopped`, a message of theirs, or for 6 s.
+    Typing {
+        /// The chat.
+        chat: Arc<str>,
+        /// Who.
+        user: String,
+        /// Not any more.
+        stopped: bool,
+    },
+    /// The server does not watch those users for us, and would not if asked again: too many, most likely.
+    WatchRefused {
+        /// Why.
+        code: Code,
+        /// In the server's words.
+        text: String,
+    },
     /// Logged in.
     Connected {
         /// The gateway.
@@ -96,6 +122,18 @@ impl From<News> for Event {
             News::Delivered { chat, history, user, seq } => Event::Delivered { chat, history, user, seq },
             News::Read { chat, history, user, seq } => Event::Read { chat, history, user, seq },
             News::Unread { chat, history, read, unread } => Event::Unread { chat, history, read, unread },
+        }
+    }
+}
+
+impl From<presence::News> for Event {
+    fn from(news: presence::News) -> Event {
+        match news {
+            presence::News::Presence { user, online, last_seen_s } => {
+                Event::Presence { user, online, last_seen_s }
+            }
+            presence::News::Typing { chat, user, stopped } => Event::Typing { chat, user, stopped },
+            presence::News::WatchRefused { code, text } => Event::WatchRefused { code, text },
         }
     }
 }
@@ -178,6 +216,9 @@ impl Events {
             Event::Delivered { .. }
             | Event::Read { .. }
             | Event::Unread { .. }
+            | Event::Presence { .. }
+            | Event::Typing { .. }
+            | Event::WatchRefused { .. }
             | Event::Connected { .. }
             | Event::Synced
             | Event::Disconnected { .. }

@@ -6,6 +6,9 @@
 //!
 //! [`Client::read`] says what the user has read; [`Event::Delivered`] and [`Event::Read`] tell how far others are.
 //!
+//! [`Client::watch`] asks who is there, [`Client::typing`] says that the user is writing; [`Event::Presence`] and [`Event::Typing`] tell of
+//! others.
+//!
 //! Nothing is lost or doubled by a crash of the application either, if it stores first and confirms then: `examples/once.rs`.
 //!
 //! Trap: a message that is never confirmed is handed out again after a restart, and when
@@ -21,6 +24,7 @@ pub mod inbox;
 mod login;
 mod options;
 pub mod outbox;
+pub mod presence;
 pub mod receipts;
 mod resolve;
 mod session;
@@ -28,7 +32,7 @@ pub mod store;
 mod token;
 
 pub use body::{AskError, Body, Content, Group, change};
-pub use client::{Client, Pending, SendError, Sent};
+pub use client::{Client, Pending, SendError, Sent, Settings};
 pub use event::{Ended, Event, Events, Status};
 pub use inbox::Message;
 pub use options::{ConnectError, Keep, Options};

@@ -5,6 +5,7 @@
 mod command_group;
 mod command_listen;
 mod command_send;
+mod command_settings;
 mod tui;
 
 use std::io::IsTerminal;
@@ -57,13 +58,15 @@ enum Subcommands {
     Send(command_send::Arguments),
     Listen(command_listen::Arguments),
     Group(command_group::Arguments),
+    Settings(command_settings::Arguments),
 }
 
 const USAGE: &str = "\
 client [OPTIONS] --user NAME
        client [OPTIONS] send --user NAME --to NAME TEXT
        client [OPTIONS] listen --user NAME
-       client [OPTIONS] group --user NAME create|add|remove|rename|role|leave|delete|members …";
+       client [OPTIONS] group --user NAME create|add|remove|rename|role|leave|delete|members …
+       client [OPTIONS] settings --user NAME [--hide-presence on|off] [--hide-typing on|off]";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -117,6 +120,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Some(Subcommands::Group(arguments)) => {
             let options = options(&arguments.user, "group", device, target, token);
             command_group::run(arguments, options).await
+        }
+        Some(Subcommands::Settings(arguments)) => {
+            let options = options(&arguments.user, "settings", device, target, token);
+            command_settings::run(arguments, options).await
         }
         Some(Subcommands::Listen(arguments)) => {
             let options = options(&arguments.user, "listen", device, target, token);

@@ -6,6 +6,7 @@
 mod app;
 mod members;
 mod online;
+mod settings;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -26,6 +27,7 @@ use crate::inbox::{self, Inbox};
 use crate::login::{Attempt, LoginFailure};
 use crate::options::Options;
 use crate::outbox::{self, Outbox, Outcome};
+use crate::presence::{self, Presence};
 use crate::receipts::Receipts;
 use crate::resolve::Resolver;
 use crate::store::{Store, StoreError};
@@ -36,12 +38,14 @@ pub(crate) struct Session {
     inbox: Inbox,
     outbox: Outbox,
     receipts: Option<Receipts>,
+    presence: Presence,
     app: App,
     status: watch::Sender<Status>,
     /// Who waits for the answer to which message.
     tickets: HashMap<u64, oneshot::Sender<Result<Sent, SendError>>>,
     next_ticket: u64,
     lists: Lists,
+    settings: settings::Asked,
     backoff: Backoff,
     /// The gateway that was left last.
     avoid: Option<String>,
@@ -82,11 +86,13 @@ impl Session {
             inbox,
             outbox,
             receipts,
+            presence: Presence::default(),
             app: App::new(submissions, controls, events),
             status,
             tickets: HashMap::new(),
             next_ticket: 0,
             lists: Lists::default(),
+            settings: settings::Asked::default(),
             backoff,
             avoid: None,
             expired: None,
@@ -128,6 +134,7 @@ impl Session {
                     self.inbox.disconnected();
                     self.outbox.disconnected();
                     self.receipts.iter_mut().for_each(Receipts::disconnected);
+                    self.presence.disconnected();
                     if since.elapsed() >= Duration::from_millis(STABLE_MS_MIN) {
                         self.backoff.reset();
                     }
@@ -235,6 +242,9 @@ impl Session {
                 self.inbox.confirm(&chat, history, seq, now);
             }
             Input::Control(Control::Members { chat, answer }) => self.lists.ask(chat, answer),
+            Input::Control(Control::Watch { users }) => self.presence.watch(users, now),
+            Input::Control(Control::Typing { chat, stopped }) => self.presence.typing(chat, stopped),
+            Input::Control(Control::Settings { change, answer }) => self.settings.ask(change, answer),
             Input::Control(Control::Read { chat, seq }) => {
                 if let (Some(receipts), Some((history, cursor))) =
                     (&mut self.receipts, self.inbox.cursor(&chat))
@@ -295,6 +305,9 @@ impl Session {
             for asked in self.lists.due() {
                 frames += put(&mut connection, Command::Members, &asked);
             }
+            for asked in self.settings.due() {
+                frames += put(&mut connection, Command::Settings, &asked);
+            }
         }
         if let Some(receipts) = &mut self.receipts {
             while let Some(read) = receipts.next_frame() {
@@ -306,6 +319,17 @@ impl Session {
             {
                 self.app.tell(news.into());
             }
+        }
+        while let Some(frame) = self.presence.next_frame() {
+            frames += match frame {
+                presence::Frame::Watch(watch) => put(&mut connection, Command::Watch, &watch),
+                presence::Frame::Typing(typing) => put(&mut connection, Command::Typing, &typing),
+            };
+        }
+        if !self.app.is_behind()
+            && let Some(news) = self.presence.next_news()
+        {
+            self.app.tell(news.into());
         }
         self.commit().await?;
         Ok(frames > 0)

@@ -106,6 +106,11 @@ impl Edge {
                 // The name is one that the server uses.
                 let _ = self.client.read(&chat, seq);
             }
+            if let Some(users) = self.model.take_watched() {
+                // Names that the server uses, or that it will refuse.
+                let _ = self.client.watch(users.iter().map(String::as_str));
+            }
+            let writing_until = self.model.writing_until_us(now_us());
             must_draw |= self.model.take_changed();
             if must_draw && Instant::now() >= draw_at {
                 self.draw().context("cannot write to the terminal")?;
@@ -130,6 +135,7 @@ impl Edge {
                     status = now;
                 }
                 () = tokio::time::sleep_until(draw_at), if must_draw => {}
+                () = until_us(writing_until) => {}
                 _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
                 _ = hang_up.recv() => return Ok(ExitCode::SUCCESS),
                 _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
@@ -169,6 +175,9 @@ impl Edge {
             Event::Delivered { chat, history, seq, .. } => self.model.delivered(chat, (*history, *seq)),
             Event::Read { chat, history, user, seq } => self.model.read(chat, user, (*history, *seq)),
             Event::Unread { chat, history, read, .. } => self.model.read_elsewhere(chat, (*history, *read)),
+            Event::Presence { user, online, last_seen_s } => self.model.presence(user, *online, *last_seen_s),
+            Event::Typing { chat, user, stopped } => self.model.typing(chat, user, *stopped, now_us()),
+            Event::WatchRefused { text, .. } => self.model.say(format!("who is there is not told: {text}")),
             Event::Synced => {}
             Event::Ended(ended) => return Err(anyhow::Error::new(ConnectError::Ended(ended.clone()))),
         }
@@ -199,6 +208,7 @@ impl Edge {
                         self.model.say(format!("the transcript cannot be kept: {error}"));
                     }
                 }
+                Effect::Typing { chat, stopped } => drop(self.client.typing(&chat, stopped)),
                 Effect::Redraw => self.must_clear = true,
                 Effect::Quit => quit = true,
             }
@@ -220,6 +230,14 @@ fn read_inputs() -> mpsc::Receiver<std::io::Result<Input>> {
         }
     });
     inputs
+}
+
+/// Until that time, if there is one.
+async fn until_us(at_us: Option<u64>) {
+    match at_us {
+        Some(at_us) => tokio::time::sleep(Duration::from_micros(at_us.saturating_sub(now_us()))).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The wall clock, µs since 1970.

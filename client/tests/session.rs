@@ -356,7 +356,12 @@ async fn told(events: &mut Events) -> Event {
         loop {
             match events.next().await.expect("the session goes on") {
                 Event::Connected { .. } | Event::Disconnected { .. } | Event::Synced => {}
-                Event::Delivered { .. } | Event::Read { .. } | Event::Unread { .. } => {}
+                Event::Delivered { .. }
+                | Event::Read { .. }
+                | Event::Unread { .. }
+                | Event::Presence { .. }
+                | Event::Typing { .. }
+                | Event::WatchRefused { .. } => {}
                 event => return event,
             }
         }

@@ -268,6 +268,8 @@ impl Bridge {
             Command::Sync => error.request = wire::Sync::decode(frame.body.clone()).ok()?.request,
             Command::Pull => error.request = wire::Pull::decode(frame.body.clone()).ok()?.request,
             Command::Members => error.request = wire::Members::decode(frame.body.clone()).ok()?.request,
+            Command::Watch => error.request = wire::Watch::decode(frame.body.clone()).ok()?.request,
+            Command::Settings => error.request = wire::Settings::decode(frame.body.clone()).ok()?.request,
             _ => return None,
         }
         if code == Code::Unavailable {

@@ -147,7 +147,7 @@ mod tests {
     fn login_comes_first_and_once() {
         assert_eq!(judge(Stage::Fresh, Command::Login as u8), Verdict::Login);
         use Command::*;
-        for command in [Ping, Send, Sync, Pull, PushAck, Read, Members] {
+        for command in [Ping, Send, Sync, Pull, PushAck, Read, Members, Watch, Typing, Settings] {
             assert_eq!(judge(Stage::Fresh, command as u8), Verdict::Refuse(Code::NotLoggedIn));
             assert_eq!(judge(Stage::LoggingIn, command as u8), Verdict::Refuse(Code::NotLoggedIn));
         }

@@ -19,13 +19,13 @@ impl Worker {
             self.batch.frames.reserve(self.batch_frames);
             self.batch.bodies.reserve(self.batch_bytes.max(body.len()));
         }
-        let is_cursor = frame.command == Command::PushAck as u8 || frame.command == Command::Read as u8;
-        self.urgent |= !is_cursor;
+        let may_wait = [Command::PushAck, Command::Read, Command::Typing];
+        self.urgent |= !may_wait.iter().any(|command| *command as u8 == frame.command);
         self.batch.bodies.extend_from_slice(body);
         self.batch.frames.push(frame);
     }
 
-    /// Whether the batch may wait for the next: nobody waits for cursors (PushAck, Read), or for the news that a batch
+    /// Whether the batch may wait for the next: nobody waits for the answer to PushAck, Read or Typing, or for the news that a batch
     /// down was placed. Alone they would wake the bridge and a state server twice per message.
     fn can_wait(&mut self) -> bool {
         let full = self.batch.frames.len() >= NEWS_MAX || self.batch.bodies.len() >= NEWS_BYTES_MAX;

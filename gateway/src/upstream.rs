@@ -228,7 +228,7 @@ impl Upstreams {
             gateway_id: config.id(),
             incarnation: self.bridge.incarnation,
             loopback: config.listen.client.ip().is_loopback(),
-            features: vec![proto::FEATURE_READ.to_owned()],
+            features: vec![proto::FEATURE_READ.to_owned(), proto::FEATURE_PRESENCE.to_owned()],
             heartbeat_ms: config.limits.heartbeat_ms,
             frame_bytes_max: config.limits.frame_bytes_max as u32,
             replay_ms,

@@ -197,7 +197,12 @@ impl Stage {
                         panic!("not in this story")
                     }
                     Event::Connected { .. } | Event::Synced | Event::Disconnected { .. } => {}
-                    Event::Delivered { .. } | Event::Read { .. } | Event::Unread { .. } => {}
+                    Event::Delivered { .. }
+                    | Event::Read { .. }
+                    | Event::Unread { .. }
+                    | Event::Presence { .. }
+                    | Event::Typing { .. }
+                    | Event::WatchRefused { .. } => {}
                 }
             }
             messages

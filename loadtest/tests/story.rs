@@ -31,7 +31,12 @@ async fn next_message(events: &mut Events) -> Message {
                     panic!("not in this story")
                 }
                 Event::Connected { .. } | Event::Synced | Event::Disconnected { .. } => {}
-                Event::Delivered { .. } | Event::Read { .. } | Event::Unread { .. } => {}
+                Event::Delivered { .. }
+                | Event::Read { .. }
+                | Event::Unread { .. }
+                | Event::Presence { .. }
+                | Event::Typing { .. }
+                | Event::WatchRefused { .. } => {}
             }
         }
     };

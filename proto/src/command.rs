@@ -26,17 +26,23 @@ pub enum Command {
     Push = 12,
     Read = 13,
     Resync = 14,
+    Settings = 15,
     Kick = 16,
+    Watch = 17,
     GoAway = 18,
+    Typing = 19,
     Error = 20,
     Members = 21,
     MembersAck = 22,
     Receipt = 24,
+    Presence = 26,
+    TypingNote = 28,
+    SettingsAck = 30,
 }
 
 impl Command {
     /// Every command, in the order of its number.
-    pub const ALL: [Command; 20] = [
+    pub const ALL: [Command; 26] = [
         Command::Login,
         Command::LoginAck,
         Command::Ping,
@@ -51,18 +57,27 @@ impl Command {
         Command::Push,
         Command::Read,
         Command::Resync,
+        Command::Settings,
         Command::Kick,
+        Command::Watch,
         Command::GoAway,
+        Command::Typing,
         Command::Error,
         Command::Members,
         Command::MembersAck,
         Command::Receipt,
+        Command::Presence,
+        Command::TypingNote,
+        Command::SettingsAck,
     ];
 
     /// Whether a client may send it.
     pub fn is_from_client(self) -> bool {
         use Command::*;
-        matches!(self, Login | Ping | Send | Sync | Pull | PushAck | Members | Read)
+        matches!(
+            self,
+            Login | Ping | Send | Sync | Pull | PushAck | Members | Read | Settings | Watch | Typing
+        )
     }
 }
 
@@ -91,6 +106,9 @@ pub enum ServerFrame {
     Error(wire::Error),
     MembersAck(wire::MembersAck),
     Receipt(wire::Receipt),
+    Presence(wire::Presence),
+    TypingNote(wire::TypingNote),
+    SettingsAck(wire::SettingsAck),
 }
 
 /// Why a frame from a server could not be read.
@@ -123,6 +141,9 @@ impl ServerFrame {
             Command::Error => Self::Error(read(command, body)?),
             Command::MembersAck => Self::MembersAck(read(command, body)?),
             Command::Receipt => Self::Receipt(read(command, body)?),
+            Command::Presence => Self::Presence(read(command, body)?),
+            Command::TypingNote => Self::TypingNote(read(command, body)?),
+            Command::SettingsAck => Self::SettingsAck(read(command, body)?),
             Command::Login
             | Command::Ping
             | Command::Send
@@ -130,7 +151,10 @@ impl ServerFrame {
             | Command::Pull
             | Command::PushAck
             | Command::Members
-            | Command::Read => return Err(DecodeError::Command(command)),
+            | Command::Read
+            | Command::Settings
+            | Command::Watch
+            | Command::Typing => return Err(DecodeError::Command(command)),
         })
     }
 }

@@ -37,6 +37,9 @@ pub const LINK_VERSION: u32 = 1;
 /// A gateway that names this feature on the stream lets `Read` through; one that does not closes the connection for it.
 pub const FEATURE_READ: &str = "read";
 
+/// The same of `Watch`, `Typing` and `Settings`.
+pub const FEATURE_PRESENCE: &str = "presence";
+
 /// Version of the store's layout that this build reads and writes.
 pub const STORE_LAYOUT: u32 = 2;
 

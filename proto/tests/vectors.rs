@@ -112,6 +112,12 @@ fn through_the_codec(command: Command, body: &[u8]) -> Result<Vec<u8>, prost::De
         Command::Error => through::<wire::Error>(command, body),
         Command::Members => through::<wire::Members>(command, body),
         Command::MembersAck => through::<wire::MembersAck>(command, body),
+        Command::Watch => through::<wire::Watch>(command, body),
+        Command::Presence => through::<wire::Presence>(command, body),
+        Command::Typing => through::<wire::Typing>(command, body),
+        Command::TypingNote => through::<wire::TypingNote>(command, body),
+        Command::Settings => through::<wire::Settings>(command, body),
+        Command::SettingsAck => through::<wire::SettingsAck>(command, body),
     }
 }
 

@@ -12,10 +12,12 @@ Fields = dict[str, Any]  # a message: field name -> value; what is not named has
 
 # Section 3.
 COMMANDS = {1: "Login", 2: "LoginAck", 3: "Ping", 4: "Pong", 5: "Send", 6: "SendAck", 7: "Sync", 8: "SyncAck", 9: "Pull",
-            10: "PullAck", 11: "PushAck", 12: "Push", 13: "Read", 14: "Resync", 16: "Kick", 18: "GoAway", 20: "Error",
-            21: "Members", 22: "MembersAck", 24: "Receipt"}
+            10: "PullAck", 11: "PushAck", 12: "Push", 13: "Read", 14: "Resync", 15: "Settings", 16: "Kick",
+            17: "Watch", 18: "GoAway", 19: "Typing", 20: "Error",
+            21: "Members", 22: "MembersAck", 24: "Receipt", 26: "Presence", 28: "TypingNote", 30: "SettingsAck"}
 COMMAND_BYTES = {name: byte for byte, name in COMMANDS.items()}
-FROM_CLIENT = {"Login", "Ping", "Send", "Sync", "Pull", "PushAck", "Read", "Members"}
+FROM_CLIENT = {"Login", "Ping", "Send", "Sync", "Pull", "PushAck", "Read", "Members",
+               "Watch", "Typing", "Settings"}
 
 # Sections 11 and 12.
 ENUMS = {
@@ -75,10 +77,19 @@ MESSAGES = {name: table(text) for name, text in {
     "Sync": "1 request uint32, 2 after string, 3 until string, 4 cursors repeated Cursor, 5 receipts bool",
     "ChatHead": "1 chat string, 2 history fixed64, 3 head uint64, 4 delivered uint64, 5 first uint64, 6 joined uint64,"
                 "7 read_seq uint64, 8 unread uint64, 9 peer_delivered uint64, 10 peer_read uint64",
-    "SyncAck": "1 request uint32, 2 chats repeated ChatHead, 3 has_more bool, 4 next string, 5 receipts bool",
+    "SyncAck": "1 request uint32, 2 chats repeated ChatHead, 3 has_more bool, 4 next string, 5 receipts bool,"
+               "6 presence bool",
     "Pull": "1 request uint32, 2 chat string, 3 history fixed64, 4 cursor uint64, 5 limit uint32, 6 reverse bool",
     "PullAck": "1 request uint32, 2 chat string, 3 history fixed64, 4 messages repeated Message, 5 has_more bool,"
                "6 head uint64, 7 first uint64, 8 joined uint64",
+    "Watch": "1 request uint32, 2 users repeated Watched, 3 renew bool",
+    "Watched": "1 user string",
+    "Presence": "1 request uint32, 2 users repeated Seen, 3 renew_ms uint32, 4 unknown bool",
+    "Seen": "1 user string, 2 online bool, 3 last_seen_s uint64",
+    "Typing": "1 chat string, 2 stopped bool",
+    "TypingNote": "1 chat string, 2 user string, 3 stopped bool",
+    "Settings": "1 request uint32, 2 change bool, 3 hide_presence bool, 4 hide_typing bool",
+    "SettingsAck": "1 request uint32, 2 hide_presence bool, 3 hide_typing bool",
     "Resync": "",
     "Kick": "1 code Code, 2 text string",
     "GoAway": "1 within_ms uint32, 2 text string",

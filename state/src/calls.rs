@@ -13,13 +13,15 @@ use prost::Message;
 use proto::name::Chat;
 use proto::state::state_server::State;
 use proto::state::{
-    EndReply, EndRequest, PullReply, PullRequest, Refusal, SendReply, SendRequest, StoredMessage, Why,
+    ChangedReply, ChangedRequest, EndReply, EndRequest, PullReply, PullRequest, Refusal, SendReply,
+    SendRequest, StoredMessage, Why,
 };
 use proto::wire::{self, Code};
 use tonic::{Request, Response, Status};
 
 use crate::end;
 use crate::fan_out::{Accepted, From};
+use crate::presence;
 use crate::server::Core;
 use crate::settle;
 use crate::store::{Append, Appended, MESSAGE_NAME_BYTES_MAX, MessageId, Op, StoreError, read};
@@ -104,6 +106,11 @@ impl State for StateService {
         // A task of its own: what was begun is finished, also for a caller that gives up.
         let ended = tokio::spawn(end::end(self.core.clone(), request.into_inner()));
         ended.await.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
+    }
+
+    async fn changed(&self, request: Request<ChangedRequest>) -> Result<Response<ChangedReply>, Status> {
+        presence::heard(&self.core, &request.get_ref().users);
+        Ok(Response::new(ChangedReply {}))
     }
 
     async fn pull(&self, request: Request<PullRequest>) -> Result<Response<PullReply>, Status> {

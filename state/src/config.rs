@@ -161,6 +161,16 @@ pub struct Limits {
     /// Whether users are told how far others have their messages, and Read is taken. Without it delivered cursors are kept all
     /// the same, for new devices.
     pub receipts: bool,
+    /// Whether users are told who is there and who is writing.
+    pub presence: bool,
+    /// Users that one connection may watch.
+    pub watched_users_max: usize,
+    /// Pairs of a connection and a user whom it watches, kept in memory; about 100 bytes each.
+    pub watches_max: usize,
+    /// How often clients are told to renew what they watch; twice as long it is kept without.
+    pub presence_renew_ms: u32,
+    /// Members of a group in which others are told who is writing.
+    pub typing_members_max: u64,
     /// What clients are told to wait when the store does not answer.
     pub retry_after_ms: u32,
 }
@@ -188,6 +198,11 @@ impl Default for Limits {
             delivered_flush_ms: 200,
             delivered_waiting_max: 65_536,
             receipts: true,
+            presence: true,
+            watched_users_max: 200,
+            watches_max: 200_000,
+            presence_renew_ms: 60_000,
+            typing_members_max: 100,
             retry_after_ms: 250,
         }
     }
@@ -235,6 +250,11 @@ impl Config {
             ),
             (limits.fan_out_max == 0, "limits.fan_out_max must be at least 1"),
             (limits.link_credit_bytes < 256 * 1024, "limits.link_credit_bytes must be at least 262144"),
+            (
+                !(1..=500).contains(&limits.watched_users_max),
+                "limits.watched_users_max must be between 1 and 500: the answer is one frame",
+            ),
+            (limits.presence_renew_ms < 1_000, "limits.presence_renew_ms must be at least 1000"),
             (limits.delivered_flush_ms == 0, "limits.delivered_flush_ms must be at least 1"),
             (self.store.route_buckets == 0, "store.route_buckets must be at least 1"),
             (self.store.dedupe_days == 0, "store.dedupe_days must be at least 1"),

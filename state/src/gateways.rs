@@ -27,8 +27,8 @@ pub enum Outgoing {
     },
     /// Pushes.
     Pushes(Pushes),
-    /// Pushes of receipts: whoever does not get one hears of it by a Sync.
-    Receipts(Vec<Push>),
+    /// Pushes that nothing rests on: receipts, presence, who is writing.
+    Hints(Vec<Push>),
     /// The answer to a ping.
     Pong(u64),
 }
@@ -55,7 +55,7 @@ impl Outgoing {
     fn bytes(&self) -> usize {
         match self {
             Outgoing::Answers { frames, .. } => frames.iter().map(|frame| frame.frames.len() + 48).sum(),
-            Outgoing::Pushes(Pushes { pushes, .. }) | Outgoing::Receipts(pushes) => {
+            Outgoing::Pushes(Pushes { pushes, .. }) | Outgoing::Hints(pushes) => {
                 pushes.iter().map(|push| push.frame.len() + 16 * push.connections.len() + 16).sum()
             }
             Outgoing::Pong(_) => 16,

@@ -154,6 +154,7 @@ pub async fn unbind(core: &Core, gone: Vec<(u64, u64)>) {
         gone.iter().map(|(user, connection)| Op::Unbind { user: *user, connection: *connection }).collect();
     let outcomes = core.apply(&ops).await;
     for (gone, outcome) in gone.into_iter().zip(outcomes) {
+        core.presence.closed(gone.1, gone.0);
         if let Err(error) = outcome {
             core.store_failed(&error);
             unbind_later(core, gone);

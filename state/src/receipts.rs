@@ -109,7 +109,7 @@ impl Readers {
             }
         }
         for (incarnation, (pushes, count)) in per_gateway {
-            if core.gateways.try_send(incarnation, Outgoing::Receipts(pushes)).is_ok() {
+            if core.gateways.try_send(incarnation, Outgoing::Hints(pushes)).is_ok() {
                 core.metrics.receipts.inc_by(count);
             }
         }

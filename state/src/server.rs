@@ -33,6 +33,7 @@ use crate::ledger::Ledger;
 use crate::losses::Losses;
 use crate::marks;
 use crate::metrics::Metrics;
+use crate::presence::{self, Presence};
 use crate::rate::Rate;
 use crate::repush::{self, Repush};
 use crate::roster::Rosters;
@@ -55,6 +56,8 @@ pub struct Core {
     pub parts: Arc<Semaphore>,
     /// Who reads groups, as read lately.
     pub rosters: Rosters,
+    /// Who watches whom.
+    pub presence: Presence,
     /// Delivered cursors on their way to the store.
     pub delivered: Delivered,
     /// Open streams.
@@ -127,6 +130,7 @@ impl Core {
             users: Users::new(config.limits.user_cache_max),
             parts: Arc::new(Semaphore::new(fan_out::PARTS_MAX)),
             rosters: Rosters::new(config.limits.group_cache_members_max),
+            presence: Presence::new(&config.limits),
             delivered: Delivered::new(config.limits.delivered_waiting_max),
             gateways: Gateways::default(),
             accepted: sender,
@@ -358,6 +362,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     tokio::spawn(marks::run(core.clone()));
     tokio::spawn(repush::run(core.clone()));
     tokio::spawn(delivered::run(core.clone()));
+    tokio::spawn(presence::run(core.clone()));
     tokio::spawn(trim_recency(core.clone()));
     warn_of_open_doors(&core);
 

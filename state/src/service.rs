@@ -76,6 +76,7 @@ impl Link for LinkService {
         let core = self.core.clone();
         let (sender, waiting) = core.gateways.open(hello.incarnation);
         core.metrics.gateways.set(core.gateways.count() as i64);
+        core.presence.gateway_changed(core.clock.now());
         tracing::info!(gateway = hello.gateway_id, incarnation = hello.incarnation, "stream open");
         let replay = Some(hello.replay_ms).filter(|ms| *ms > 0).map(Duration::from_millis);
         marks::catch_up(&core, hello.incarnation, replay);
@@ -104,6 +105,7 @@ pub(crate) fn gateway(hello: UpHello) -> Gateway {
         heartbeat_ms: hello.heartbeat_ms,
         frame_bytes_max: hello.frame_bytes_max.clamp(4_096, proto::FRAME_BYTES_MAX as u32),
         takes_read: hello.features.iter().any(|feature| feature == proto::FEATURE_READ),
+        takes_presence: hello.features.iter().any(|feature| feature == proto::FEATURE_PRESENCE),
     }
 }
 
@@ -178,6 +180,7 @@ async fn serve(core: Arc<Core>, gateway: Gateway, down: GatewayStream, mut ups: 
     }
     core.gateways.close(gateway.incarnation, &down);
     core.metrics.gateways.set(core.gateways.count() as i64);
+    core.presence.gateway_changed(core.clock.now());
     tracing::info!(gateway = gateway.id, incarnation = gateway.incarnation, reason, "stream ended");
 }
 
@@ -338,7 +341,7 @@ pub(crate) fn merge(
                 unplaced.leaves(number, &pushes);
                 batch.pushes.extend(pushes.pushes);
             }
-            Outgoing::Receipts(pushes) => batch.pushes.extend(pushes),
+            Outgoing::Hints(pushes) => batch.pushes.extend(pushes),
         }
     }
     let kind = if batch.frames.is_empty() && batch.pushes.is_empty() {

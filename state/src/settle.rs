@@ -77,6 +77,7 @@ pub fn settle(
                 out.answers.push(members_answer(core, gateway, (&frame, &user_name), members, roster));
             }
             Planned::Closed => {
+                core.presence.closed(frame.connection, frame.user);
                 if let Some(Err(error)) = results.next() {
                     core.store_failed(&error);
                     marks::unbind_later(core, (frame.user, frame.connection));
@@ -114,6 +115,7 @@ fn login_answer(
             let valid_ms = grant.valid_ms(|| core.unix_ms());
             let bind = Bind { user: number, device, binding: login.attempt, valid_ms };
             core.metrics.logins.inc();
+            core.presence.changed(number);
             out.answers.push(answer::logged_in(frame, bind, &ack));
             out.elsewhere.extend(replaced.map(|connection| answer::kick(connection, number, Code::Replaced)));
             out.elsewhere
@@ -232,7 +234,9 @@ fn sync_answer(
         }
     };
     let receipts = core.config.limits.receipts && gateway.takes_read;
-    let mut ack = wire::SyncAck { request: sync.request, has_more: more, receipts, ..Default::default() };
+    let presence = core.config.limits.presence && gateway.takes_presence;
+    let mut ack =
+        wire::SyncAck { request: sync.request, has_more: more, receipts, presence, ..Default::default() };
     if more {
         ack.next = chats.last().cloned().unwrap_or_default();
     }

@@ -74,7 +74,7 @@ pub enum Op {
         /// For so long this is remembered, seconds.
         keep_s: u64,
     },
-    /// Removes a route if it still leads to this connection. → [`Answer::Done`]
+    /// Removes a route if it still leads to this connection; of the last one the time is kept. → [`Answer::Done`]
     Unbind {
         /// Whose.
         user: u64,
@@ -85,6 +85,18 @@ pub enum Op {
     Routes {
         /// Whose.
         user: u64,
+    },
+    /// When the last device of a user left, and what is not to be told of them. → [`Answer::Seen`]
+    Seen {
+        /// Whose.
+        user: u64,
+    },
+    /// What is not to be told of a user from now on. → [`Answer::Done`]
+    Hide {
+        /// Whose.
+        user: u64,
+        /// What.
+        hides: Hides,
     },
     /// Adds a chat to a user's list. → [`Answer::Done`]
     ListChat {
@@ -242,6 +254,7 @@ pub enum Answer {
     Name(Option<String>),
     Bound(Bound),
     Routes(Vec<Route>),
+    Seen(Seen),
     Chats(Vec<String>),
     Appended(Appended),
     Standing(Standing),
@@ -280,6 +293,36 @@ pub struct Route {
     pub device: u32,
     pub attempt: u64,
     pub connection: u64,
+}
+
+/// What is kept of a user who is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// Unix time at which the last route was removed, seconds; 0: none ever was.
+    pub last_s: u64,
+    /// What others are not told.
+    pub hides: Hides,
+}
+
+/// What a user does not want to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Hides {
+    /// Whether they are there.
+    pub presence: bool,
+    /// That they are writing.
+    pub typing: bool,
+}
+
+impl Hides {
+    /// As stores keep it.
+    pub fn bits(self) -> u8 {
+        u8::from(self.presence) | u8::from(self.typing) << 1
+    }
+
+    /// Of what a store kept.
+    pub fn of_bits(bits: u8) -> Hides {
+        Hides { presence: bits & 1 != 0, typing: bits & 2 != 0 }
+    }
 }
 
 /// What somebody is in a group.

@@ -13,7 +13,7 @@ use proto::wire::Durability;
 
 use crate::store::{
     Answer, Append, Appended, Bound, CHAT_BUCKETS, Head, Mark, Marks, MessageId, Moved, Op, Outcome, Page,
-    Recent, Roster, Route, Standing, Store, StoreError, Stored, chat_bucket, message_crc, peer,
+    Recent, Roster, Route, Seen, Standing, Store, StoreError, Stored, chat_bucket, message_crc, peer,
 };
 use crate::store_memory_chat::{Chat, Kept};
 
@@ -67,6 +67,7 @@ struct Data {
     numbers: BTreeMap<String, u64>,
     names: BTreeMap<u64, String>,
     routes: BTreeMap<u64, Vec<Route>>,
+    seen: BTreeMap<u64, Seen>,
     /// By user and device: tokens of before that time (s) are revoked, and how long that is kept (µs).
     revoked: BTreeMap<(u64, Option<u32>), (u64, u64)>,
     listed: BTreeMap<String, BTreeSet<String>>,
@@ -210,11 +211,20 @@ impl Step<'_> {
             }
             Op::Unbind { user, connection } => {
                 if let Some(routes) = self.data.routes.get_mut(user) {
+                    let before = routes.len();
                     routes.retain(|route| route.connection != *connection);
+                    if routes.is_empty() && before > 0 {
+                        self.data.seen.entry(*user).or_default().last_s = now_us / 1_000_000;
+                    }
                 }
                 Answer::Done
             }
             Op::Routes { user } => Answer::Routes(self.data.routes.get(user).cloned().unwrap_or_default()),
+            Op::Seen { user } => Answer::Seen(self.data.seen.get(user).copied().unwrap_or_default()),
+            Op::Hide { user, hides } => {
+                self.data.seen.entry(*user).or_default().hides = *hides;
+                Answer::Done
+            }
             Op::ListChat { user, chat } => {
                 self.data.listed.entry(user.clone()).or_default().insert(chat.clone());
                 Answer::Done

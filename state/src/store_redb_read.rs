@@ -9,8 +9,8 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition};
 
 use crate::group::{Group, Member};
 use crate::store::{
-    Answer, Head, Op, Outcome, PULL_BYTES_MAX, Page, Recent, Roster, Route, Standing, StoreError, Stored,
-    chat_bucket, peer,
+    Answer, Head, Hides, Op, Outcome, PULL_BYTES_MAX, Page, Recent, Roster, Route, Seen, Standing,
+    StoreError, Stored, chat_bucket, peer,
 };
 use crate::store_redb_group;
 use crate::store_redb_history::Histories;
@@ -42,6 +42,9 @@ pub const NAMED: Definition = TableDefinition::new("named");
 /// User, and a device or all of them → before when tokens are revoked, and until when that is kept. Not in [`TABLES`]: it is
 /// made when it is first looked at, so that a file of before it needs no migration.
 pub const REVOKED: Definition = TableDefinition::new("revoked");
+/// User → seconds at which the last route was removed (8 bytes), what is hidden (1). Made when it is first looked at, as
+/// [`REVOKED`] is.
+pub const SEEN: Definition = TableDefinition::new("seen");
 /// Layout, counters, histories.
 pub const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
@@ -73,6 +76,7 @@ pub fn is_question(op: &Op) -> bool {
         Op::User { .. }
             | Op::Name { .. }
             | Op::Routes { .. }
+            | Op::Seen { .. }
             | Op::Chats { .. }
             | Op::Member { .. }
             | Op::Members { .. }
@@ -88,6 +92,11 @@ pub fn answer(transaction: &ReadTransaction, histories: &Histories, op: &Op) -> 
         Op::User { name } => user(&transaction.open_table(USER)?, name).map(Answer::User),
         Op::Name { user } => name(&transaction.open_table(NAME)?, *user).map(Answer::Name),
         Op::Routes { user } => routes(&transaction.open_table(ROUTE)?, *user).map(Answer::Routes),
+        Op::Seen { user } => match transaction.open_table(SEEN) {
+            Ok(table) => seen(&table, *user).map(Answer::Seen),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(Answer::Seen(Seen::default())),
+            Err(error) => Err(error.into()),
+        },
         Op::Chats { user, after, until, limit } => {
             chats(&transaction.open_table(LISTED)?, user, after, until, *limit).map(Answer::Chats)
         }
@@ -126,6 +135,19 @@ fn head(table: &impl Bytes, chat: &str) -> Read<(u64, u64)> {
     match table.get(&row::chat_key(chat, Kind::Head)[..])? {
         Some(found) => ChatRow::read_head(found.value()).ok_or_else(|| wrong("the row of", chat)),
         None => Ok((0, 1)),
+    }
+}
+
+/// What is kept of a user who is not there.
+pub fn seen(table: &impl Bytes, user: u64) -> Read<Seen> {
+    let Some(found) = table.get(&user.to_be_bytes()[..])? else { return Ok(Seen::default()) };
+    match found
+        .value()
+        .split_last_chunk::<1>()
+        .map(|(time, bits)| (time.try_into().map(u64::from_be_bytes), bits[0]))
+    {
+        Some((Ok(last_s), bits)) => Ok(Seen { last_s, hides: Hides::of_bits(bits) }),
+        _ => Err(wrong("when was seen", &user.to_string())),
     }
 }
 

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use redb::{ReadableTable, Table, WriteTransaction};
 
-use crate::store::{Answer, Bound, Head, Moved, Op, Outcome, Page, StoreError, chat_bucket};
+use crate::store::{Answer, Bound, Head, Moved, Op, Outcome, Page, Route, Seen, StoreError, chat_bucket};
 use crate::store_redb_append::Row;
 use crate::store_redb_history::{self as history, Histories};
 use crate::store_redb_marks::LifeMarks;
 use crate::store_redb_read::{
-    self as ask, CHAT, Definition, Fault, LISTED, META, NAME, RECENT, REVOKED, ROUTE, Read, USER, wrong,
+    self as ask, CHAT, Definition, Fault, LISTED, META, NAME, RECENT, REVOKED, ROUTE, Read, SEEN, USER, wrong,
 };
 use crate::store_redb_row as row;
 
@@ -55,6 +55,7 @@ pub struct Step<'t> {
     pub(crate) oldest: Slot<'t>,
     route: Slot<'t>,
     revoked: Slot<'t>,
+    seen: Slot<'t>,
     user: Slot<'t>,
     name: Slot<'t>,
     listed: Slot<'t>,
@@ -87,6 +88,7 @@ impl<'t> Step<'t> {
             oldest: None,
             route: None,
             revoked: None,
+            seen: None,
             user: None,
             name: None,
             listed: None,
@@ -151,16 +153,12 @@ impl<'t> Step<'t> {
             Op::Revoke { user, device, before_s, keep_s } => {
                 self.revoke(&row::revoked_key(*user, *device), *before_s, *keep_s).map(|()| Answer::Done)
             }
-            Op::Unbind { user, connection } => {
-                let table = open(&mut self.route, transaction, ROUTE)?;
-                for route in ask::routes(table, *user)? {
-                    // A connection id names one binding only, so comparing it compares the attempt too.
-                    if route.connection == *connection {
-                        table.remove(&row::route_key(*user, route.device)[..])?;
-                        self.changed = true;
-                    }
-                }
-                Ok(Answer::Done)
+            Op::Unbind { user, connection } => self.unbind(*user, *connection).map(|()| Answer::Done),
+            Op::Seen { user } => ask::seen(open(&mut self.seen, transaction, SEEN)?, *user).map(Answer::Seen),
+            Op::Hide { user, hides } => {
+                let table = open(&mut self.seen, transaction, SEEN)?;
+                let seen = Seen { hides: *hides, ..ask::seen(table, *user)? };
+                self.put_seen(*user, seen).map(|()| Answer::Done)
             }
             Op::Routes { user } => {
                 ask::routes(open(&mut self.route, transaction, ROUTE)?, *user).map(Answer::Routes)
@@ -300,6 +298,31 @@ impl<'t> Step<'t> {
         let until_us = now_us.saturating_add(keep_s.saturating_mul(1_000_000));
         let row = [before_s.max(old.0).to_be_bytes(), until_us.max(old.1).to_be_bytes()].concat();
         table.insert(key, &row[..])?;
+        self.changed = true;
+        Ok(())
+    }
+
+    fn unbind(&mut self, user: u64, connection: u64) -> Read<()> {
+        let table = open(&mut self.route, self.transaction, ROUTE)?;
+        let routes = ask::routes(table, user)?;
+        // A connection id names one binding only, so comparing it compares the attempt too.
+        let is_gone = |route: &&Route| route.connection == connection;
+        let gone: Vec<&Route> = routes.iter().filter(is_gone).collect();
+        for route in &gone {
+            table.remove(&row::route_key(user, route.device)[..])?;
+            self.changed = true;
+        }
+        if gone.is_empty() || gone.len() < routes.len() {
+            return Ok(());
+        }
+        let seen = ask::seen(open(&mut self.seen, self.transaction, SEEN)?, user)?;
+        self.put_seen(user, Seen { last_s: self.now_us / 1_000_000, ..seen })
+    }
+
+    fn put_seen(&mut self, user: u64, Seen { last_s, hides }: Seen) -> Read<()> {
+        let table = open(&mut self.seen, self.transaction, SEEN)?;
+        let row = [&last_s.to_be_bytes()[..], &[hides.bits()]].concat();
+        table.insert(&user.to_be_bytes()[..], &row[..])?;
         self.changed = true;
         Ok(())
     }

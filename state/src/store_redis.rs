@@ -8,7 +8,8 @@
 //! Redis Cluster: `{cNNNN}:chat:CHAT` hash `seq` and `time` of the head, `first` kept, time of the `oldest`, `d:USER`, `r:USER`;
 //! `{cNNNN}:messages:CHAT` stream with id `SEQ-0`; `{cNNNN}:ids:CHAT:SENDER:STREAM` hash `w` and a ring of answers;
 //! `{cNNNN}:named:CHAT:SENDER:NAME` string, digest and answer; `{cNNNN}:events` stream, with `store.events`; `{cNNNN}:recent` zset of all chats by time; `{cNNNN}:history`. `route:NNNNN` hash user → entries of 20 bytes.
-//! `revoked:{route:NNNNN}:USER` hash device or nothing → before when tokens are revoked.
+//! `revoked:{route:NNNNN}:USER` hash device or nothing → before when tokens are revoked. `seen:{route:NNNNN}` hash user → seconds
+//! at which the last route was removed, `hUSER` → what is hidden. `{pNN}:presence` stream, with `store.events`.
 //! `user:NNNNN` hash name → number. `name:NNNNN` hash number → name. `chats:USER` zset, all of score 0. `rookery:meta`
 //! hash: layout and record. `rookery:marks` hash. `rookery:incarnations`, `rookery:users` counters.
 //!
@@ -69,7 +70,7 @@ impl RedisStore {
             connection: Connection::open(&dialer).await?,
             bulk: Connection::open(&dialer).await?,
             seen,
-            hints: Hints::default(),
+            hints: Hints::new(config.events),
             expired_to: Mutex::default(),
             route_buckets: config.route_buckets,
             dedupe_seconds: u64::from(config.dedupe_days) * 86_400,
@@ -163,7 +164,7 @@ impl RedisStore {
         };
         binds().for_each(|bind| self.put_route_key(&mut command, bind.0));
         // One configuration, so one limit for all.
-        command.arg(binds().map(|bind| bind.4).next());
+        command.arg(binds().map(|bind| bind.4).next()).arg(self.events_max);
         for (user, device, attempt, connection, _, issued_s) in binds() {
             command.arg(user).arg(&device.to_be_bytes()).arg(&attempt.to_be_bytes());
             command.arg(&connection.to_be_bytes()).arg(attempt).arg(issued_s);
@@ -180,6 +181,7 @@ impl RedisStore {
             })
         };
         unbinds().for_each(|unbind| self.put_route_key(&mut command, unbind.0));
+        command.arg(self.events_max);
         for (user, connection) in unbinds() {
             command.arg(user).arg(&connection.to_be_bytes());
         }
@@ -208,9 +210,21 @@ impl RedisStore {
                 command.arg(user);
                 command
             }
+            Op::Seen { user } => {
+                let mut command = command("HMGET", 4);
+                key::put_seen(&mut command, format_args!("route:{:05}", self.route_bucket(*user)));
+                command.arg(user).arg(format!("h{user}"));
+                command
+            }
+            Op::Hide { user, hides } => {
+                let mut command = command("HSET", 4);
+                key::put_seen(&mut command, format_args!("route:{:05}", self.route_bucket(*user)));
+                command.arg(format!("h{user}")).arg(hides.bits());
+                command
+            }
             Op::Revoke { user, device, before_s, keep_s } => {
                 let mut command = Script::Revoke.of(1, 96);
-                let route = user % u64::from(self.route_buckets);
+                let route = self.route_bucket(*user);
                 key::put_revoked(&mut command, format_args!("route:{route:05}"), *user);
                 let device = device.map(u32::to_be_bytes);
                 command.arg(device.as_ref().map_or(&[][..], |device| &device[..])).arg(before_s).arg(keep_s);
@@ -342,8 +356,12 @@ impl RedisStore {
         }
     }
 
+    fn route_bucket(&self, user: u64) -> u64 {
+        user % u64::from(self.route_buckets)
+    }
+
     fn put_route_key(&self, command: &mut Cmd, user: u64) {
-        command.write_arg_fmt(format_args!("route:{:05}", user % u64::from(self.route_buckets)));
+        command.write_arg_fmt(format_args!("route:{:05}", self.route_bucket(user)));
     }
 }
 

@@ -85,6 +85,12 @@ pub fn put_revoked(command: &mut Cmd, route: std::fmt::Arguments<'_>, user: u64)
     command.write_arg_fmt(format_args!("revoked:{{{route}}}:{user}"));
 }
 
+/// Appends the hash of when the users of `route`, a hash of routes, were seen last, and what they hide; in its slot.
+/// `lua/unbind.lua` makes the same name.
+pub fn put_seen(command: &mut Cmd, route: std::fmt::Arguments<'_>) {
+    command.write_arg_fmt(format_args!("seen:{{{route}}}"));
+}
+
 /// Appends the hash that has the user's number.
 pub fn put_user(command: &mut Cmd, name: &str) {
     let bucket = crc32c::crc32c(name.as_bytes()) % USER_BUCKETS;

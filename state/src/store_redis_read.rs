@@ -8,8 +8,8 @@ use redis::Value;
 
 use crate::group::{Group, Member};
 use crate::store::{
-    Answer, Append, Appended, Bound, Head, Mark, Marks, Moved, Op, Outcome, Page, Recent, Roster, Route,
-    Standing, StoreError, Stored, message_crc,
+    Answer, Append, Appended, Bound, Head, Hides, Mark, Marks, Moved, Op, Outcome, Page, Recent, Roster,
+    Route, Seen, Standing, StoreError, Stored, message_crc,
 };
 
 /// Reads the reply to `op`.
@@ -24,6 +24,7 @@ pub fn answer(op: &Op, value: Value) -> Outcome {
         },
         Op::Bind { .. } => bound(&value).map(Answer::Bound),
         Op::Routes { .. } => routes(&value).map(Answer::Routes),
+        Op::Seen { .. } => seen(&value).map(Answer::Seen),
         Op::Chats { .. } => items(&value).and_then(|i| i.iter().map(text).collect()).map(Answer::Chats),
         Op::Append(append) => appended(append, &value).map(Answer::Appended),
         Op::Member { .. } => standing(&value).map(Answer::Standing),
@@ -35,6 +36,7 @@ pub fn answer(op: &Op, value: Value) -> Outcome {
         Op::Delivered { .. } => moved(&value).map(Answer::Moved),
         Op::Unbind { .. }
         | Op::Revoke { .. }
+        | Op::Hide { .. }
         | Op::ListChat { .. }
         | Op::DropMark { .. }
         | Op::LoseHistory { .. }
@@ -115,6 +117,14 @@ fn routes(value: &Value) -> Option<Vec<Route>> {
             })
             .collect()
     })
+}
+
+fn seen(value: &Value) -> Option<Seen> {
+    let or_0 = |value: &Value| if *value == Value::Nil { Some(0) } else { number(value) };
+    match items(value)? {
+        [last, hides] => Some(Seen { last_s: or_0(last)?, hides: Hides::of_bits(or_0(hides)? as u8) }),
+        _ => None,
+    }
 }
 
 fn appended(append: &Append, value: &Value) -> Option<Appended> {

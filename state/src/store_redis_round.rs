@@ -59,6 +59,8 @@ pub enum Ask {
 pub struct Hints {
     users_new: AtomicBool,
     routes_new: AtomicBool,
+    /// Each login and departure is looked at in a script, because somebody is told of it.
+    told: bool,
 }
 
 /// A call under way.
@@ -78,9 +80,10 @@ pub struct Rounds<'a> {
 /// Operations of one script: at 64 a call of them costs little more than their work, and holds Redis for less than 1 ms.
 const SCRIPT_OPS_MAX: usize = 64;
 
-impl Default for Hints {
-    fn default() -> Self {
-        Hints { users_new: AtomicBool::new(false), routes_new: AtomicBool::new(true) }
+impl Hints {
+    /// Nothing met yet. `told`: who comes and goes stands in the stream of events.
+    pub fn new(told: bool) -> Self {
+        Hints { users_new: AtomicBool::new(false), routes_new: AtomicBool::new(true), told }
     }
 }
 
@@ -104,7 +107,7 @@ impl<'a> Rounds<'a> {
     fn plan(&mut self, hints: &Hints) {
         let met = meet(self.ops);
         let users_new = hints.users_new.load(Ordering::Relaxed);
-        let first_route = hints.routes_new.load(Ordering::Relaxed);
+        let first_route = hints.routes_new.load(Ordering::Relaxed) && !hints.told;
         let mut unbinds = Vec::new();
         for (at, op) in self.ops.iter().enumerate() {
             let in_place = !met.is_empty() && concerns(op).iter().any(|key| met.binary_search(key).is_ok());
@@ -299,9 +302,12 @@ fn concerns(op: &Op) -> [u64; 2] {
         Op::Register { name: user, candidate } => [name(user), *candidate],
         Op::User { name: user } => [name(user), NOTHING],
         Op::Name { user } => [*user, NOTHING],
-        Op::Bind { user, .. } | Op::Unbind { user, .. } | Op::Routes { user } | Op::Revoke { user, .. } => {
-            [ROUTES | *user, NOTHING]
-        }
+        Op::Bind { user, .. }
+        | Op::Unbind { user, .. }
+        | Op::Routes { user }
+        | Op::Seen { user }
+        | Op::Hide { user, .. }
+        | Op::Revoke { user, .. } => [ROUTES | *user, NOTHING],
         _ => [NOTHING; 2],
     }
 }
@@ -331,7 +337,7 @@ mod tests {
 
     #[test]
     fn strangers_are_looked_up_until_most_are_new() {
-        let hints = Hints::default();
+        let hints = Hints::new(false);
         let ops: Vec<Op> = (0..10).map(|n| register(&format!("u{n}"), n)).collect();
         let mut rounds = Rounds::new(&ops, &hints);
         assert!(answer(&mut rounds, |_| Value::Nil).iter().all(|ask| matches!(ask, Ask::Known(_))));
@@ -350,7 +356,7 @@ mod tests {
 
     #[test]
     fn only_those_who_have_a_route_are_compared() {
-        let hints = Hints::default();
+        let hints = Hints::new(false);
         let ops: Vec<Op> = (0..100).map(bind).collect();
         let mut rounds = Rounds::new(&ops, &hints);
         answer(&mut rounds, |ask| Value::Int(i64::from(*ask == Ask::FirstRoute(7))));
@@ -366,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_number_that_is_somebody_elses_is_refused_and_the_claim_taken_back() {
-        let hints = Hints::default();
+        let hints = Hints::new(false);
         let ops = [register("late", 5)];
         let mut rounds = Rounds::new(&ops, &hints);
         answer(&mut rounds, |_| Value::Nil);
@@ -379,7 +385,7 @@ mod tests {
     #[test]
     fn operations_that_meet_keep_their_order() {
         let ops = [bind(1), bind(2), Op::Unbind { user: 1, connection: 1 }, Op::Routes { user: 1 }];
-        let asks = Rounds::new(&ops, &Hints::default()).next();
+        let asks = Rounds::new(&ops, &Hints::new(false)).next();
         let expected = [Ask::Bind(vec![0]), Ask::FirstRoute(1), Ask::Unbind(vec![2]), Ask::Op(3)];
         assert_eq!(asks, expected);
     }

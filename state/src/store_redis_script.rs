@@ -60,8 +60,8 @@ return {at, redis.call('HGETALL', KEYS[2])}";
 pub static SCRIPTS: LazyLock<[Source; 15]> = LazyLock::new(|| {
     [
         concat!(include_str!("lua/trim.lua"), include_str!("lua/group.lua"), include_str!("lua/append.lua")),
-        include_str!("lua/bind.lua"),
-        include_str!("lua/unbind.lua"),
+        concat!(include_str!("lua/presence.lua"), include_str!("lua/bind.lua")),
+        concat!(include_str!("lua/presence.lua"), include_str!("lua/unbind.lua")),
         include_str!("lua/revoke.lua"),
         include_str!("lua/delivered.lua"),
         include_str!("lua/head.lua"),

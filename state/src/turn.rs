@@ -39,6 +39,7 @@ use crate::group::{self, Act};
 use crate::lane::Place;
 use crate::ledger::Token;
 use crate::losses;
+use crate::presence;
 use crate::rate;
 use crate::server::Core;
 use crate::settle;
@@ -61,6 +62,8 @@ pub struct Gateway {
     pub frame_bytes_max: u32,
     /// It lets Read through.
     pub takes_read: bool,
+    /// The same of Watch, Typing and Settings.
+    pub takes_presence: bool,
 }
 
 /// What came of a batch.
@@ -116,7 +119,7 @@ pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>, mut 
     // Before anything can be stored.
     let with_sends = frames.iter().any(|frame| frame.command == Command::Send as u32);
     let held = with_sends.then(|| core.ledger.hold());
-    let asks: Vec<(UpFrame, Ask)> = frames
+    let mut asks: Vec<(UpFrame, Ask)> = frames
         .into_iter()
         .filter_map(|frame| match decode(&frame) {
             Ok(ask) => Some((frame, ask)),
@@ -126,6 +129,7 @@ pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>, mut 
             }
         })
         .collect();
+    let presence_asks = presence::take(&mut asks);
     let asks = rate::let_pass(core, asks, &mut out);
     // What is decided from here on by what is remembered must not reach another store.
     let generation = core.generation();
@@ -162,6 +166,7 @@ pub async fn run(core: &Arc<Core>, gateway: &Gateway, frames: Vec<UpFrame>, mut 
         accepted.held.clone_from(&held);
         accepted.routes = Some(routes.clone());
     }
+    presence::answer(core, presence_asks, until, &mut out).await;
     core.metrics.acknowledge.observe(began.elapsed().as_secs_f64());
     out
 }
@@ -352,7 +357,8 @@ fn plan_bound(
                 Err(error) => Err(refused(answer::because(Code::BadChat, error.to_string()))),
             }
         }
-        Ask::Login(..) | Ask::Closed => Ok(None),
+        // Some of these are planned elsewhere, others not at all.
+        Ask::Login(..) | Ask::Closed | Ask::Watch(_) | Ask::Typing(_) | Ask::Settings(_) => Ok(None),
     }
 }
 

@@ -43,6 +43,54 @@ async fn send(cluster: &Cluster, chat: u64, n: u64) -> u64 {
     }
 }
 
+/// Presence stands in the streams in order; without the option nothing does.
+#[tokio::test]
+async fn who_comes_and_goes_is_in_the_streams() {
+    for events in [true, false] {
+        let sets = vec![format!("store.events={events}")];
+        let cluster =
+            Cluster::start(ClusterOptions { state_sets: sets, ..ClusterOptions::default() }).unwrap();
+        let mut redis = cluster.redis.as_ref().unwrap().connection().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let login = async |device: &str| {
+            let target = client::Target::Gateway(vec![cluster.gateways[0].client.to_string()]);
+            let keep = client::Keep::Under(folder.path().to_owned());
+            let options = client::Options { keep, ..client::Options::new("alice", device, target) };
+            client::Client::connect(options).await.unwrap()
+        };
+        let (phone, desk) = (login("phone").await, login("desk").await);
+        phone.0.close().await;
+        desk.0.close().await;
+        login("phone").await.0.close().await;
+        let deadline = Instant::now() + LONG;
+        let told = loop {
+            let mut told = Vec::new();
+            for n in 0..64 {
+                let mut read = redis::cmd("XRANGE");
+                let entries: Entries =
+                    read.arg(format!("{{p{n:02}}}:presence")).arg("-").arg("+").query(&mut redis).unwrap();
+                for (_, fields) in entries {
+                    assert_eq!((&*fields["type"], &*fields["user"]), ("presence", "alice"));
+                    assert!(fields["time_us"].parse::<u64>().unwrap() > 0);
+                    told.push(fields["online"].clone());
+                }
+            }
+            let left: usize = redis::cmd("EVAL")
+                .arg("local n = 0 for _, key in ipairs(redis.call('KEYS', 'route:*')) do n = n + redis.call('HLEN', key) end return n")
+                .arg(0)
+                .query(&mut redis)
+                .unwrap();
+            if left == 0 {
+                break told;
+            }
+            assert!(Instant::now() < deadline, "{told:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await; // the pace of asking
+        };
+        let wanted: &[&str] = if events { &["1", "0", "1", "0"] } else { &[] };
+        assert_eq!(told, wanted);
+    }
+}
+
 #[tokio::test]
 async fn a_consumer_group_sees_every_message_across_deaths() {
     let options = ClusterOptions {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::body::{AskError, Body, Group};
-use crate::client::{SendError, Sent};
+use crate::client::{SendError, Sent, Settings};
 use crate::event::Event;
 
 /// A message to send, to a chat in its one spelling.
@@ -26,6 +26,9 @@ pub(crate) enum Control {
     Read { chat: String, seq: u64 },
     Close { done: oneshot::Sender<()> },
     Members { chat: String, answer: oneshot::Sender<Result<Group, AskError>> },
+    Watch { users: Vec<String> },
+    Typing { chat: String, stopped: bool },
+    Settings { change: Option<Settings>, answer: oneshot::Sender<Result<Settings, AskError>> },
 }
 
 /// One thing that the application did.

@@ -37,6 +37,7 @@ impl Session {
         self.outbox.bodies_up_to(ack.message_bytes_max as usize);
         self.outbox.connected(ack.unanswered_max, now);
         self.lists.forget_connection();
+        self.settings.forget_connection();
         loop {
             if self.act(Some(&mut connection)).await? {
                 heartbeat.sent(Instant::now());
@@ -50,7 +51,8 @@ impl Session {
             }
             let receipts = self.receipts.as_ref().and_then(Receipts::next_deadline);
             let leave = leave_at.as_ref().map(|leave| leave.0);
-            let wake = [self.inbox.next_deadline(), self.outbox.next_deadline(), receipts, leave];
+            let presence = self.presence.next_deadline();
+            let wake = [self.inbox.next_deadline(), self.outbox.next_deadline(), receipts, presence, leave];
             let wake = wake.into_iter().flatten().fold(heartbeat.deadline(), Instant::min);
             let room = self.may_take(connection.output_bytes());
             tokio::select! {
@@ -87,6 +89,7 @@ impl Session {
                     self.inbox.tick(now);
                     self.outbox.tick(now);
                     self.receipts.iter_mut().for_each(|receipts| receipts.tick(now));
+                    self.presence.tick(now);
                     match heartbeat.tick(now, SystemTime::now()) {
                         Beat::Quiet => {}
                         Beat::Ping => connection.put(Command::Ping, &wire::Ping { nonce: 0 }),
@@ -112,6 +115,7 @@ impl Session {
             ServerFrame::Push(push) if receive => self.inbox.push(push, now),
             ServerFrame::SyncAck(ack) if receive => {
                 self.receipts.iter_mut().for_each(|receipts| receipts.sync_ack(&ack, now));
+                self.presence.sync_ack(&ack, now);
                 self.inbox.sync_ack(ack, now);
             }
             ServerFrame::Receipt(receipt) => {
@@ -119,6 +123,9 @@ impl Session {
             }
             ServerFrame::PullAck(ack) if receive => self.inbox.pull_ack(ack, now),
             ServerFrame::MembersAck(ack) => self.lists.take(ack),
+            ServerFrame::Presence(presence) => self.presence.presence(presence, now),
+            ServerFrame::TypingNote(note) => self.presence.typing_note(note),
+            ServerFrame::SettingsAck(ack) => self.settings.take(&ack),
             ServerFrame::Resync(_) if receive => self.inbox.resync(now),
             ServerFrame::Push(_)
             | ServerFrame::SyncAck(_)
@@ -150,7 +157,12 @@ impl Session {
             return Some(Leave::Again { reason, after });
         }
         tracing::debug!(code = error.code().as_str_name(), text = error.text, chat = error.chat, "error");
-        if error.request != 0 && self.lists.refused(&error) {
+        let is_ours = |session: &mut Session| {
+            session.lists.refused(&error)
+                || session.presence.refused(&error, now)
+                || session.settings.refused(&error)
+        };
+        if error.request != 0 && is_ours(self) {
             return None;
         }
         if error.request != 0 {

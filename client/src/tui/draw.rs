@@ -2,6 +2,7 @@
 //!
 //! Trap: any size may come, also one by one. What has no room is left out; nothing here may panic.
 
+use jiff::Timestamp;
 use proto::wire::Durability;
 use ratatui::Frame;
 use ratatui::layout::{Position, Rect};
@@ -54,7 +55,12 @@ fn chats(frame: &mut Frame<'_>, area: Rect, model: &Model) {
             (false, true) => Style::new().fg(Color::Yellow),
             (false, false) => Style::new(),
         };
-        let mark = if is_open { "› " } else { "  " };
+        let is_there = model.there(&chat.name).is_some_and(|(online, _)| online);
+        let mark = match (is_open, is_there) {
+            (true, _) => "› ",
+            (false, true) => "• ",
+            (false, false) => "  ",
+        };
         Line::from(vec![Span::styled(format!("{mark}{title}{blank}"), style), Span::styled(unread, REVERSED)])
     });
     frame.render_widget(Paragraph::new(Text::from_iter(std::iter::once(heading).chain(rows))), inner);
@@ -68,6 +74,11 @@ fn open_chat(frame: &mut Frame<'_>, title: Rect, area: Rect, chat: &Chat, model:
         below = below.min(count(chat, columns, model.zone()).saturating_sub(height));
     }
     let mut heading = vec![Span::styled(shorten(&chat.title, columns), BOLD)];
+    let about = about(chat, model);
+    let room = columns.saturating_sub(width(&chat.title) + 2);
+    if !about.is_empty() && room > 0 {
+        heading.push(Span::styled(format!("  {}", shorten(&about, room)), DIM));
+    }
     if below > 0 {
         heading
             .push(Span::styled(format!("  {below} more rows below, PgDn"), Style::new().fg(Color::Yellow)));
@@ -77,6 +88,25 @@ fn open_chat(frame: &mut Frame<'_>, title: Rect, area: Rect, chat: &Chat, model:
     let end = rows.len().saturating_sub(below);
     let shown = rows[end.saturating_sub(height)..end].to_vec();
     frame.render_widget(Paragraph::new(shown), area);
+}
+
+/// How the other user is, and who is writing.
+fn about(chat: &Chat, model: &Model) -> String {
+    let writing: Vec<String> = model.writing().map(super::text::harmless_line).collect();
+    match (writing.as_slice(), model.there(&chat.name)) {
+        ([one], _) if chat.title == *one => "is writing …".to_owned(),
+        ([one], _) => format!("{one} is writing …"),
+        ([_, ..], _) => format!("{} are writing …", writing.join(", ")),
+        ([], Some((true, _))) => "online".to_owned(),
+        ([], Some((false, last_seen_s))) if last_seen_s > 0 => {
+            let at = i64::try_from(last_seen_s).ok().and_then(|at| Timestamp::from_second(at).ok());
+            let shown = |at: Timestamp| {
+                at.to_zoned(model.zone().clone()).strftime("last seen %a %-d %b %H:%M").to_string()
+            };
+            at.map_or_else(String::new, shown)
+        }
+        ([], _) => String::new(),
+    }
 }
 
 fn status(frame: &mut Frame<'_>, area: Rect, model: &Model) {
@@ -199,6 +229,33 @@ mod tests {
             "> typing",
         ];
         assert_eq!(shown(&conversation(), 60, 10), expected);
+    }
+
+    #[test]
+    fn who_is_there_and_who_is_writing_stands_beside_the_name() {
+        let mut model = conversation();
+        model.presence("bob", true, 0);
+        model.presence("carol", true, 0);
+        let rows = shown(&model, 60, 10);
+        assert_eq!(
+            (&*rows[0], &*rows[1]),
+            (" alice         │ bob  online", "• carol      1 │ What this device holds of the chat begins")
+        );
+        model.presence("bob", false, 1_764_000_000);
+        assert!(
+            shown(&model, 80, 10)[0].ends_with("│ bob  last seen Mon 24 Nov 16:00"),
+            "{:?}",
+            shown(&model, 80, 10)
+        );
+        model.typing(&"alice:bob".into(), "bob", false, 1_000_000);
+        model.typing(&"alice:carol".into(), "carol", false, 1_000_000);
+        assert!(shown(&model, 60, 10)[0].ends_with("│ bob  is writing …"));
+        assert_eq!(model.writing_until_us(2_000_000), Some(7_000_000));
+        assert_eq!(model.writing_until_us(7_000_000), None);
+        assert!(shown(&model, 80, 10)[0].ends_with("16:00"));
+        model.typing(&"alice:bob".into(), "bob", false, 8_000_000);
+        model.message(&message("alice:bob", 9, "bob", "there"));
+        assert!(shown(&model, 80, 10)[0].ends_with("16:00"), "the message is written");
     }
 
     #[test]

@@ -34,7 +34,6 @@ pub enum Edit {
 
 impl Editor {
     /// What was typed.
-    #[cfg(test)]
     pub fn text(&self) -> &str {
         &self.text
     }

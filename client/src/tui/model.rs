@@ -4,10 +4,11 @@
 //! Trap: a message counts as read when it comes into the open chat or its chat is opened. What is kept of it says so at
 //! once, so that nothing is new twice after a restart, however this run ends.
 
+mod presence;
 mod receipts;
 mod view;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use client::{Body, Message, SendError, Sent, change};
@@ -40,6 +41,13 @@ pub enum Effect {
         chat: Arc<str>,
         /// What.
         record: Record,
+    },
+    /// Tell the others in a chat that our user is writing, or not any more.
+    Typing {
+        /// The chat.
+        chat: Arc<str>,
+        /// Not any more.
+        stopped: bool,
     },
     /// Draw everything anew, whatever the terminal shows.
     Redraw,
@@ -98,6 +106,12 @@ pub struct Model {
     link: Link,
     remark: Option<String>,
     help: bool,
+    /// How users are: online, and when last seen.
+    there: HashMap<String, (bool, u64)>,
+    writing: Vec<presence::Writing>,
+    watched: Vec<String>,
+    /// Into which chat our user was last said to be writing, and when.
+    said_writing: Option<(Arc<str>, u64)>,
     next_ticket: u64,
     effects: VecDeque<Effect>,
     changed: bool,
@@ -118,6 +132,10 @@ impl Model {
             link: Link::Connecting { problem: None },
             remark: None,
             help: false,
+            there: HashMap::new(),
+            writing: Vec::new(),
+            watched: Vec::new(),
+            said_writing: None,
             next_ticket: 0,
             effects: VecDeque::new(),
             changed: true,
@@ -154,6 +172,7 @@ impl Model {
     /// A message of a chat, in order and once as far as the library knows.
     pub fn message(&mut self, message: &Message) {
         let text = message.body.describe();
+        self.stopped_writing(&message.chat, &message.sender);
         self.stored(&message.chat, (message.history, message.seq), &message.sender, message.time_us, &text);
     }
 
@@ -249,8 +268,12 @@ impl Model {
                     let most = proto::MESSAGE_BYTES_MAX / 1024;
                     self.remark = Some(format!("a message holds at most {most} KiB"));
                 }
+                self.line_changed(now_us);
             }
-            Action::Edit(edit) => self.editor_mut().edit(edit),
+            Action::Edit(edit) => {
+                self.editor_mut().edit(edit);
+                self.line_changed(now_us);
+            }
             Action::OlderLine | Action::NewerLine => {
                 let mut recall = std::mem::take(&mut self.recall);
                 match action {
@@ -288,6 +311,8 @@ impl Model {
 
     fn enter(&mut self, now_us: u64) {
         let line = self.editor_mut().take();
+        // The message says that it is written.
+        self.said_writing = None;
         if line.trim().is_empty() {
             return;
         }

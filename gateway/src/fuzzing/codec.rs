@@ -98,6 +98,12 @@ fn frame_holds(command: u8, body: &[u8]) {
         Command::Error => framed::<wire::Error>(known, body).is_some(),
         Command::Members => framed::<wire::Members>(known, body).is_some(),
         Command::MembersAck => framed::<wire::MembersAck>(known, body).is_some(),
+        Command::Watch => framed::<wire::Watch>(known, body).is_some(),
+        Command::Presence => framed::<wire::Presence>(known, body).is_some(),
+        Command::Typing => framed::<wire::Typing>(known, body).is_some(),
+        Command::TypingNote => framed::<wire::TypingNote>(known, body).is_some(),
+        Command::Settings => framed::<wire::Settings>(known, body).is_some(),
+        Command::SettingsAck => framed::<wire::SettingsAck>(known, body).is_some(),
     };
     assert_eq!(from_server, decodes && !known.is_from_client(), "{known:?}");
 }

@@ -81,6 +81,9 @@ impl Participant {
             | ServerFrame::Kick(_)
             | ServerFrame::GoAway(_)
             | ServerFrame::Receipt(_)
+            | ServerFrame::Presence(_)
+            | ServerFrame::TypingNote(_)
+            | ServerFrame::SettingsAck(_)
             | ServerFrame::MembersAck(_) => {}
         }
     }

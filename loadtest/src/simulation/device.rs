@@ -290,7 +290,12 @@ impl Device {
                 let (user, name, code) = (&self.user, &self.name, kick.code());
                 judge.wrong(|| format!("{user}/{name} is kicked from its newest connection: {code:?}"));
             }
-            ServerFrame::GoAway(_) | ServerFrame::MembersAck(_) | ServerFrame::Receipt(_) => {}
+            ServerFrame::GoAway(_)
+            | ServerFrame::MembersAck(_)
+            | ServerFrame::Receipt(_)
+            | ServerFrame::Presence(_)
+            | ServerFrame::TypingNote(_)
+            | ServerFrame::SettingsAck(_) => {}
             ServerFrame::Error(error) => self.error(error, net, judge),
         }
     }

@@ -125,6 +125,9 @@ fn client_line(byte: u8, body: &Bytes) -> String {
         Ok(Command::PushAck) => read::<wire::PushAck>(body),
         Ok(Command::Members) => read::<wire::Members>(body),
         Ok(Command::Read) => read::<wire::Read>(body),
+        Ok(Command::Watch) => read::<wire::Watch>(body),
+        Ok(Command::Typing) => read::<wire::Typing>(body),
+        Ok(Command::Settings) => read::<wire::Settings>(body),
         _ => command(byte),
     }
 }

@@ -72,6 +72,8 @@ pub fn refuse(frame: &UpFrame, retry_after_ms: u64) -> Option<DownItem> {
         Command::Sync => error.request = wire::Sync::decode(frame.body.clone()).ok()?.request,
         Command::Pull => error.request = wire::Pull::decode(frame.body.clone()).ok()?.request,
         Command::Members => error.request = wire::Members::decode(frame.body.clone()).ok()?.request,
+        Command::Watch => error.request = wire::Watch::decode(frame.body.clone()).ok()?.request,
+        Command::Settings => error.request = wire::Settings::decode(frame.body.clone()).ok()?.request,
         _ => return None,
     }
     Some(DownItem {

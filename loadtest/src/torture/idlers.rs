@@ -127,7 +127,12 @@ async fn watch_one(counts: Arc<Counts>, mut events: Events) {
                 counts.dropped.fetch_add(1, Ordering::Relaxed);
             }
             Event::Message(message) => events.confirm(&message),
-            Event::Delivered { .. } | Event::Read { .. } | Event::Unread { .. } => {}
+            Event::Delivered { .. }
+            | Event::Read { .. }
+            | Event::Unread { .. }
+            | Event::Presence { .. }
+            | Event::Typing { .. }
+            | Event::WatchRefused { .. } => {}
             Event::Synced | Event::Gap { .. } | Event::HistoryLost { .. } | Event::Ended(_) => {}
         }
     }

@@ -1,7 +1,7 @@
 -- Binds devices to connections, each if its attempt is newer. Every operation is a step of its own: one that fails
 -- answers for itself.
 -- KEYS: of each operation its route bucket (hash: user -> entries of 20 bytes: device 4, attempt 8, connection 8, big-endian)
--- ARGV: 1 devices at most; then of each operation user, device (4 bytes), attempt (8 bytes), connection (8 bytes),
+-- ARGV: 1 devices at most, 2 events that a stream of who comes and goes keeps (0: there is none); then of each operation user, device (4 bytes), attempt (8 bytes), connection (8 bytes),
 --       attempt in digits, when its token was issued (Unix seconds; 0: it has none)
 -- Revocations (revoke.lua) stand in a key of the same slot, which is asked for those that have a token.
 -- Returns of each operation 1 (bound, nobody had to go), {'bound', connection replaced or '', connection evicted or ''},
@@ -41,13 +41,14 @@ local function bind(key, user, device, attempt, connection, mine, issued)
   if #others > 0 then entry = table.concat(others) .. entry end
   local done = call('HSET', key, user, entry)
   if type(done) == 'table' then return done end
+  if row == '' then tell(user, '1', ARGV[2]) end
   if replaced == '' and evicted == '' then return 1 end
   return {'bound', replaced, evicted}
 end
 
 local answers = {}
 for i, key in ipairs(KEYS) do
-  local at = 6 * i - 4
+  local at = 6 * i - 3
   answers[i] = bind(key, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]))
 end
 return answers

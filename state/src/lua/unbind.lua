@@ -1,8 +1,11 @@
 -- Removes routes that are still the ones meant. A connection id names one binding only, so comparing it compares the
 -- attempt too.
--- KEYS: of each operation its route bucket   ARGV: of each operation user, connection (8 bytes)
+-- KEYS: of each operation its route bucket
+-- ARGV: 1 events that a stream of who comes and goes keeps (0: there is none); then of each operation user, connection (8 bytes)
+-- When the last one of a user goes, the time is kept in a hash of the same slot.
 -- Returns 1, or an error of one of them; the others are done all the same.
 local call, sub = redis.pcall, string.sub
+local now = redis.call('TIME')[1]
 
 local function unbind(key, user, connection)
   local row = call('HGET', key, user)
@@ -13,13 +16,18 @@ local function unbind(key, user, connection)
     if sub(row, at + 12, at + 19) ~= connection then others[#others + 1] = sub(row, at, at + 19) end
   end
   if #others * 20 == #row then return 1 end
-  if #others == 0 then return call('HDEL', key, user) end
+  if #others == 0 then
+    local done = call('HDEL', key, user)
+    if type(done) == 'table' then return done end
+    tell(user, '0', ARGV[1])
+    return call('HSET', 'seen:{' .. key .. '}', user, now)
+  end
   return call('HSET', key, user, table.concat(others))
 end
 
 local answer = 1
 for i, key in ipairs(KEYS) do
-  local done = unbind(key, ARGV[2 * i - 1], ARGV[2 * i])
+  local done = unbind(key, ARGV[2 * i], ARGV[2 * i + 1])
   if type(done) == 'table' then answer = done end
 end
 return answer

@@ -1,7 +1,8 @@
 //! Reads an outcome as the kind that its operation gives. Pure.
 
 use super::{
-    Answer, Appended, Bound, Head, Marks, Moved, Outcome, Page, Recent, Roster, Route, Standing, StoreError,
+    Answer, Appended, Bound, Head, Marks, Moved, Outcome, Page, Recent, Roster, Route, Seen, Standing,
+    StoreError,
 };
 
 macro_rules! expect {
@@ -29,6 +30,8 @@ expect! {
     bound: Bound -> Bound;
     /// Of `Routes`.
     routes: Routes -> Vec<Route>;
+    /// Of `Seen`.
+    seen: Seen -> Seen;
     /// Of `Chats`.
     chats: Chats -> Vec<String>;
     /// Of `Append`.

@@ -24,6 +24,9 @@ pub enum Ask {
     PushAck(wire::PushAck),
     Members(wire::Members),
     Read(wire::Read),
+    Watch(wire::Watch),
+    Typing(wire::Typing),
+    Settings(wire::Settings),
     Closed,
 }
 
@@ -44,6 +47,9 @@ pub fn decode(frame: &UpFrame) -> Result<Ask, String> {
         Some(Command::PushAck) => body(frame).map(Ask::PushAck),
         Some(Command::Members) => body(frame).map(Ask::Members),
         Some(Command::Read) => body(frame).map(Ask::Read),
+        Some(Command::Watch) => body(frame).map(Ask::Watch),
+        Some(Command::Typing) => body(frame).map(Ask::Typing),
+        Some(Command::Settings) => body(frame).map(Ask::Settings),
         _ => Err("no such command goes to a state server".to_owned()),
     }
 }
@@ -55,7 +61,9 @@ pub fn about(ask: &Ask, error: wire::Error) -> wire::Error {
         Ask::Sync(sync) => wire::Error { request: sync.request, ..error },
         Ask::Pull(pull) => wire::Error { request: pull.request, chat: pull.chat.clone(), ..error },
         Ask::Members(asked) => wire::Error { request: asked.request, chat: asked.chat.clone(), ..error },
-        Ask::Login(..) | Ask::PushAck(_) | Ask::Read(_) | Ask::Closed => error,
+        Ask::Watch(asked) => wire::Error { request: asked.request, ..error },
+        Ask::Settings(asked) => wire::Error { request: asked.request, ..error },
+        Ask::Login(..) | Ask::PushAck(_) | Ask::Read(_) | Ask::Typing(_) | Ask::Closed => error,
     }
 }
 

@@ -17,6 +17,7 @@ fn gateway() -> Gateway {
         heartbeat_ms: 1,
         frame_bytes_max: 65_536,
         takes_read: true,
+        takes_presence: true,
     }
 }
 

@@ -9,6 +9,7 @@ mod logins;
 mod model;
 mod named;
 mod ops;
+mod seen;
 
 use std::sync::Arc;
 
@@ -57,6 +58,7 @@ pub async fn holds<F: Fixture>() {
     users_keep_their_numbers(&*store).await;
     users_of_one_call(&*store).await;
     logins::hold(&*store).await;
+    seen::hold(&*store).await;
     chat_lists_come_in_pages(&*store).await;
     cursors::only_rise_and_not_past_the_head(&*store).await;
     cursors::are_told_with_the_head(&*store).await;
@@ -69,6 +71,7 @@ pub async fn holds<F: Fixture>() {
     let store = fixture.open().await;
     everything_is_there_after_reopening(&*store).await;
     named::names_are_there_after_reopening(&*store).await;
+    seen::hold_after_reopening(&*store).await;
 }
 
 /// A store made with another layout is left alone.

@@ -291,3 +291,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn keys_tell_that_somebody_writes_every_three_seconds_and_when_the_line_is_empty_again() {
+    let mut model = model();
+    model.message(&message("alice:bob", 1, "bob", "hi"));
+    assert_eq!(model.take_watched(), Some(vec!["bob".to_owned()]));
+    assert_eq!(model.take_watched(), None);
+    effects(&mut model);
+    let typing = |stopped| Effect::Typing { chat: "alice:bob".into(), stopped };
+    model.act(Action::Insert("h".to_owned()), 1);
+    model.act(Action::Insert("i".to_owned()), 2_000_000);
+    assert_eq!(effects(&mut model), [typing(false)]);
+    model.act(Action::Insert("!".to_owned()), 3_000_001);
+    assert_eq!(effects(&mut model), [typing(false)]);
+    model.act(Action::Edit(Edit::DeleteToStart), 3_100_000);
+    model.act(Action::Insert("/quit".to_owned()), 3_200_000);
+    assert_eq!(effects(&mut model), [typing(true)], "and commands are nobody's business");
+    model.act(Action::Edit(Edit::DeleteToStart), 3_300_000);
+    enter(&mut model, "hello");
+    assert!(matches!(effects(&mut model)[..], [Effect::Typing { stopped: false, .. }, Effect::Send { .. }]));
+}

@@ -87,6 +87,9 @@ fn every_command_in_every_stage_gets_the_code_that_the_protocol_names() {
         Command::PushAck,
         Command::Members,
         Command::Read,
+        Command::Watch,
+        Command::Typing,
+        Command::Settings,
     ];
     for stage in STAGES {
         for byte in 0..=255u8 {

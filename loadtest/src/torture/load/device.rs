@@ -88,7 +88,12 @@ async fn listen(shared: Arc<Shared>, number: u32, mut events: Events, leaving: A
                 shared.online.fetch_add(1, Ordering::Relaxed);
                 What::Connected { address }
             }
-            Event::Delivered { .. } | Event::Read { .. } | Event::Unread { .. } => continue,
+            Event::Delivered { .. }
+            | Event::Read { .. }
+            | Event::Unread { .. }
+            | Event::Presence { .. }
+            | Event::Typing { .. }
+            | Event::WatchRefused { .. } => continue,
             Event::Synced => {
                 if !std::mem::replace(&mut synced, true) {
                     shared.synced.fetch_add(1, Ordering::Relaxed);

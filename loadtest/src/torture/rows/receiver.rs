@@ -279,7 +279,12 @@ impl Talk {
                     self.counts[user as usize].1.fetch_add(1, Ordering::Relaxed);
                     continue;
                 }
-                Event::Delivered { .. } | Event::Read { .. } | Event::Unread { .. } => continue,
+                Event::Delivered { .. }
+                | Event::Read { .. }
+                | Event::Unread { .. }
+                | Event::Presence { .. }
+                | Event::Typing { .. }
+                | Event::WatchRefused { .. } => continue,
                 Event::Synced => {
                     synced.store(true, Ordering::Relaxed);
                     continue;
