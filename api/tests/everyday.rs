@@ -264,7 +264,7 @@ async fn the_story(embedded: bool) {
     assert!(matches!(bob_desk.ended().await, Ended::Kicked { code: Code::TokenRevoked, .. }));
     let again =
         tokio::time::timeout(PATIENCE, Client::connect(world.options("bob", "desk", now_s() - 60))).await;
-    let refused = again.expect("an answer").err().expect("it is refused");
+    let refused = again.expect("an answer").expect_err("it is refused");
     assert!(
         matches!(refused, ConnectError::Ended(Ended::LoginRefused { code: Code::TokenRevoked, .. })),
         "{refused}"

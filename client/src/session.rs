@@ -305,9 +305,6 @@ impl Session {
             for asked in self.lists.due() {
                 frames += put(&mut connection, Command::Members, &asked);
             }
-            for asked in self.settings.due() {
-                frames += put(&mut connection, Command::Settings, &asked);
-            }
         }
         if let Some(receipts) = &mut self.receipts {
             while let Some(read) = receipts.next_frame() {
@@ -325,6 +322,12 @@ impl Session {
                 presence::Frame::Watch(watch) => put(&mut connection, Command::Watch, &watch),
                 presence::Frame::Typing(typing) => put(&mut connection, Command::Typing, &typing),
             };
+        }
+        if connection.is_some() {
+            // Behind what was said of writing before.
+            for asked in self.settings.due() {
+                frames += put(&mut connection, Command::Settings, &asked);
+            }
         }
         if !self.app.is_behind()
             && let Some(news) = self.presence.next_news()

@@ -86,7 +86,7 @@ fn what_ends_a_connection_says_why() {
     let after_login: [(&str, Vec<u8>, Code); 5] = [
         ("a second login", raw::frame(Command::Login, &login("again")), Code::AlreadyLoggedIn),
         ("a long frame", too_long(65_533, Command::Send), Code::FrameTooLarge),
-        ("command 15", vec![0, 0, 0, 15], Code::UnknownCommand),
+        ("command 25", vec![0, 0, 0, 25], Code::UnknownCommand),
         ("garbage as send", vec![0, 0, 3, Command::Send as u8, 0xff, 0xff, 0xff], Code::BadBody),
         ("garbage as ping", vec![0, 0, 3, Command::Ping as u8, 0xff, 0xff, 0xff], Code::BadBody),
     ];

@@ -140,7 +140,7 @@ impl Peers {
         let Some(registry) = core.peers.get() else { return };
         let Ok(servers) = registry.list("state").await else { return };
         let others: Vec<String> = servers
-            .into_iter()
+            .iter()
             .filter(|server| server.id != core.config.id())
             .map(|server| server.addr.clone())
             .collect();

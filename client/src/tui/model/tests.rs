@@ -132,7 +132,8 @@ fn a_message_goes_from_sending_to_accepted_whichever_way_it_is_heard_of() {
         enter(&mut model, "hello");
         let chat: Arc<str> = "alice:bob".into();
         let send = Effect::Send { ticket: 1, chat: chat.clone(), body: "hello".into() };
-        assert_eq!(effects(&mut model), [send]);
+        let typing = Effect::Typing { chat: chat.clone(), stopped: false };
+        assert_eq!(effects(&mut model), [typing, send]);
         assert_eq!((model.unanswered(), texts(&model).len()), (1, 0));
         let sent = Ok(Sent { chat: chat.clone(), history: 7, seq: 1, time_us: 60_000_000 });
         let event = message("alice:bob", 1, "alice", "hello");
