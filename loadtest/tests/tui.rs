@@ -201,7 +201,9 @@ fn chat(cluster: &Cluster, user: &str, state: &Path) -> Terminal {
 /// The list of chats has this row, whatever blanks it holds.
 fn listed(screen: &str, row: &str) -> bool {
     let list = screen.lines().filter_map(|line| line.split('│').next());
-    list.map(|row| row.split_whitespace().collect::<Vec<_>>().join(" ")).any(|found| found == row)
+    let mut words = list.map(|row| row.split_whitespace().collect::<Vec<_>>().join(" "));
+    // Whether somebody is there is not what is asked.
+    words.any(|found| found.trim_start_matches("• ") == row)
 }
 
 #[test]
