@@ -59,6 +59,8 @@ pub struct Ticket {
     pub stream: u64,
     /// The batch's number in it.
     pub number: u64,
+    /// Whoever sent it waits for the news that it is placed.
+    pub awaited: bool,
 }
 
 /// A down batch whose part for one worker is placed.

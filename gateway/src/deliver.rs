@@ -8,7 +8,7 @@ use bytes::Bytes;
 use proto::wire::{self, Code};
 use proto::{Command, frame};
 
-use crate::batch::DownItem;
+use crate::batch::{Down, DownItem, Placed, Ticket};
 use crate::connection::{Connection, NONE, Stage, flag};
 use crate::id::{self, Place};
 use crate::metrics::Why;
@@ -18,6 +18,50 @@ use crate::sys::{self, Interest};
 use crate::worker::Worker;
 
 impl Worker {
+    /// Takes batches from the bridge until the writes of this turn are enough. `false`: told to stop.
+    pub(crate) fn take_deliveries(&mut self) -> bool {
+        self.inbox.wake.begin();
+        self.down_waiting = false;
+        // One at least: clients that keep us writing must not keep everybody else from getting anything.
+        for taken in 0.. {
+            if taken > 0 && self.dirty.len() >= self.shared.config.workers.writes_per_turn_max {
+                self.down_waiting = true;
+                break;
+            }
+            match self.inbox.down.try_recv() {
+                Ok(Down::Batch { items, ticket }) => self.place(items, ticket),
+                Ok(Down::Drain { within_ms }) => self.begin_drain(within_ms),
+                Ok(Down::Stop) => return false,
+                Err(_) => break,
+            }
+        }
+        if self.inbox.starved.take() {
+            self.shared.up_wake.wake();
+        }
+        true
+    }
+
+    /// Places what came together, and notes that for whoever sent it.
+    pub(crate) fn place(&mut self, items: Vec<DownItem>, ticket: Option<Ticket>) {
+        let gone_before = self.batch.gone.len();
+        for item in items {
+            self.deliver(item);
+        }
+        let gone = self.batch.gone.len() - gone_before;
+        self.awaited |= ticket.is_some_and(|ticket| ticket.awaited);
+        self.batch.placed.extend(ticket.map(|ticket| Placed { ticket, gone }));
+    }
+
+    /// Behind its writes, a part of what goes to many is told to be placed at once: the next one waits for that. Earlier, it would
+    /// come while we still write.
+    pub(crate) fn tell_placed(&mut self) {
+        if self.awaited && self.dirty.is_empty() {
+            self.awaited = false;
+            self.urgent |= !self.batch.placed.is_empty();
+            self.send_up();
+        }
+    }
+
     /// Places one delivery, or notes that its connection is gone.
     pub(crate) fn deliver(&mut self, item: DownItem) {
         let place = id::place(item.connection);

@@ -159,7 +159,8 @@ mod tests {
 
     fn batch(number: u64, items: usize) -> Down {
         let item = |_| DownItem { connection: 1, user: 1, ..DownItem::default() };
-        Down::Batch { items: (0..items).map(item).collect(), ticket: Some(Ticket { stream: 1, number }) }
+        let ticket = Ticket { stream: 1, number, awaited: false };
+        Down::Batch { items: (0..items).map(item).collect(), ticket: Some(ticket) }
     }
 
     fn number(down: Down) -> u64 {

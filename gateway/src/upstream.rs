@@ -198,7 +198,7 @@ impl Upstreams {
             match down.kind {
                 Some(down::Kind::Batch(batch)) => {
                     self.bridge.metrics.bridge.batches_down.add(1);
-                    let ticket = Ticket { stream: key, number: batch.number };
+                    let ticket = Ticket { stream: key, number: batch.number, awaited: batch.awaited };
                     let (count, items) = deliveries(batch);
                     self.bridge.deliver(items, count, Some(ticket)).await;
                 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::admission::Admission;
-use crate::batch::{Down, Placed, UpBatch, UpFrame};
+use crate::batch::{Down, UpBatch, UpFrame};
 use crate::burst::Burst;
 use crate::config::Config;
 use crate::connection::{Stage, flag};
@@ -86,7 +86,7 @@ pub(crate) struct Worker {
     pub(crate) small_frames: BytesMut,
     pub(crate) now_ms: u64,
     pub(crate) login_number: u64,
-    inbox: Inbox,
+    pub(crate) inbox: Inbox,
     started: Instant,
     /// As `started`, but goes on while this process is paused: the clock of what ends by itself.
     pub(crate) born: Instant,
@@ -107,7 +107,9 @@ pub(crate) struct Worker {
     pub(crate) batch_frames: usize,
     pub(crate) batch_bytes: usize,
     /// Deliveries are left in the inbox.
-    down_waiting: bool,
+    pub(crate) down_waiting: bool,
+    /// A state server waits for the news that these deliveries are placed.
+    pub(crate) awaited: bool,
     /// The next page to tell GoAway, while draining.
     drain_page: Option<(usize, u32)>,
 }
@@ -170,6 +172,7 @@ impl Worker {
             batch_frames: 0,
             batch_bytes: 0,
             down_waiting: false,
+            awaited: false,
             drain_page: None,
             shared,
         }))
@@ -212,6 +215,7 @@ impl Worker {
         self.expire();
         self.send_up();
         self.flush();
+        self.tell_placed();
         if self.lets_in(arrivals) {
             self.reads_arrivals = !self.held_back;
             self.accept();
@@ -249,36 +253,6 @@ impl Worker {
         if !choked && (event.readable() || event.broken()) {
             self.receive(place);
         }
-    }
-
-    /// Takes batches from the bridge until the writes of this turn are enough. `false`: told to stop.
-    fn take_deliveries(&mut self) -> bool {
-        self.inbox.wake.begin();
-        self.down_waiting = false;
-        // One at least: clients that keep us writing must not keep everybody else from getting anything.
-        for taken in 0.. {
-            if taken > 0 && self.dirty.len() >= self.shared.config.workers.writes_per_turn_max {
-                self.down_waiting = true;
-                break;
-            }
-            match self.inbox.down.try_recv() {
-                Ok(Down::Batch { items, ticket }) => {
-                    let gone_before = self.batch.gone.len();
-                    for item in items {
-                        self.deliver(item);
-                    }
-                    let gone = self.batch.gone.len() - gone_before;
-                    self.batch.placed.extend(ticket.map(|ticket| Placed { ticket, gone }));
-                }
-                Ok(Down::Drain { within_ms }) => self.begin_drain(within_ms),
-                Ok(Down::Stop) => return false,
-                Err(_) => break,
-            }
-        }
-        if self.inbox.starved.take() {
-            self.shared.up_wake.wake();
-        }
-        true
     }
 
     fn timeout(&self) -> Duration {
@@ -393,7 +367,7 @@ impl Worker {
         self.buffer = buffer;
     }
 
-    fn begin_drain(&mut self, within_ms: u32) {
+    pub(crate) fn begin_drain(&mut self, within_ms: u32) {
         // Who stands before a door that was to open in a moment hears of it too, and is not reset.
         self.accept();
         self.listener = None;

@@ -1,16 +1,18 @@
 //! From accepted messages to pushes: who is addressed, where they are connected, one push per message and gateway. One
-//! task for one-to-one chats and one for groups, so that pushes of a chat leave in the order of acceptance as far as one
-//! server knows it, and nobody waits behind the thousands of routes of somebody else's group.
+//! task for one-to-one chats and some for groups, each chat always in the same, so that pushes of a chat leave in the order of
+//! acceptance as far as one server knows it, and nobody waits behind the thousands of readers of somebody else's group.
 //!
 //! Trap: routes are read after the append, every time, and never cached: a device that logs in later than that sees the
 //! message in its first Sync. A turn reads them right behind its appends, in the same call of the store; what it read is good
 //! for its own messages alone, because another turn's may have been stored later.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::{self, Either};
+use bytes::Bytes;
+use futures_util::future;
 use proto::link::{DownFrame, Push};
 use proto::name::Chat;
 use proto::wire::{self, Code};
@@ -21,8 +23,8 @@ use crate::gateways::{Outgoing, push_to};
 use crate::ledger::Token;
 use crate::roster::Readers;
 use crate::server::Core;
-use crate::store::{Op, Outcome, Route, StoreError, read};
-use crate::unplaced::{Pushes, Turn};
+use crate::store::{Op, Outcome, Route, StoreError, chat_bucket, read};
+use crate::unplaced::Pushes;
 
 /// A message that has been stored, on its way to its readers.
 #[derive(Debug)]
@@ -85,37 +87,44 @@ impl Accepted {
 /// A group version that no list is as new as: the list is read again.
 pub const UNKNOWN: u64 = u64::MAX;
 
-/// Routes that are read, and connections that are pushed to, at a time: others have their turn in between.
-const READERS_AT_ONCE: usize = 512;
+/// Routes that are read at a time: others have their turn in between.
+const ROUTES_AT_ONCE: usize = 512;
 
-/// Parts on their way at a time: one that is placed while the next one travels.
-pub const PARTS_MAX: usize = 2;
+/// Messages of groups that so many read leave in parts.
+const PARTS_FROM_READERS: usize = 1024;
 
-/// Longest that a part waits for those before it.
-const PART_MAX: Duration = Duration::from_millis(100);
+/// Readers of one part: what takes a gateway's workers about a millisecond, so that who else is written to waits no longer.
+const READERS_PER_PART: usize = 256;
 
 /// Messages taken at a time.
 const MESSAGES_PER_ROUND: usize = 1024;
 
-/// The same of groups: few, because their readers are read once a round.
+/// Who is in another lane than a large group does not wait behind its readers.
+const GROUP_LANES: usize = 8;
+
+/// Messages taken at a time of groups: few, because their readers are read once a round.
 const GROUP_MESSAGES_PER_ROUND: usize = 16;
 
 /// Pushes for ever.
 pub async fn run(core: Arc<Core>, mut accepted: mpsc::Receiver<Accepted>) {
-    let (to_groups, of_groups) = mpsc::channel(core.config.limits.fan_out_max);
-    let groups = async {
-        let mut of_groups = of_groups;
-        let mut taken = Vec::with_capacity(GROUP_MESSAGES_PER_ROUND);
-        while of_groups.recv_many(&mut taken, GROUP_MESSAGES_PER_ROUND).await > 0 {
-            round(&core, &mut taken).await;
-        }
+    let lane = |_| {
+        let (lane, accepted) = mpsc::channel(core.config.limits.fan_out_max);
+        (lane, groups(&core, accepted))
     };
-    let pairs = pairs(&core, &mut accepted, to_groups);
-    futures_util::future::join(pairs, groups).await;
+    let (lanes, groups): (Vec<_>, Vec<_>) = (0..GROUP_LANES).map(lane).unzip();
+    future::join(pairs(&core, &mut accepted, lanes), future::join_all(groups)).await;
+}
+
+/// Groups of one lane.
+async fn groups(core: &Core, mut accepted: mpsc::Receiver<Accepted>) {
+    let mut taken = Vec::with_capacity(GROUP_MESSAGES_PER_ROUND);
+    while accepted.recv_many(&mut taken, GROUP_MESSAGES_PER_ROUND).await > 0 {
+        round(core, &mut taken).await;
+    }
 }
 
 /// One-to-one chats; what is of a group is passed on.
-async fn pairs(core: &Core, accepted: &mut mpsc::Receiver<Accepted>, groups: mpsc::Sender<Accepted>) {
+async fn pairs(core: &Core, accepted: &mut mpsc::Receiver<Accepted>, lanes: Vec<mpsc::Sender<Accepted>>) {
     let mut taken = Vec::with_capacity(MESSAGES_PER_ROUND);
     while accepted.recv_many(&mut taken, MESSAGES_PER_ROUND).await > 0 {
         if crpc::failpoint::due("state_after_ack") {
@@ -124,8 +133,9 @@ async fn pairs(core: &Core, accepted: &mut mpsc::Receiver<Accepted>, groups: mps
             crpc::failpoint::die();
         }
         for accepted in taken.extract_if(.., |accepted| accepted.version > 0) {
+            let lane = &lanes[chat_bucket(&accepted.chat) as usize % lanes.len()];
             // It ends behind this.
-            let _ = groups.send(accepted).await;
+            let _ = lane.send(accepted).await;
         }
         round(core, &mut taken).await;
     }
@@ -168,103 +178,102 @@ async fn restore(core: &Core, taken: &mut Vec<Accepted>) {
 
 /// Sends everything to whoever reads it; with `only`, to connections of these gateways, and what is newer than that.
 pub async fn push_all(core: &Core, taken: &[Accepted], only: &BTreeMap<u32, u64>) {
+    // In another store a number may be somebody else's.
+    while !push_from(core, core.generation(), taken, only).await {}
+}
+
+/// The same out of a store of this generation. `false`: it is another one now, and what has left goes once more.
+async fn push_from(core: &Core, generation: u64, taken: &[Accepted], only: &BTreeMap<u32, u64>) -> bool {
     let chats: Vec<Option<Chat>> = taken.iter().map(|accepted| Chat::parse(&accepted.chat).ok()).collect();
     let names = members(chats.iter().flatten());
-    let (generation, numbers, readers, read) = loop {
-        let generation = core.generation();
-        let numbers = numbers_of(core, &names).await;
-        let mut readers = Vec::with_capacity(taken.len());
+    let numbers = numbers_of(core, &names).await;
+    let mut addressed = Vec::with_capacity(taken.len());
+    for (accepted, chat) in taken.iter().zip(&chats) {
+        let audience = match chat {
+            Some(Chat::Group(_)) => {
+                Audience::Group(readers_of(core, accepted, generation).await, accepted.message.seq)
+            }
+            _ => Audience::Pair(numbers_in(&numbers, chat)),
+        };
+        addressed.push(Addressed { accepted, audience, frame: None });
+    }
+    let mut everybody: Vec<u64> = addressed.iter().flat_map(|one| one.audience.among(&ALL)).collect();
+    everybody.sort_unstable();
+    everybody.dedup();
+    let is_for_many = everybody.len() >= PARTS_FROM_READERS
+        && addressed.iter().any(|one| matches!(one.audience, Audience::Group(..)));
+    let part = if is_for_many { READERS_PER_PART } else { everybody.len().max(1) };
+    let held = tokens(taken);
+    for some in everybody.chunks(part) {
+        let some = some[0]..=some[some.len() - 1];
         let mut unread = BTreeSet::new();
-        for (accepted, chat) in taken.iter().zip(&chats) {
-            let all = match chat {
-                Some(Chat::Group(_)) => {
-                    Audience::Group(readers_of(core, accepted, generation).await, accepted.message.seq)
-                }
-                _ => Audience::Pair(numbers_in(&numbers, chat)),
-            };
+        for Addressed { accepted, audience, .. } in &addressed {
             let is_unread = |number: &u64| accepted.routes_of(*number, generation).is_none();
-            unread.extend(all.numbers().filter(is_unread));
-            readers.push(all);
+            unread.extend(audience.among(&some).filter(is_unread));
         }
         let read = routes_of(core, unread).await;
-        // In another store a number may be somebody else's.
-        if core.generation() == generation {
-            break (generation, numbers, readers, read);
+        if core.generation() != generation {
+            return false;
         }
-    };
-    let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
-    for (accepted, readers) in taken.iter().zip(&readers) {
-        let time_us = accepted.message.time_us;
-        let routes = |number: u64| accepted.routes_of(number, generation).or_else(|| read.get(&number));
-        let targets = readers
-            .numbers()
-            .flat_map(|number| {
-                routes(number).into_iter().flatten().map(move |route| (route.connection, number))
-            })
-            .filter(|(connection, _)| *connection != accepted.from.connection);
+        let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
+        for one in &mut addressed {
+            let accepted = one.accepted;
+            let routes = |number: u64| accepted.routes_of(number, generation).or_else(|| read.get(&number));
+            one.address(&some, routes, only, &mut per_gateway);
+            let sender = accepted.message.sender.as_str();
+            if let Some(number) = numbers.get(sender).copied().or_else(|| core.users.number(sender))
+                && some.contains(&number)
+                && let Some(routes) = routes(number)
+                && let Some(end) = end_of_ghost(&accepted.from, number, routes)
+            {
+                tell(core, end);
+            }
+        }
+        // Read already, so that the next part can leave as soon as it may.
+        let turn = if is_for_many && !per_gateway.is_empty() { core.pace.turn().await } else { None };
+        for (incarnation, (pushes, since_us)) in per_gateway {
+            let (held, turn) = (held.clone(), turn.clone());
+            hand_over(core, incarnation, Pushes { pushes, since_us, held, second: false, turn });
+        }
+    }
+    core.generation() == generation
+}
+
+/// A message and whom it is for.
+struct Addressed<'a> {
+    accepted: &'a Accepted,
+    audience: Audience,
+    /// One for all, made for the first of them.
+    frame: Option<Bytes>,
+}
+
+impl Addressed<'_> {
+    /// Adds what goes to some of its readers.
+    fn address<'a>(
+        &mut self,
+        some: &RangeInclusive<u64>,
+        routes: impl Fn(u64) -> Option<&'a Vec<Route>>,
+        only: &BTreeMap<u32, u64>,
+        per_gateway: &mut BTreeMap<u32, (Vec<Push>, u64)>,
+    ) {
+        let Accepted { chat, history, message, from, .. } = self.accepted;
         let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
-        for (connection, number) in targets {
-            let incarnation = proto::incarnation_of(connection);
-            if only.is_empty() || only.get(&incarnation).is_some_and(|since_us| time_us > *since_us) {
-                by_gateway.entry(incarnation).or_default().push((connection, number));
+        for number in self.audience.among(some) {
+            for Route { connection, .. } in routes(number).into_iter().flatten() {
+                let incarnation = proto::incarnation_of(*connection);
+                let is_missing = only.get(&incarnation).is_some_and(|since_us| message.time_us > *since_us);
+                if *connection != from.connection && (only.is_empty() || is_missing) {
+                    by_gateway.entry(incarnation).or_default().push((*connection, number));
+                }
             }
         }
-        let sender = accepted.message.sender.as_str();
-        if let Some(number) = numbers.get(sender).copied().or_else(|| core.users.number(sender))
-            && let Some(routes) = routes(number)
-            && let Some(end) = end_of_ghost(&accepted.from, number, routes)
-        {
-            tell(core, end);
-        }
-        if by_gateway.is_empty() {
-            continue;
-        }
-        let frame = answer::push(&accepted.chat, accepted.history, accepted.message.clone());
         for (incarnation, targets) in by_gateway {
+            let frame = self.frame.get_or_insert_with(|| answer::push(chat, *history, message.clone()));
             let (pushes, since_us) = per_gateway.entry(incarnation).or_insert((Vec::new(), u64::MAX));
-            pushes.extend(targets.chunks(READERS_AT_ONCE).map(|some| push_to(frame.clone(), some)));
-            *since_us = time_us.min(*since_us);
+            pushes.push(push_to(frame.clone(), &targets));
+            *since_us = message.time_us.min(*since_us);
         }
     }
-    let held = tokens(taken);
-    for (incarnation, (pushes, since_us)) in per_gateway {
-        let parts = in_parts(pushes);
-        let many = parts.len() > 1;
-        for pushes in parts {
-            let turn = if many { turn(core).await } else { None };
-            hand_over(
-                core,
-                incarnation,
-                Pushes { pushes, since_us, held: held.clone(), second: false, turn },
-            );
-        }
-    }
-}
-
-/// Waits until few enough parts are on their way, or a gateway has had its time to place them.
-async fn turn(core: &Core) -> Option<Turn> {
-    let turn = std::pin::pin!(core.parts.clone().acquire_owned());
-    match future::select(turn, core.clock.pause(PART_MAX)).await {
-        Either::Left((turn, _)) => turn.ok().map(Arc::new),
-        Either::Right(_) => None,
-    }
-}
-
-/// Pushes of at most some connections together, so that what else goes to that gateway comes in between.
-fn in_parts(pushes: Vec<Push>) -> Vec<Vec<Push>> {
-    let mut parts: Vec<Vec<Push>> = Vec::with_capacity(1);
-    let mut connections = usize::MAX;
-    for push in pushes {
-        connections = connections.saturating_add(push.connections.len());
-        match parts.last_mut() {
-            Some(part) if connections <= 2 * READERS_AT_ONCE => part.push(push),
-            _ => {
-                connections = push.connections.len();
-                parts.push(vec![push]);
-            }
-        }
-    }
-    parts
 }
 
 /// Who reads a message of a group: out of a list that is as new as the message.
@@ -340,14 +349,20 @@ enum Audience {
 }
 
 impl Audience {
-    fn numbers(&self) -> impl Iterator<Item = u64> + '_ {
+    /// Those of these numbers.
+    fn among(&self, some: &RangeInclusive<u64>) -> impl Iterator<Item = u64> + '_ {
         let (pair, group) = match self {
             Audience::Pair(pair) => (*pair, None),
-            Audience::Group(readers, seq) => ([None; 2], Some(readers.of(*seq))),
+            Audience::Group(readers, seq) => ([None; 2], Some(readers.of(*seq, some))),
         };
-        pair.into_iter().flatten().chain(group.into_iter().flatten())
+        let some = some.clone();
+        let pair = pair.into_iter().flatten().filter(move |number| some.contains(number));
+        pair.chain(group.into_iter().flatten())
     }
 }
+
+/// Every number.
+const ALL: RangeInclusive<u64> = 0..=u64::MAX;
 
 /// The numbers of a chat's members, as far as they have one.
 fn numbers_in(numbers: &HashMap<&str, u64>, chat: &Option<Chat>) -> [Option<u64>; 2] {
@@ -398,7 +413,7 @@ async fn numbers_of<'a>(core: &Core, names: &BTreeSet<&'a str>) -> HashMap<&'a s
 pub async fn routes_of(core: &Core, numbers: BTreeSet<u64>) -> HashMap<u64, Vec<Route>> {
     let ops: Vec<Op> = numbers.iter().map(|user| Op::Routes { user: *user }).collect();
     let mut outcomes = Vec::with_capacity(ops.len());
-    for some in ops.chunks(READERS_AT_ONCE) {
+    for some in ops.chunks(ROUTES_AT_ONCE) {
         outcomes.extend(insist(core, some).await);
     }
     numbers
@@ -428,22 +443,4 @@ async fn insist(core: &Core, ops: &[Op]) -> Vec<Outcome> {
 const READ_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whoever_sends_without_a_route_is_ended_in_the_right_way() {
-        let from = From { connection: 10, device: 1, binding: 5 };
-        let route = |device, attempt, connection| Route { device, attempt, connection };
-        let ends =
-            |routes: &[Route]| end_of_ghost(&from, 7, routes).map(|frame| (frame.connection, frame.user));
-        assert_eq!(ends(&[route(2, 9, 20), route(1, 5, 10)]), None);
-        assert_eq!(end_of_ghost(&From::default(), 7, &[]), None, "it came by a call");
-        let replaced = end_of_ghost(&from, 7, &[route(1, 6, 11)]).unwrap();
-        assert_eq!(replaced, answer::kick(10, 7, Code::Replaced));
-        for lost in [&[][..], &[route(2, 9, 20)], &[route(1, 4, 11)]] {
-            assert_eq!(ends(lost), Some((10, 7)));
-            assert_ne!(end_of_ghost(&from, 7, lost), Some(answer::kick(10, 7, Code::Replaced)));
-        }
-    }
-}
+mod tests;

@@ -22,6 +22,7 @@ mod losses;
 mod marks;
 mod metrics;
 mod missed;
+mod pace;
 mod presence;
 mod rate;
 mod receipts;

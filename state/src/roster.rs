@@ -5,6 +5,7 @@
 //! from. Whoever has left is still in it, with the last seq that was theirs; so an older message finds its readers too.
 
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -17,7 +18,7 @@ use crate::store::Roster;
 pub struct Readers {
     generation: u64,
     version: u64,
-    /// Number of the user, first and last seq that they may see.
+    /// Number of the user, first and last seq that they may see; by number.
     members: Vec<(u64, u64, u64)>,
 }
 
@@ -28,14 +29,17 @@ impl Readers {
             let (first, last) = member.sees(&roster.group);
             (member.number, first, last)
         };
-        let members = roster.members.iter().map(sees).collect();
+        let mut members: Vec<_> = roster.members.iter().map(sees).collect();
+        members.sort_unstable();
         Readers { generation, version: roster.group.version, members }
     }
 
-    /// Numbers of those who may see this message.
-    pub fn of(&self, seq: u64) -> impl Iterator<Item = u64> + '_ {
+    /// Those of these numbers who may see this message.
+    pub fn of(&self, seq: u64, some: &RangeInclusive<u64>) -> impl Iterator<Item = u64> + '_ {
+        let begin = self.members.partition_point(|(number, ..)| number < some.start());
+        let end = self.members.partition_point(|(number, ..)| number <= some.end());
         let sees = move |(_, first, last): &&(u64, u64, u64)| (*first..=*last).contains(&seq);
-        self.members.iter().filter(sees).map(|(number, ..)| *number)
+        self.members[begin..end.max(begin)].iter().filter(sees).map(|(number, ..)| *number)
     }
 }
 
@@ -104,8 +108,10 @@ mod tests {
     #[test]
     fn a_list_finds_the_readers_of_messages_up_to_its_version() {
         let list = readers(9, 3);
-        let of = |seq| list.of(seq).collect::<Vec<_>>();
+        let of = |seq| list.of(seq, &(0..=u64::MAX)).collect::<Vec<_>>();
         assert_eq!((of(2), of(3), of(5), of(6)), (vec![], vec![0, 1, 2], vec![0, 1, 2], vec![1, 2]));
+        let some = |some| list.of(5, &some).collect::<Vec<_>>();
+        assert_eq!((some(0..=1), some(1..=9), some(3..=9)), (vec![0, 1], vec![1, 2], vec![]));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use proto::link::link_server::LinkServer;
 use proto::state::state_server::StateServer;
 use proto::wire::Durability;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use crate::calls::StateService;
 use crate::clock::{Clock, TokioClock};
@@ -33,6 +33,7 @@ use crate::ledger::Ledger;
 use crate::losses::Losses;
 use crate::marks;
 use crate::metrics::Metrics;
+use crate::pace::Pace;
 use crate::presence::{self, Presence};
 use crate::rate::Rate;
 use crate::repush::{self, Repush};
@@ -52,8 +53,8 @@ pub struct Core {
     pub store: Box<dyn Store>,
     /// Names and numbers.
     pub users: Users,
-    /// Parts of messages for many that may be on their way.
-    pub parts: Arc<Semaphore>,
+    /// Of messages for many.
+    pub pace: Pace,
     /// Who reads groups, as read lately.
     pub rosters: Rosters,
     /// Who watches whom.
@@ -65,7 +66,7 @@ pub struct Core {
     /// To the fan-out.
     pub accepted: mpsc::Sender<Accepted>,
     /// The clock that decides.
-    pub clock: Box<dyn Clock>,
+    pub clock: Arc<dyn Clock>,
     /// What is accepted and not pushed yet.
     pub ledger: Ledger,
     /// What the other servers' marks say.
@@ -124,11 +125,12 @@ const INSECURE_WARNING: Duration = Duration::from_secs(60);
 impl Core {
     fn new(parts: Parts) -> (Arc<Core>, mpsc::Receiver<Accepted>) {
         let Parts { config, store, clock, life, tokens, metrics, readiness, shutdown } = parts;
+        let clock: Arc<dyn Clock> = clock.into();
         let (sender, accepted) = mpsc::channel(config.limits.fan_out_max);
         let room = NonZeroUsize::new(config.limits.chat_cache_max).unwrap_or(NonZeroUsize::MIN);
         let core = Core {
             users: Users::new(config.limits.user_cache_max),
-            parts: Arc::new(Semaphore::new(fan_out::PARTS_MAX)),
+            pace: Pace::new(clock.clone()),
             rosters: Rosters::new(config.limits.group_cache_members_max),
             presence: Presence::new(&config.limits),
             delivered: Delivered::new(config.limits.delivered_waiting_max),

@@ -339,6 +339,7 @@ pub(crate) fn merge(
             }
             Outgoing::Pushes(pushes) => {
                 unplaced.leaves(number, &pushes);
+                batch.awaited |= pushes.turn.is_some();
                 batch.pushes.extend(pushes.pushes);
             }
             Outgoing::Hints(pushes) => batch.pushes.extend(pushes),

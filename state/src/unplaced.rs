@@ -10,10 +10,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::link::{Gone, Push};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::ledger::Token;
 use crate::missed::Missed;
+use crate::pace::Turn;
 
 /// Pushes on their way to one gateway.
 #[derive(Debug, Default)]
@@ -26,12 +26,9 @@ pub struct Pushes {
     pub held: Arc<[Token]>,
     /// They came back gone once: if they do again, that is that.
     pub second: bool,
-    /// Given back when they are placed: see [`crate::fan_out::push_all`].
+    /// They are a part of what leaves in parts: the next one waits for the news that they are placed.
     pub turn: Option<Turn>,
 }
-
-/// Of several parts of one message for many, a few are on their way at a time.
-pub type Turn = Arc<OwnedSemaphorePermit>;
 
 /// A push whose connection was gone, and that is to be tried once more.
 #[derive(Debug)]

@@ -57,6 +57,11 @@ fn pushed(slot: u32) -> Gone {
     Gone { connection: place(slot), user: 7, pushed: true, ..Gone::default() }
 }
 
+/// Of the first batch of a stream.
+fn ticket(stream: u64) -> Ticket {
+    Ticket { stream, number: 1, awaited: false }
+}
+
 /// A batch of a worker that has placed its part of these, with what of each was gone.
 fn placed(parts: Vec<(Ticket, Vec<Gone>)>) -> UpBatch {
     let placed = parts.iter().map(|(ticket, gone)| Placed { ticket: *ticket, gone: gone.len() }).collect();
@@ -71,7 +76,6 @@ fn what_was_gone_is_told_to_whoever_sent_it_before_its_batch_counts_as_placed() 
     for stream in [one, two] {
         rig.bridge.link().lock().placing(stream, 1, 1);
     }
-    let ticket = |stream| Ticket { stream, number: 1 };
     rig.bridge.take(
         placed(vec![(ticket(one), vec![pushed(1), pushed(2)]), (ticket(two), vec![pushed(3)])]),
         &mut Vec::new(),
@@ -87,7 +91,7 @@ async fn a_login_whose_answer_found_nobody_is_told_as_a_departure_whatever_break
     let one = rig.open("s-1");
     rig.bridge.link().lock().placing(one, 1, 1);
     let bound = Gone { connection: place(5), user: 9, device: 1, binding: 2, pushed: false };
-    rig.bridge.take(placed(vec![(Ticket { stream: one, number: 1 }, vec![bound])]), &mut Vec::new());
+    rig.bridge.take(placed(vec![(ticket(one), vec![bound])]), &mut Vec::new());
     let is_departure = |batches: &[LinkBatch]| {
         let frames: Vec<_> = batches.iter().flat_map(|batch| &batch.frames).collect();
         assert_eq!(

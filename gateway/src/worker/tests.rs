@@ -3,13 +3,14 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use bytes::Bytes;
 use crossbeam_channel::bounded;
 use prometheus_client::registry::Registry;
 use prost::Message;
 use proto::{Command, frame, wire};
 
 use super::*;
-use crate::batch::DownItem;
+use crate::batch::{DownItem, Ticket};
 use crate::config::Limits;
 use crate::sys::EventFd;
 
@@ -270,4 +271,31 @@ fn what_nobody_waits_for_waits_for_company_but_not_long_and_not_large() {
     assert_eq!(sent(&rig), [ack, send]);
     put(&mut rig, Command::PushAck, &[0; 16 * 1024]);
     assert_eq!(sent(&rig), [ack]);
+}
+
+#[test]
+fn that_a_part_for_many_is_placed_is_told_behind_its_writes_and_at_once() {
+    let mut rig = Rig::new(1 << 20);
+    let (mut client, connection) = rig.bound(7);
+    let news = |rig: &Rig| -> Vec<u64> {
+        rig.up.try_iter().flat_map(|batch| batch.placed).map(|placed| placed.ticket.number).collect()
+    };
+    let place = |rig: &mut Rig, number, awaited| {
+        let frames = Bytes::from_static(&[0, 0, 0, Command::Resync as u8]);
+        let item = DownItem { connection, user: 7, frames, push: true, ..DownItem::default() };
+        rig.worker.place(vec![item], Some(Ticket { stream: 1, number, awaited }));
+    };
+    place(&mut rig, 1, false);
+    rig.worker.send_up();
+    rig.worker.flush();
+    rig.worker.tell_placed();
+    assert_eq!(news(&rig), [0; 0], "nobody waits for it");
+    place(&mut rig, 2, true);
+    rig.worker.send_up();
+    rig.worker.tell_placed();
+    assert_eq!(news(&rig), [0; 0], "it is not written");
+    rig.worker.flush();
+    rig.worker.tell_placed();
+    assert_eq!(news(&rig), [1, 2]);
+    client.read_exact(&mut [0; 8]).unwrap();
 }

@@ -1,0 +1,101 @@
+//! Who is ended, and how a message for many leaves.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::poll;
+use proto::wire::Role;
+
+use super::*;
+use crate::group::{Group, Member};
+use crate::server::tests::{Scripted, core_over};
+use crate::store::{Answer, Roster};
+
+#[test]
+fn whoever_sends_without_a_route_is_ended_in_the_right_way() {
+    let from = From { connection: 10, device: 1, binding: 5 };
+    let route = |device, attempt, connection| Route { device, attempt, connection };
+    let ends = |routes: &[Route]| end_of_ghost(&from, 7, routes).map(|frame| (frame.connection, frame.user));
+    assert_eq!(ends(&[route(2, 9, 20), route(1, 5, 10)]), None);
+    assert_eq!(end_of_ghost(&From::default(), 7, &[]), None, "it came by a call");
+    let replaced = end_of_ghost(&from, 7, &[route(1, 6, 11)]).unwrap();
+    assert_eq!(replaced, answer::kick(10, 7, Code::Replaced));
+    for lost in [&[][..], &[route(2, 9, 20)], &[route(1, 4, 11)]] {
+        assert_eq!(ends(lost), Some((10, 7)));
+        assert_ne!(end_of_ghost(&from, 7, lost), Some(answer::kick(10, 7, Code::Replaced)));
+    }
+}
+
+/// A message of a group, all of whose members see it.
+fn of_group(seq: u64) -> Accepted {
+    let message = wire::Message { seq, time_us: seq, sender: "nobody".into(), ..wire::Message::default() };
+    Accepted { version: 1, ..Accepted::pushed_again("#1".into(), 7, message) }
+}
+
+/// A store with a group of so many, each connected once; and how many routes were asked for.
+fn store_of_group(members: u64) -> (Scripted, Arc<AtomicU64>) {
+    let routes_read = Arc::new(AtomicU64::new(0));
+    let reads = routes_read.clone();
+    let store = Scripted::new(move |op| {
+        Ok(match op {
+            Op::Members { .. } => {
+                let member = |number| Member { number, role: Role::Member, joined: 1, left: 0 };
+                // Names are not in the order of numbers.
+                let members = (1..=members).rev().map(|number| (format!("u{number}"), member(number)));
+                let group = Group { version: 1, ..Group::default() };
+                Answer::Roster(Roster { group, members: members.collect() })
+            }
+            Op::Routes { user } => {
+                reads.fetch_add(1, Ordering::Relaxed);
+                Answer::Routes(vec![Route { device: 1, attempt: 1, connection: (1 << 40) + user }])
+            }
+            _ => Answer::User(None),
+        })
+    });
+    (store, routes_read)
+}
+
+fn taken(waiting: &mut crate::gateways::Waiting) -> Vec<Pushes> {
+    let pushes = |outgoing| if let Outgoing::Pushes(pushes) = outgoing { Some(pushes) } else { None };
+    waiting.take_now().into_iter().filter_map(pushes).collect()
+}
+
+#[tokio::test]
+async fn a_message_for_many_leaves_in_parts_and_each_waits_for_the_one_before() {
+    let many = PARTS_FROM_READERS as u64;
+    let (store, routes_read) = store_of_group(many);
+    let core = core_over(store);
+    let (_stream, mut waiting) = core.gateways.open(proto::incarnation_of(1 << 40));
+    let mut two = vec![of_group(1), of_group(2)];
+    let mut round = std::pin::pin!(round(&core, &mut two));
+    let (mut connections, mut parts, mut is_over) = (Vec::new(), 0, false);
+    while !is_over {
+        is_over = poll!(round.as_mut()).is_ready();
+        let left = taken(&mut waiting);
+        let Some(part) = left.first() else {
+            // It rests.
+            tokio::task::yield_now().await;
+            continue;
+        };
+        parts += 1;
+        assert_eq!((left.len(), part.turn.is_some()), (1, true), "the next one waits until this is placed");
+        let read = many.min((parts + 1) * READERS_PER_PART as u64);
+        assert_eq!(routes_read.load(Ordering::Relaxed), read, "and its routes are read meanwhile");
+        let [first, second] = &part.pushes[..] else { panic!("both messages, in their order") };
+        assert_eq!(first.connections, second.connections);
+        assert_eq!(first.connections.len(), READERS_PER_PART);
+        connections.extend(first.connections.clone());
+    }
+    assert_eq!(parts, many / READERS_PER_PART as u64);
+    assert!(connections.into_iter().eq((1..=many).map(|user| (1 << 40) + user)));
+}
+
+#[tokio::test]
+async fn a_message_for_fewer_leaves_at_once() {
+    let (store, _) = store_of_group(PARTS_FROM_READERS as u64 - 1);
+    let core = core_over(store);
+    let (_stream, mut waiting) = core.gateways.open(proto::incarnation_of(1 << 40));
+    round(&core, &mut vec![of_group(1)]).await;
+    let left = taken(&mut waiting);
+    let [part] = &left[..] else { panic!("{} parts", left.len()) };
+    assert!(part.turn.is_none() && part.pushes[0].connections.len() == PARTS_FROM_READERS - 1);
+}
