@@ -124,6 +124,7 @@ impl Ledger {
         let (chat, history, seq) = match event {
             Event::Message(message) => (&message.chat, message.history, message.seq),
             Event::Gap { chat, history, to, .. } => (chat, *history, *to),
+            Event::Hidden { chat, history, seq } => (chat, *history, *seq),
             Event::HistoryLost { chat, history, from_seq } => (chat, *history, from_seq - 1),
             Event::Delivered { .. }
             | Event::Read { .. }

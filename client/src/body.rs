@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::ops::Deref;
 
 use bytes::Bytes;
-use proto::wire::{self, Code, GroupAction, Kind, Role};
+use proto::wire::{self, GroupAction, Kind, Role};
 
 /// The body of a message, with its kind: text unless one of the functions here made it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,6 +38,15 @@ pub enum Content {
     },
     /// Something with a type.
     Payload(wire::Payload),
+    /// A message is not to be shown to this user any more, whatever shows it. Only in the chat with oneself.
+    Hide {
+        /// The chat of the message meant.
+        chat: String,
+        /// Its history.
+        history: u64,
+        /// The seq meant.
+        seq: u64,
+    },
     /// Of a kind that this version does not know, or not readable.
     Unknown,
 }
@@ -86,6 +95,11 @@ impl Body {
         Body::of(Kind::Payload, payload)
     }
 
+    /// Hides a message from its own user; to be sent to the chat with oneself. [`Client::hide`](crate::Client::hide) does so.
+    pub fn hide(chat: &str, history: u64, seq: u64) -> Self {
+        Body::of(Kind::Hide, &wire::Hide { chat: chat.to_owned(), history, seq })
+    }
+
     /// A change of a group.
     pub fn group(change: &wire::GroupChange) -> Self {
         Body::of(Kind::Group, change)
@@ -110,6 +124,10 @@ impl Body {
                 read(bytes()).map_or(Content::Unknown, |wire::Edit { seq, .. }| Content::Recall { seq })
             }
             Ok(Kind::Payload) => read(bytes()).map_or(Content::Unknown, Content::Payload),
+            Ok(Kind::Hide) => {
+                let hide = |wire::Hide { chat, history, seq }| Content::Hide { chat, history, seq };
+                read(bytes()).map_or(Content::Unknown, hide)
+            }
             Err(_) => Content::Unknown,
         }
     }
@@ -126,6 +144,7 @@ impl Body {
                     payload.mentions.iter().map(|mention| format!(" @{}", mention.user)).collect();
                 format!("[{}, {} bytes]{mentions}", payload.content_type, payload.data.len()).into()
             }
+            Content::Hide { chat, seq, .. } => format!("[hides {seq} of {chat}]").into(),
             Content::Unknown => "[something that this version cannot show]".into(),
         }
     }
@@ -159,39 +178,12 @@ fn read<M: prost::Message + Default>(bytes: Bytes) -> Option<M> {
     M::decode(bytes).ok()
 }
 
-/// A group, and who is in it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Group {
-    /// Seq of the last change.
-    pub version: u64,
-    /// Its name for people.
-    pub title: String,
-    /// Everybody, in byte order of their names.
-    pub members: Vec<wire::Member>,
-}
-
-/// Why a group's members are not told.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AskError {
-    /// It is no group, or not one of ours.
-    #[error("refused: {}: {text}", code.as_str_name())]
-    Refused {
-        /// Why.
-        code: Code,
-        /// In the server's words.
-        text: String,
-    },
-    /// The session is over.
-    #[error("not asked: the session is over")]
-    Over,
-}
-
 /// A change of a group, in the words of its members.
 pub fn change(action: GroupAction, title: &str, members: &[(&str, Role)]) -> wire::GroupChange {
     let member = |(user, role): &(&str, Role)| wire::Member {
         user: (*user).to_owned(),
         role: *role as i32,
-        joined: 0,
+        ..Default::default()
     };
     wire::GroupChange {
         action: action as i32,
@@ -215,6 +207,9 @@ mod tests {
         let made = change(GroupAction::GroupCreate, "Rooks", &[("bob", Role::Admin), ("cy", Role::Member)]);
         assert_eq!(Body::group(&made).describe(), "[makes the group Rooks with bob (admin), cy]");
         assert_eq!(Body::group(&made).content(), Content::Group(made));
+        let hide = Body::hide("alice:bob", 9, 7);
+        assert_eq!(hide.content(), Content::Hide { chat: "alice:bob".into(), history: 9, seq: 7 });
+        assert_eq!(hide.describe(), "[hides 7 of alice:bob]");
         let mentions = vec![wire::Mention { user: "bob".into() }];
         let data = vec![1, 2, 3].into();
         let image = wire::Payload { content_type: "image/png".into(), data, mentions, reply_to: 0 };

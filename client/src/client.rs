@@ -9,10 +9,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use proto::name::{Chat, NameError};
-use proto::wire::{Code, GroupAction, GroupChange, Role};
+use proto::wire::{self, Code, GroupAction, GroupChange, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::body::{AskError, Body, Group, change};
+use crate::answer::{AskError, Group, Page};
+use crate::body::{Body, change};
 use crate::event::{Ended, Events, Status};
 use crate::options::{ConnectError, Keep, Options};
 use crate::session::{Control, Session, Submission};
@@ -186,13 +187,49 @@ impl Client {
         self.send(chat, Body::group(change)).await
     }
 
-    /// Who is in this group, as of one moment. Waits until the session is logged in, and asks again while the server says
-    /// that it cannot tell right now.
+    /// Who is in this group and how far they have it, as of one moment. Waits until the session is logged in, and asks again
+    /// while the server says that it cannot tell right now.
+    ///
+    /// [`Event::Delivered`](crate::Event::Delivered) and [`Event::Read`](crate::Event::Read) tell what changes from there on. What
+    /// changed while the device was away they do not: ask again after each [`Event::Synced`](crate::Event::Synced) about the groups
+    /// that are looked at.
     pub async fn group(&self, chat: &str) -> Result<Group, AskError> {
+        self.ask(|answer| Control::Members { chat: chat.to_owned(), answer }).await
+    }
+
+    /// Messages of the chat with a user (`bob`), of a chat (`alice:bob`) or group (`#17`), whatever this device holds: at most `limit`
+    /// (100; 0 means 100) behind the seq `cursor`; with `reverse` in front of it, the newest first, and then 0 means from the newest.
+    /// A look and no more: nothing is to be confirmed, no cursor moves, and nobody is told. Seqs count in the history that the page
+    /// names, which may be another than that of messages held. Waits and asks again like [`Client::group`].
+    pub async fn pull(&self, chat: &str, cursor: u64, limit: u32, reverse: bool) -> Result<Page, AskError> {
+        let chat = self.chat(chat)?.to_string();
+        let pull = |answer| {
+            let pull = wire::Pull { chat: chat.clone(), cursor, limit, reverse, ..Default::default() };
+            Control::Pull { pull, answer }
+        };
+        self.ask(pull).await
+    }
+
+    /// The user does not want to see this message of the chat with a user (`bob`), of a chat (`alice:bob`) or group (`#17`) any more, on
+    /// no device; for everybody else it stays. Of what was handed out here up to now. A message of its own says so, in the user's chat
+    /// with oneself, which comes to every device of theirs as [`Content::Hide`](crate::Content::Hide): whoever shows the message takes
+    /// it away then. From there on this library does not hand it out any more: [`Event::Hidden`](crate::Event::Hidden) comes in its
+    /// place, and [`Client::pull`] leaves it out. A new device begins behind what its user had then, and does not know of what
+    /// was hidden before.
+    pub async fn hide(&self, chat: &str, seq: u64) -> Result<Sent, SendError> {
+        let chat = self.chat(chat)?.to_string();
+        let (answer, pending) = oneshot::channel();
+        self.controls.send(Control::Hide { chat, seq, answer }).map_err(|_| SendError::NotSent)?;
+        Pending(pending).await
+    }
+
+    async fn ask<T>(
+        &self,
+        question: impl Fn(oneshot::Sender<Result<T, AskError>>) -> Control,
+    ) -> Result<T, AskError> {
         loop {
             let (answer, told) = oneshot::channel();
-            let chat = chat.to_owned();
-            self.controls.send(Control::Members { chat, answer }).map_err(|_| AskError::Over)?;
+            self.controls.send(question(answer)).map_err(|_| AskError::Over)?;
             match told.await.map_err(|_| AskError::Over)? {
                 Err(AskError::Refused { code: Code::Unavailable, .. }) => {
                     tokio::time::sleep(ASK_AGAIN).await;

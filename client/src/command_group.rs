@@ -13,7 +13,8 @@ use crate::{EXIT_UNREACHABLE, EXIT_USAGE};
 
 /// Make, change or list a group
 ///
-/// Prints {"chat":"#17","seq":1} once the change is durable; `members` prints {"user":"bob","role":"admin"} a line. Exits 64
+/// Prints {"chat":"#17","seq":1} once the change is durable; `members` prints {"user":"bob","role":"admin","joined":1,
+/// "delivered":9,"read":7} a line: the seqs from which on a member is in it, has everything up to, and has read up to. Exits 64
 /// when it is refused for good, 69 when no answer came in time: then it may have been done or not.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -152,11 +153,15 @@ impl Ask<'_> {
                             Role::Admin => "admin",
                             Role::Owner => "owner",
                         };
-                        writeln!(out, "{}", serde_json::json!({ "user": member.user, "role": role }))?;
+                        let line = serde_json::json!({
+                            "user": member.user, "role": role, "joined": member.joined,
+                            "delivered": member.delivered, "read": member.read,
+                        });
+                        writeln!(out, "{line}")?;
                     }
                     Ok(ExitCode::SUCCESS)
                 }
-                Err(error @ AskError::Refused { .. }) => {
+                Err(error @ (AskError::Refused { .. } | AskError::Name(_))) => {
                     eprintln!("client: {error}");
                     Ok(ExitCode::from(EXIT_USAGE))
                 }

@@ -90,6 +90,7 @@ pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitC
                 eprintln!("client: {chat}: messages {from} to {to} are not there any more");
                 events.confirm_event(&event);
             }
+            Event::Hidden { .. } => events.confirm_event(&event),
             Event::HistoryLost { chat, from_seq, .. } => {
                 eprintln!(
                     "client: {chat}: the server lost history; messages from {from_seq} on are shown anew"
@@ -140,6 +141,7 @@ fn print(message: &Message, json: bool) -> io::Result<()> {
                 Content::Edit { .. } => Some("edit"),
                 Content::Recall { .. } => Some("recall"),
                 Content::Payload(_) => Some("payload"),
+                Content::Hide { .. } => Some("hide"),
                 Content::Unknown => Some("unknown"),
             },
         };

@@ -27,6 +27,16 @@ pub enum Event {
         /// Last seq that is missing.
         to: u64,
     },
+    /// A message stands here that this user has hidden ([`Client::hide`](crate::Client::hide)), on any device. In the order of the
+    /// chat and once, in the message's place; to be confirmed with [`Events::confirm_event`].
+    Hidden {
+        /// The chat.
+        chat: Arc<str>,
+        /// Its history.
+        history: u64,
+        /// The message's.
+        seq: u64,
+    },
     /// The server lost history of this chat. What it has now follows under the new number, from `from_seq` on. To be
     /// confirmed with [`Events::confirm_event`], or it comes again after a restart.
     HistoryLost {
@@ -37,8 +47,9 @@ pub enum Event {
         /// First seq that is handed out anew.
         from_seq: u64,
     },
-    /// Some device of a user has everything up to `seq` of the chat. Told of others, in chats with one other user. May come
-    /// again after a restart.
+    /// Some device of a user has everything up to `seq` of the chat. Told of others: of the other user of a one-to-one chat, and of
+    /// each member of a group that is not too large (32 by default). May come again after a restart; of a group what happened
+    /// while this device was away is not told, [`Client::group`](crate::Client::group) says it.
     Delivered {
         /// The chat.
         chat: Arc<str>,
@@ -204,12 +215,13 @@ impl Events {
         self.confirm_up_to(&message.chat, message.history, message.seq);
     }
 
-    /// Confirms what this event told: a message, a gap, a lost history. Of other events there is nothing to confirm.
+    /// Confirms what this event told: a message, a hidden one, a gap, a lost history. Of other events there is nothing to confirm.
     /// Confirming a message confirms all that was told of its chat before.
     pub fn confirm_event(&self, event: &Event) {
         match event {
             Event::Message(message) => self.confirm(message),
             Event::Gap { chat, history, to, .. } => self.confirm_up_to(chat, *history, *to),
+            Event::Hidden { chat, history, seq } => self.confirm_up_to(chat, *history, *seq),
             Event::HistoryLost { chat, history, from_seq } => {
                 self.confirm_up_to(chat, *history, from_seq.saturating_sub(1));
             }

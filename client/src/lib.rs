@@ -4,7 +4,9 @@
 //! the application confirms. Behind them one task owns the connection, the [`store`] and the two parts that decide
 //! without I/O or clock: [`inbox`] and [`outbox`]. A program with an event loop of its own uses those two directly.
 //!
-//! [`Client::read`] says what the user has read; [`Event::Delivered`] and [`Event::Read`] tell how far others are.
+//! [`Client::read`] says what the user has read; [`Event::Delivered`] and [`Event::Read`] tell how far others are, and
+//! [`Client::group`] how far everybody in a group is: [`Group::reached`] counts. [`Client::pull`] brings what this device does not hold,
+//! [`Client::hide`] takes a message out of its user's sight on every device.
 //!
 //! [`Client::watch`] asks who is there, [`Client::typing`] says that the user is writing; [`Event::Presence`] and [`Event::Typing`] tell of
 //! others.
@@ -14,6 +16,7 @@
 //! Trap: a message that is never confirmed is handed out again after a restart, and when
 //! [`inbox::Limits::unconfirmed_messages_max`] are unconfirmed no more are handed out.
 
+mod answer;
 mod backoff;
 mod body;
 mod client;
@@ -31,7 +34,8 @@ mod session;
 pub mod store;
 mod token;
 
-pub use body::{AskError, Body, Content, Group, change};
+pub use answer::{AskError, Group, Page, Reached};
+pub use body::{Body, Content, change};
 pub use client::{Client, Pending, SendError, Sent, Settings};
 pub use event::{Ended, Event, Events, Status};
 pub use inbox::Message;

@@ -1,5 +1,6 @@
 //! How far users have their chats: what is told of the others, and what is read here. Pure: frames and `now` go in, Reads and
-//! [`News`] come out; owned by the session.
+//! [`News`] come out; owned by the session. In a group every member is told of for himself; what is lost of that no Sync tells
+//! again, so an application asks [`Client::group`](crate::Client::group).
 //!
 //! News of a chat that nobody has taken become one with what comes later, so that an application that never looks costs no
 //! more than its chats.
@@ -8,12 +9,16 @@
 //! command closes the connection. So nothing is sent before a SyncAck has said that it is taken, and what no Receipt has
 //! confirmed is sent again.
 
+mod chat;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use prost::Message;
 use proto::wire;
+
+use chat::Chat;
 
 /// What an application is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,35 +50,6 @@ pub struct Receipts {
     deadline: Option<Instant>,
 }
 
-/// Everything counts in `history`.
-#[derive(Debug, Default)]
-struct Chat {
-    history: u64,
-    /// Ours, as the server knows it.
-    read: u64,
-    /// Ours, as the application says.
-    wanted: u64,
-    /// Sent on this connection, so many times, and due again at that time.
-    sent: u64,
-    tries: u32,
-    again_at: Option<Instant>,
-    /// Not before: one of a chat at a time.
-    next_at: Option<Instant>,
-    peer_delivered: u64,
-    peer_read: u64,
-    /// What is not told yet.
-    news: Untold,
-}
-
-#[derive(Debug, Default)]
-struct Untold {
-    queued: bool,
-    delivered: bool,
-    peer_read: bool,
-    read: bool,
-    unread: Option<u64>,
-}
-
 impl Receipts {
     /// Of this user's device. Nothing is kept over restarts: the first Sync tells.
     pub fn new(user: impl Into<String>) -> Self {
@@ -101,7 +77,7 @@ impl Receipts {
         self.frames.clear();
         for name in &self.pending {
             let Some(chat) = self.chats.get_mut(name) else { continue };
-            (chat.sent, chat.tries, chat.again_at, chat.next_at) = (0, 0, None, None);
+            chat.forget_connection();
         }
     }
 
@@ -112,10 +88,11 @@ impl Receipts {
         for cursor in &mut sync.cursors {
             let known = self.chats.get(&*cursor.chat).filter(|chat| chat.history == cursor.history);
             let Some(chat) = known else { continue };
+            let other = peer(&cursor.chat, &self.user).map(|peer| chat.other(peer)).unwrap_or_default();
             let filled = wire::Cursor {
                 read_seq: chat.read,
-                peer_delivered: chat.peer_delivered,
-                peer_read: chat.peer_read,
+                peer_delivered: other.delivered,
+                peer_read: other.read,
                 ..cursor.clone()
             };
             // Its length in front may grow too.
@@ -137,7 +114,9 @@ impl Receipts {
             let name = self.name(&head.chat);
             let Some(chat) = chat(&mut self.chats, &name, head.history, true) else { continue };
             chat.read = chat.read.max(head.read_seq);
-            chat.told_of_peer(head.peer_delivered, head.peer_read);
+            if let Some(peer) = peer(&name, &self.user) {
+                chat.told_of(peer, head.peer_delivered, head.peer_read);
+            }
             chat.news.unread = Some(head.unread);
             self.is_news(name);
         }
@@ -151,8 +130,8 @@ impl Receipts {
         if receipt.user == self.user {
             chat.news.read |= receipt.read > chat.read;
             chat.read = chat.read.max(receipt.read);
-        } else if peer(&name, &self.user) == Some(&receipt.user) {
-            chat.told_of_peer(receipt.delivered, receipt.read);
+        } else if name.starts_with('#') || peer(&name, &self.user) == Some(&receipt.user) {
+            chat.told_of(&receipt.user, receipt.delivered, receipt.read);
         }
         self.is_news(name);
     }
@@ -201,26 +180,9 @@ impl Receipts {
     pub fn next_news(&mut self) -> Option<News> {
         loop {
             let name = self.untold.front()?.clone();
-            let user = || peer(&name, &self.user).unwrap_or_default().to_owned();
             if let Some(chat) = self.chats.get_mut(&name) {
-                let history = chat.history;
-                if std::mem::take(&mut chat.news.delivered) {
-                    return Some(News::Delivered {
-                        user: user(),
-                        seq: chat.peer_delivered,
-                        chat: name,
-                        history,
-                    });
-                }
-                if std::mem::take(&mut chat.news.peer_read) {
-                    return Some(News::Read { user: user(), seq: chat.peer_read, chat: name, history });
-                }
-                if let Some(unread) = chat.news.unread.take() {
-                    return Some(News::Unread { read: chat.read, chat: name, history, unread });
-                }
-                if std::mem::take(&mut chat.news.read) {
-                    let user = self.user.clone();
-                    return Some(News::Read { seq: chat.read, chat: name, history, user });
+                if let Some(news) = chat.next_news(&name, &self.user) {
+                    return Some(news);
                 }
                 chat.news.queued = false;
             }
@@ -230,9 +192,7 @@ impl Receipts {
 
     fn is_news(&mut self, name: Arc<str>) {
         let Some(chat) = self.chats.get_mut(&name) else { return };
-        let news = &mut chat.news;
-        let any = news.delivered || news.peer_read || news.read || news.unread.is_some();
-        if any && !std::mem::replace(&mut news.queued, true) {
+        if chat.has_news() && !std::mem::replace(&mut chat.news.queued, true) {
             self.untold.push_back(name);
         }
     }
@@ -274,53 +234,14 @@ fn chat<'a>(
         if chat.history != 0 && !decides {
             return None;
         }
-        let news = Untold { queued: chat.news.queued, ..Untold::default() };
-        *chat = Chat { history, news, ..Chat::default() };
+        chat.begin_anew(history);
     }
     Some(chat)
 }
 
-impl Chat {
-    /// What is read was delivered.
-    fn told_of_peer(&mut self, delivered: u64, read: u64) {
-        let delivered = delivered.max(read);
-        self.news.delivered |= delivered > self.peer_delivered;
-        self.news.peer_read |= read > self.peer_read;
-        self.peer_delivered = self.peer_delivered.max(delivered);
-        self.peer_read = self.peer_read.max(read);
-    }
-
-    /// Sends what is due; when to look again.
-    fn send(&mut self, name: &str, now: Instant, frames: &mut VecDeque<wire::Read>) -> Option<Instant> {
-        if self.wanted <= self.read {
-            return None;
-        }
-        let due = if self.wanted > self.sent { self.next_at } else { self.again_at };
-        if let Some(at) = due.filter(|at| now < *at) {
-            return Some(at);
-        }
-        self.tries = if self.wanted > self.sent { 0 } else { self.tries + 1 };
-        self.sent = self.wanted;
-        self.next_at = Some(now + PACE);
-        let again_at = now + (AGAIN_AFTER * 2_u32.pow(self.tries.min(16))).min(AGAIN_AFTER_MAX);
-        self.again_at = Some(again_at);
-        frames.push_back(self.frame(name));
-        Some(again_at)
-    }
-
-    fn frame(&self, name: &str) -> wire::Read {
-        wire::Read { chat: name.to_owned(), history: self.history, seq: self.wanted }
-    }
-}
-
-/// Least time between two Reads of one chat.
-const PACE: Duration = Duration::from_millis(50);
-/// Without a Receipt a Read is sent again, doubling up to a minute.
-const AGAIN_AFTER: Duration = Duration::from_secs(5);
-const AGAIN_AFTER_MAX: Duration = Duration::from_secs(60);
-
 #[cfg(test)]
 mod tests {
+    use super::chat::{AGAIN_AFTER, PACE};
     use super::*;
 
     const CHAT: &str = "alice:bob";
@@ -423,6 +344,39 @@ mod tests {
         assert_eq!(news(&mut receipts), []);
         receipts.sync_ack(&ack(vec![wire::ChatHead { history: 8, peer_delivered: 1, ..head }]), now);
         assert!(matches!(news(&mut receipts)[0], News::Delivered { history: 8, seq: 2, .. }));
+    }
+
+    #[test]
+    fn in_a_group_everybody_is_told_of() {
+        let mut receipts = Receipts::new("alice");
+        let of = |user: &str, delivered, read| wire::Receipt {
+            chat: "#7".into(),
+            history: 7,
+            user: user.into(),
+            delivered,
+            read,
+        };
+        for receipt in
+            [of("bob", 3, 0), of("carol", 4, 4), of("bob", 2, 2), of("alice", 0, 5), of("bob", 1, 1)]
+        {
+            receipts.receipt(&receipt);
+        }
+        let told = |news: News| match news {
+            News::Delivered { user, seq, .. } => ("delivered", user, seq),
+            News::Read { user, seq, .. } => ("read", user, seq),
+            News::Unread { unread, .. } => ("unread", String::new(), unread),
+        };
+        let seen: Vec<_> = news(&mut receipts).into_iter().map(told).collect();
+        let wanted = [
+            ("delivered", "bob", 3),
+            ("read", "bob", 2),
+            ("delivered", "carol", 4),
+            ("read", "carol", 4),
+            ("read", "alice", 5),
+        ];
+        assert_eq!(seen, wanted.map(|(what, user, seq)| (what, user.to_owned(), seq)));
+        receipts.receipt(&of("bob", 3, 2));
+        assert_eq!(news(&mut receipts), []);
     }
 
     #[test]

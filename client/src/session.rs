@@ -4,8 +4,10 @@
 //! and nothing reads or writes the connection in between.
 
 mod app;
+mod hide;
 mod members;
 mod online;
+mod pulls;
 mod settings;
 
 use std::collections::HashMap;
@@ -18,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use app::{App, Input};
 pub(crate) use app::{Control, Submission};
 use members::Lists;
+use pulls::Pulls;
 
 use crate::backoff::Backoff;
 use crate::client::{SendError, Sent};
@@ -46,6 +49,7 @@ pub(crate) struct Session {
     next_ticket: u64,
     lists: Lists,
     settings: settings::Asked,
+    pulls: Pulls,
     backoff: Backoff,
     /// The gateway that was left last.
     avoid: Option<String>,
@@ -93,6 +97,7 @@ impl Session {
             next_ticket: 0,
             lists: Lists::default(),
             settings: settings::Asked::default(),
+            pulls: Pulls::default(),
             backoff,
             avoid: None,
             expired: None,
@@ -229,15 +234,7 @@ impl Session {
     fn take(&mut self, input: Input) {
         let now = Instant::now();
         match input {
-            Input::Submit(Submission { chat, body, answer }) => {
-                self.next_ticket += 1;
-                match self.outbox.submit(self.next_ticket, &chat, body, now) {
-                    Ok(()) => {
-                        self.tickets.insert(self.next_ticket, answer);
-                    }
-                    Err(outbox::Full { .. }) => drop(answer.send(Err(SendError::QueueFull))),
-                }
-            }
+            Input::Submit(submission) => self.submit(submission, now),
             Input::Control(Control::Confirm { chat, history, seq }) => {
                 self.inbox.confirm(&chat, history, seq, now);
             }
@@ -245,6 +242,8 @@ impl Session {
             Input::Control(Control::Watch { users }) => self.presence.watch(users, now),
             Input::Control(Control::Typing { chat, stopped }) => self.presence.typing(chat, stopped),
             Input::Control(Control::Settings { change, answer }) => self.settings.ask(change, answer),
+            Input::Control(Control::Pull { pull, answer }) => self.pulls.ask(pull, answer),
+            Input::Control(Control::Hide { chat, seq, answer }) => self.hide(&chat, seq, answer, now),
             Input::Control(Control::Read { chat, seq }) => {
                 if let (Some(receipts), Some((history, cursor))) =
                     (&mut self.receipts, self.inbox.cursor(&chat))
@@ -255,6 +254,16 @@ impl Session {
             Input::Control(Control::Close { done }) => self.closing = Some(Some(done)),
             Input::Gone => self.closing = Some(None),
             Input::Told => {}
+        }
+    }
+
+    fn submit(&mut self, Submission { chat, body, answer }: Submission, now: Instant) {
+        self.next_ticket += 1;
+        match self.outbox.submit(self.next_ticket, &chat, body, now) {
+            Ok(()) => {
+                self.tickets.insert(self.next_ticket, answer);
+            }
+            Err(outbox::Full { .. }) => drop(answer.send(Err(SendError::QueueFull))),
         }
     }
 
@@ -279,7 +288,10 @@ impl Session {
             while let Some(action) = self.inbox.next_action() {
                 idle = false;
                 match action {
-                    inbox::Action::Deliver(message) => self.app.tell(Event::Message(message)),
+                    inbox::Action::Deliver(message) => {
+                        let event = self.shown(message);
+                        self.app.tell(event);
+                    }
                     inbox::Action::Gap { chat, history, from, to } => {
                         self.app.tell(Event::Gap { chat, history, from, to });
                     }
@@ -304,6 +316,9 @@ impl Session {
         if connection.is_some() {
             for asked in self.lists.due() {
                 frames += put(&mut connection, Command::Members, &asked);
+            }
+            for asked in self.pulls.due() {
+                frames += put(&mut connection, Command::Pull, &asked);
             }
         }
         if let Some(receipts) = &mut self.receipts {

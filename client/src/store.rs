@@ -6,6 +6,7 @@
 //! Trap: a record that cannot be read ends the log, and with it our knowledge of the last numbers given. From there on
 //! no stream of the file gets a new number: that number may have been sent with another body.
 
+mod hidden;
 mod place;
 mod record;
 
@@ -16,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hidden::Hidden;
 pub use place::{default_root, device_folder, file_name};
 use record::Record;
 
@@ -68,6 +70,8 @@ pub(crate) struct State {
     pub complete: bool,
     pub cursors: BTreeMap<String, (u64, u64)>,
     pub chats: BTreeMap<String, Chat>,
+    /// What its user has hidden.
+    pub hidden: Hidden,
     /// The log ended in a record that cannot be read, now or in an earlier life, and these streams were open then.
     pub torn: bool,
 }
@@ -175,6 +179,18 @@ impl Store {
         // Forgotten, this would be a new device again, and would begin behind what others acknowledged meanwhile.
         self.must_sync = true;
         self.put(Record::complete());
+    }
+
+    /// Its user does not want to see this message any more.
+    pub fn put_hidden(&mut self, chat: &str, history: u64, seq: u64) {
+        if !self.is_hidden(chat, history, seq) {
+            self.put(Record::hidden(chat, history, seq));
+        }
+    }
+
+    /// Whether that was put.
+    pub fn is_hidden(&self, chat: &str, history: u64, seq: u64) -> bool {
+        self.state.hidden.holds(chat, history, seq)
     }
 
     /// See [`crate::outbox::Action::StoreStream`].

@@ -4,6 +4,7 @@
 //! Trap: drawing blocks while the terminal does not take bytes (a slow link). The session has its own thread and goes on.
 
 mod chat;
+mod circle;
 mod command;
 mod draw;
 mod editor;
@@ -19,10 +20,14 @@ use std::future::Future;
 use std::io::IsTerminal;
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use client::{Client, ConnectError, Ended, Event, Events, Options, SendError, Sent, Status, store};
+use client::{
+    AskError, Client, ConnectError, Ended, Event, Events, Group, Options, Page, SendError, Sent, Status,
+    store,
+};
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use jiff::tz::TimeZone;
@@ -75,7 +80,14 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     result
 }
 
-type Answer = Pin<Box<dyn Future<Output = (u64, Result<Sent, SendError>)>>>;
+/// What was waited for.
+enum Answer {
+    Sent(u64, Result<Sent, SendError>),
+    Members(Arc<str>, Result<Group, AskError>),
+    Older(Arc<str>, Result<Page, AskError>),
+}
+
+type Waiting = Pin<Box<dyn Future<Output = Answer>>>;
 
 struct Edge {
     client: Client,
@@ -83,7 +95,7 @@ struct Edge {
     model: Model,
     transcripts: Transcripts,
     screen: Screen,
-    answers: FuturesUnordered<Answer>,
+    answers: FuturesUnordered<Waiting>,
     /// The next picture is drawn on an empty screen.
     must_clear: bool,
 }
@@ -126,7 +138,7 @@ impl Edge {
                     self.settle();
                     self.event(event.unwrap_or(Event::Ended(Ended::Closed)))?;
                 }
-                Some((ticket, answer)) = self.answers.next() => self.model.answered(ticket, answer),
+                Some(answer) = self.answers.next() => self.answered(answer),
                 now = self.client.status_changed(&status) => {
                     if let Status::Connecting { problem: Some(problem) } = &now {
                         self.model.problem(problem);
@@ -172,13 +184,16 @@ impl Edge {
                 self.model.connected(address.clone(), *durability);
             }
             Event::Disconnected { reason } => self.model.disconnected(reason),
-            Event::Delivered { chat, history, seq, .. } => self.model.delivered(chat, (*history, *seq)),
+            Event::Delivered { chat, history, user, seq } => {
+                self.model.delivered(chat, user, (*history, *seq));
+            }
             Event::Read { chat, history, user, seq } => self.model.read(chat, user, (*history, *seq)),
             Event::Unread { chat, history, read, .. } => self.model.read_elsewhere(chat, (*history, *read)),
             Event::Presence { user, online, last_seen_s } => self.model.presence(user, *online, *last_seen_s),
             Event::Typing { chat, user, stopped } => self.model.typing(chat, user, *stopped, now_us()),
             Event::WatchRefused { text, .. } => self.model.say(format!("who is there is not told: {text}")),
-            Event::Synced => {}
+            Event::Hidden { .. } => {}
+            Event::Synced => self.model.want_members(),
             Event::Ended(ended) => return Err(anyhow::Error::new(ConnectError::Ended(ended.clone()))),
         }
         // In the model and in the transcript: it need not come again.
@@ -189,8 +204,16 @@ impl Edge {
 
     /// Answers come before the message that they answer for comes as an event. Taken first, it never stands there twice.
     fn settle(&mut self) {
-        while let Some(Some((ticket, answer))) = self.answers.next().now_or_never() {
-            self.model.answered(ticket, answer);
+        while let Some(Some(answer)) = self.answers.next().now_or_never() {
+            self.answered(answer);
+        }
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        match answer {
+            Answer::Sent(ticket, answer) => self.model.answered(ticket, answer),
+            Answer::Members(chat, answer) => self.model.members(&chat, answer.ok().as_ref()),
+            Answer::Older(chat, answer) => self.model.older(&chat, answer),
         }
     }
 
@@ -200,7 +223,9 @@ impl Edge {
         while let Some(effect) = self.model.next_effect() {
             match effect {
                 Effect::Send { ticket, chat, body } => match self.client.try_enqueue(&chat, body) {
-                    Ok(pending) => self.answers.push(Box::pin(async move { (ticket, pending.await) })),
+                    Ok(pending) => {
+                        self.answers.push(Box::pin(async move { Answer::Sent(ticket, pending.await) }));
+                    }
                     Err(error) => self.model.answered(ticket, Err(error)),
                 },
                 Effect::Keep { chat, record } => {
@@ -209,6 +234,18 @@ impl Edge {
                     }
                 }
                 Effect::Typing { chat, stopped } => drop(self.client.typing(&chat, stopped)),
+                Effect::Members { chat } => {
+                    let client = self.client.clone();
+                    let ask = async move { Answer::Members(chat.clone(), client.group(&chat).await) };
+                    self.answers.push(Box::pin(ask));
+                }
+                Effect::Older { chat, before } => {
+                    let client = self.client.clone();
+                    let pull = async move {
+                        Answer::Older(chat.clone(), client.pull(&chat, before, OLDER, true).await)
+                    };
+                    self.answers.push(Box::pin(pull));
+                }
                 Effect::Redraw => self.must_clear = true,
                 Effect::Quit => quit = true,
             }
@@ -248,4 +285,6 @@ fn now_us() -> u64 {
 /// About 30 pictures a second: what a slow link has to carry at most.
 const DRAW_MS_MIN: u64 = 33;
 const INPUTS_AHEAD_MAX: usize = 64;
+/// Messages asked for at the top of what is held.
+const OLDER: u32 = 50;
 const CHATS_LOADED_MAX: usize = 1_000;

@@ -200,6 +200,7 @@ impl Stage {
                     Event::Delivered { .. }
                     | Event::Read { .. }
                     | Event::Unread { .. }
+                    | Event::Hidden { .. }
                     | Event::Presence { .. }
                     | Event::Typing { .. }
                     | Event::WatchRefused { .. } => {}

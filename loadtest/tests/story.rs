@@ -34,6 +34,7 @@ async fn next_message(events: &mut Events) -> Message {
                 Event::Delivered { .. }
                 | Event::Read { .. }
                 | Event::Unread { .. }
+                | Event::Hidden { .. }
                 | Event::Presence { .. }
                 | Event::Typing { .. }
                 | Event::WatchRefused { .. } => {}

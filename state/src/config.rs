@@ -171,6 +171,8 @@ pub struct Limits {
     pub presence_renew_ms: u32,
     /// Members of a group in which others are told who is writing.
     pub typing_members_max: u64,
+    /// Members of the largest group whose members are told of each other's cursors; 0: of no group. Of larger ones they ask.
+    pub receipt_members_max: usize,
     /// What clients are told to wait when the store does not answer.
     pub retry_after_ms: u32,
 }
@@ -203,6 +205,7 @@ impl Default for Limits {
             watches_max: 200_000,
             presence_renew_ms: 60_000,
             typing_members_max: 100,
+            receipt_members_max: 32,
             retry_after_ms: 250,
         }
     }
@@ -233,6 +236,10 @@ impl Config {
             (
                 !(1..=100_000).contains(&limits.group_members_max),
                 "limits.group_members_max must be between 1 and 100000: each message reads where they all are",
+            ),
+            (
+                limits.receipt_members_max > 1_000,
+                "limits.receipt_members_max must be at most 1000: of each cursor that moves all of them are told",
             ),
             (
                 limits.user_messages_burst == 0

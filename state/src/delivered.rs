@@ -3,16 +3,18 @@
 //! Trap: losing some only delays a status and lets a new device see a little more; so they wait in memory, bounded, and
 //! nothing waits for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::circle::{self, Place};
 use crate::losses;
 use crate::receipts::{Readers, Written};
+use crate::roster;
 use crate::server::Core;
-use crate::store::{CHAT_BUCKETS, Head, Op, StoreError, chat_bucket, read};
+use crate::store::{CHAT_BUCKETS, Head, Op, Outcome, StoreError, chat_bucket, read};
 
 /// What waits.
 #[derive(Debug)]
@@ -141,28 +143,35 @@ pub async fn flush(core: &Core) {
     }
 }
 
-/// The cursors of a part but those of groups that their user never was in, which are forgotten. Whoever was in a group stays
-/// known to it, so that nothing changes until they are written.
+/// The cursors of a part but those of groups that their user never was in, which are forgotten, and the places of the others in
+/// their groups. Whoever was in a group stays known to it, so that nothing changes until they are written.
 async fn of_members<'a>(
     core: &Core,
+    generation: u64,
     part: &'a [(Key, Cursor)],
-) -> Result<Vec<&'a (Key, Cursor)>, StoreError> {
+) -> Result<(Vec<&'a (Key, Cursor)>, Places<'a>), StoreError> {
     let in_group = |entry: &&(Key, Cursor)| entry.0.0.starts_with('#');
     let (of_groups, mut theirs): (Vec<_>, Vec<_>) = part.iter().partition(in_group);
-    let ask = |((chat, user), _): &&(Key, Cursor)| Op::Member { chat: chat.clone(), user: user.clone() };
-    let ops: Vec<Op> = of_groups.iter().map(ask).collect();
-    for (entry, outcome) in of_groups.into_iter().zip(core.apply(&ops).await) {
-        if read::standing(outcome)?.member.is_some() {
-            theirs.push(entry);
-        } else {
-            core.delivered.settled(&entry.0, entry.1);
+    let keys: Vec<(&str, &str)> = of_groups.iter().map(|((chat, user), _)| (&**chat, &**user)).collect();
+    let mut places = Places::new();
+    for (entry, place) in of_groups.into_iter().zip(circle::places(core, generation, &keys).await?) {
+        match place {
+            Some(place) => {
+                places.insert(&entry.0, place);
+                theirs.push(entry);
+            }
+            None => core.delivered.settled(&entry.0, entry.1),
         }
     }
-    Ok(theirs)
+    Ok((theirs, places))
 }
 
+/// Of those whose cursors are of groups.
+type Places<'a> = HashMap<&'a Key, Place>;
+
 async fn flush_part(core: &Core, part: &[(Key, Cursor)]) -> Result<(), StoreError> {
-    let part = of_members(core, part).await?;
+    let generation = core.generation();
+    let (part, places) = of_members(core, generation, part).await?;
     let mut writes = Vec::with_capacity(part.len());
     let mut doubtful = Vec::new();
     for (key, cursor) in part {
@@ -195,11 +204,16 @@ async fn flush_part(core: &Core, part: &[(Key, Cursor)]) -> Result<(), StoreErro
         outcome?;
         core.delivered.settled(key, cursor);
     }
-    write(core, writes).await
+    write(core, generation, writes, places).await
 }
 
 /// Writes them, and tells of what moved.
-async fn write(core: &Core, writes: Vec<(&Key, Cursor)>) -> Result<(), StoreError> {
+async fn write(
+    core: &Core,
+    generation: u64,
+    writes: Vec<(&Key, Cursor)>,
+    mut places: Places<'_>,
+) -> Result<(), StoreError> {
     let written: Vec<Written<'_>> = writes
         .iter()
         .map(|(key, cursor)| Written {
@@ -207,9 +221,9 @@ async fn write(core: &Core, writes: Vec<(&Key, Cursor)>) -> Result<(), StoreErro
             user: &key.1,
             history: core.histories.of(&key.0),
             with_read: cursor.read > 0,
+            place: places.remove(key),
         })
         .collect();
-    let generation = core.generation();
     let readers = Readers::of(core, generation, &written).await;
     let op = |((chat, user), cursor): &(&Key, Cursor)| Op::Delivered {
         chat: chat.clone(),
@@ -218,12 +232,18 @@ async fn write(core: &Core, writes: Vec<(&Key, Cursor)>) -> Result<(), StoreErro
         seq: cursor.seq.max(cursor.read),
         read: cursor.read,
     };
-    let ops: Vec<Op> = writes.iter().map(op).chain(readers.ops()).collect();
+    let groups = told_groups(&written);
+    let look =
+        |(chat, user): (&&str, &&str)| Op::Member { chat: (*chat).to_owned(), user: (*user).to_owned() };
+    let ops: Vec<Op> = writes.iter().map(op).chain(readers.ops()).chain(groups.iter().map(look)).collect();
     let mut outcomes = core.apply_as(generation, &ops).await;
+    let versions = outcomes.split_off(ops.len() - groups.len());
+    let versions = groups.keys().copied().zip(versions.into_iter().map(version)).collect();
     let routes = outcomes.split_off(writes.len());
     let mut moved = Vec::with_capacity(writes.len());
     let mut failed = Ok(());
-    for (((key, cursor), written), outcome) in writes.into_iter().zip(written).zip(outcomes) {
+    for (((key, cursor), mut written), outcome) in writes.into_iter().zip(written).zip(outcomes) {
+        forget_changed(&mut written, &versions);
         match read::moved(outcome) {
             Ok(new) => {
                 core.delivered.settled(key, cursor);
@@ -234,6 +254,25 @@ async fn write(core: &Core, writes: Vec<(&Key, Cursor)>) -> Result<(), StoreErro
     }
     readers.tell(core, routes, &moved);
     failed
+}
+
+/// The groups whose members are to be told, each with one of its users.
+fn told_groups<'a>(written: &[Written<'a>]) -> BTreeMap<&'a str, &'a str> {
+    let is_told = |written: &&Written<'_>| written.place.as_ref().is_some_and(|place| place.circle.is_some());
+    written.iter().filter(is_told).map(|written| (written.chat, written.user)).collect()
+}
+
+/// `None`: not to be had.
+fn version(outcome: Outcome) -> Option<u64> {
+    read::standing(outcome).ok().map(|standing| standing.group.version)
+}
+
+/// Nobody else is told of a cursor in a group that has changed until it was written.
+fn forget_changed(written: &mut Written<'_>, versions: &BTreeMap<&str, Option<u64>>) {
+    let Some(place) = &mut written.place else { return };
+    let now = versions.get(written.chat).copied().flatten();
+    let is_good = |circle: &Arc<roster::Readers>| now.is_some_and(|version| circle.is_as_new_as(version));
+    place.circle.take_if(|circle| !is_good(circle));
 }
 
 #[cfg(test)]
@@ -262,6 +301,20 @@ mod tests {
         flush(&core).await;
         assert_eq!(store.calls(), 2, "one part was tried, who is told of it looked up; and not all of them");
         assert_eq!(core.delivered.pending().len(), 80, "what was written is forgotten, the rest is kept");
+    }
+
+    #[test]
+    fn who_is_in_a_group_that_has_changed_is_not_told() {
+        let group = crate::group::Group { version: 3, ..Default::default() };
+        let list = roster::Readers::new(&crate::store::Roster { group, ..Default::default() }, 1);
+        let place = Place { number: 1, circle: Some(Arc::new(list)) };
+        for (now, told) in [(Some(3), true), (Some(4), false), (None, false)] {
+            let place = Some(place.clone());
+            let mut written = Written { chat: "#7", user: "a", history: 1, with_read: true, place };
+            assert_eq!(told_groups(std::slice::from_ref(&written)), BTreeMap::from([("#7", "a")]));
+            forget_changed(&mut written, &BTreeMap::from([("#7", now)]));
+            assert_eq!(written.place.is_some_and(|place| place.circle.is_some()), told, "{now:?}");
+        }
     }
 
     #[tokio::test]

@@ -281,7 +281,8 @@ async fn readers_of(core: &Core, accepted: &Accepted, generation: u64) -> Arc<Re
     if let Some(known) = core.rosters.get(&accepted.chat, accepted.version, generation) {
         return known;
     }
-    let outcome = insist(core, &[Op::Members { chat: accepted.chat.clone() }]).await.swap_remove(0);
+    let outcome =
+        insist(core, &[Op::Members { chat: accepted.chat.clone(), cursors: false }]).await.swap_remove(0);
     let roster = read::roster(outcome).inspect_err(|error| {
         tracing::error!(chat = accepted.chat, %error, "the readers of a group are not to be had");
     });

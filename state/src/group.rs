@@ -9,7 +9,7 @@
 //! [`Member::left`] 0 *and* the group not deleted.
 
 use prost::Message;
-use proto::name;
+use proto::name::{self, Chat};
 use proto::wire::{self, Code, GroupAction, Kind, Role};
 
 use crate::store::Stored;
@@ -207,13 +207,12 @@ pub fn may_edit(message: Option<&Stored>, sender: &str) -> Result<(), Code> {
     }
 }
 
-/// What a message wants beside being stored, out of its kind and body; the error is final. `in_group`: its chat is one.
-/// Numbers are not known here, and are 0.
-pub fn act_of(kind: i32, body: &[u8], in_group: bool, sender: &str, members_max: usize) -> Result<Act, Code> {
+/// What a message wants beside being stored, out of its kind and body; the error is final. Numbers are not known here, and are 0.
+pub fn act_of(kind: i32, body: &[u8], chat: &Chat, sender: &str, members_max: usize) -> Result<Act, Code> {
     let kind = Kind::try_from(kind).map_err(|_| Code::BadChange)?;
     match kind {
         Kind::Text => Ok(Act::Nothing),
-        Kind::Group if in_group => {
+        Kind::Group if matches!(chat, Chat::Group(_)) => {
             let change = wire::GroupChange::decode(body).map_err(|_| Code::BadChange)?;
             checked(change, sender, members_max).map(Act::Change).ok_or(Code::BadChange)
         }
@@ -232,7 +231,23 @@ pub fn act_of(kind: i32, body: &[u8], in_group: bool, sender: &str, members_max:
                 && payload.mentions.iter().all(|mention| name::check(&mention.user).is_ok());
             if fits { Ok(Act::Nothing) } else { Err(Code::BadChange) }
         }
+        // Elsewhere others would hear of it.
+        Kind::Hide if chat.pair_members() != Some((sender, sender)) => Err(Code::BadChange),
+        Kind::Hide => {
+            let hide = wire::Hide::decode(body).map_err(|_| Code::BadChange)?;
+            if may_hide(&hide, sender) { Ok(Act::Nothing) } else { Err(Code::BadChange) }
+        }
     }
+}
+
+/// Whether it names a message that this user may have been shown. Whether there is such a message makes no difference to anybody.
+fn may_hide(hide: &wire::Hide, user: &str) -> bool {
+    let is_theirs = |chat: Chat| {
+        let spelled = chat.to_string() == hide.chat;
+        spelled && chat.pair_members().is_none_or(|(low, high)| low == user || high == user)
+    };
+    let is_theirs = Chat::parse(&hide.chat).is_ok_and(is_theirs);
+    is_theirs && hide.history != 0 && (1..=proto::NUMBER_MAX).contains(&hide.seq)
 }
 
 fn checked(change: wire::GroupChange, sender: &str, members_max: usize) -> Option<Change> {
@@ -282,12 +297,12 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn member(user: &str, role: Role) -> wire::Member {
-        wire::Member { user: user.to_owned(), role: role as i32, joined: 0 }
+        wire::Member { user: user.to_owned(), role: role as i32, ..Default::default() }
     }
 
     fn act(action: GroupAction, title: &str, members: Vec<wire::Member>) -> Result<Act, Code> {
         let change = wire::GroupChange { action: action as i32, title: title.to_owned(), members };
-        act_of(Kind::Group as i32, &change.encode_to_vec(), true, "ann", 3)
+        act_of(Kind::Group as i32, &change.encode_to_vec(), &Chat::Group(7), "ann", 3)
     }
 
     #[test]
@@ -318,12 +333,40 @@ mod tests {
             assert_eq!(act(action, title, members), Err(Code::BadChange), "{action:?} {title}");
         }
         let edit = |seq, body: &'static [u8]| wire::Edit { seq, body: body.into() }.encode_to_vec();
-        assert_eq!(act_of(2, &edit(3, b"new"), false, "ann", 3), Ok(Act::Refer(3)));
-        assert_eq!(act_of(3, &edit(3, b""), false, "ann", 3), Ok(Act::Refer(3)));
+        let pair = Chat::pair("ann", "bob").unwrap();
+        assert_eq!(act_of(2, &edit(3, b"new"), &pair, "ann", 3), Ok(Act::Refer(3)));
+        assert_eq!(act_of(3, &edit(3, b""), &pair, "ann", 3), Ok(Act::Refer(3)));
         for (kind, body) in [(2, edit(0, b"")), (3, edit(3, b"x")), (3, vec![0xff]), (1, vec![]), (9, vec![])]
         {
-            assert_eq!(act_of(kind, &body, false, "ann", 3), Err(Code::BadChange), "{kind}");
+            assert_eq!(act_of(kind, &body, &pair, "ann", 3), Err(Code::BadChange), "{kind}");
         }
+    }
+
+    #[test]
+    fn a_message_is_hidden_in_the_chat_with_oneself_and_nowhere_else() {
+        let hide = |chat: &str, history, seq| wire::Hide { chat: chat.to_owned(), history, seq };
+        let decided = |hide: &wire::Hide, chat: Chat| act_of(5, &hide.encode_to_vec(), &chat, "bob", 3);
+        let own = || Chat::pair("bob", "bob").unwrap();
+        for chat in ["ann:bob", "bob:bob", "bob:cy", "#7"] {
+            assert_eq!(decided(&hide(chat, 9, 1), own()), Ok(Act::Nothing), "{chat}");
+            for other in
+                [Chat::pair("ann", "bob").unwrap(), Chat::pair("ann", "ann").unwrap(), Chat::Group(7)]
+            {
+                assert_eq!(decided(&hide(chat, 9, 1), other), Err(Code::BadChange), "{chat}");
+            }
+        }
+        for bad in [
+            hide("bob:ann", 9, 1),
+            hide("ann:cy", 9, 1),
+            hide("bob", 9, 1),
+            hide("#07", 9, 1),
+            hide("ann:bob", 0, 1),
+            hide("ann:bob", 9, 0),
+            hide("ann:bob", 9, proto::NUMBER_MAX + 1),
+        ] {
+            assert_eq!(decided(&bad, own()), Err(Code::BadChange), "{bad:?}");
+        }
+        assert_eq!(act_of(5, &[0xff], &own(), "bob", 3), Err(Code::BadChange));
     }
 
     /// The owner names herself: that adds nobody.

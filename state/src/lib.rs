@@ -7,6 +7,7 @@
 
 mod answer;
 mod calls;
+mod circle;
 mod clock;
 pub mod config;
 pub mod ctl;

@@ -1,5 +1,5 @@
-//! Receipts: how far a user has a chat, told to the devices of the other one; and to the user's own, so that all of them know what
-//! is read. Behind each write of cursors; on the state server's thread.
+//! Receipts: how far a user has a chat, told to the devices of the other one, or of all others in a group that is not too large;
+//! and to the user's own, so that all of them know what is read. Behind each write of cursors; on the state server's thread.
 //!
 //! Trap: routes are read behind the cursors, in the same call of the store: a device that logs in later sees them in its first
 //! Sync. Nothing is repeated, and nothing waits: a Receipt that is lost is made good by the next one or by a Sync.
@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use proto::link::Push;
 
 use crate::answer;
+use crate::circle::Place;
 use crate::gateways::{Outgoing, push_to};
 use crate::server::Core;
 use crate::store::{Moved, Op, Outcome, Route, peer, read};
 
 /// Cursors of a user in a chat that are being written.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Written<'a> {
     /// The chat.
     pub chat: &'a str,
@@ -24,20 +25,32 @@ pub struct Written<'a> {
     pub history: u64,
     /// Whether read is among them.
     pub with_read: bool,
+    /// In a group: theirs.
+    pub place: Option<Place>,
 }
 
 /// Who is to be told, with the numbers by which routes are kept. Asked before the write.
 #[derive(Debug, Default)]
 pub struct Readers {
+    /// Of one-to-one chats.
     numbers: HashMap<String, u64>,
     users: BTreeSet<u64>,
 }
 
 impl Written<'_> {
-    /// The names of those who are told of it.
+    /// The names of those who are told of it; of a group the numbers are known.
     fn readers(&self) -> impl Iterator<Item = &str> {
-        let own = self.with_read.then_some(self.user);
+        let own = (self.with_read && self.place.is_none()).then_some(self.user);
         peer(self.chat, self.user).into_iter().chain(own)
+    }
+
+    /// The numbers of those in a group who are told of it.
+    fn members(&self) -> impl Iterator<Item = u64> {
+        self.place.iter().flat_map(|place| {
+            let own = self.with_read.then_some(place.number);
+            let others = place.circle.iter().flat_map(|circle| circle.now());
+            others.filter(|number| *number != place.number).chain(own)
+        })
     }
 }
 
@@ -66,6 +79,7 @@ impl Readers {
                 }
             }
         }
+        readers.users.extend(written.iter().flat_map(Written::members));
         readers
     }
 
@@ -92,10 +106,11 @@ impl Readers {
         let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
         for (written, moved) in moved.iter().filter(|(_, moved)| *moved != Moved::default()) {
             let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
-            for number in written.readers().filter_map(|name| self.numbers.get(name)) {
-                for route in routes.get(number).into_iter().flatten() {
+            let names = written.readers().filter_map(|name| self.numbers.get(name).copied());
+            for number in names.chain(written.members()) {
+                for route in routes.get(&number).into_iter().flatten() {
                     let incarnation = proto::incarnation_of(route.connection);
-                    by_gateway.entry(incarnation).or_default().push((route.connection, *number));
+                    by_gateway.entry(incarnation).or_default().push((route.connection, number));
                 }
             }
             if by_gateway.is_empty() {

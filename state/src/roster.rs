@@ -41,6 +41,36 @@ impl Readers {
         let sees = move |(_, first, last): &&(u64, u64, u64)| (*first..=*last).contains(&seq);
         self.members[begin..end.max(begin)].iter().filter(sees).map(|(number, ..)| *number)
     }
+
+    /// Numbers of those who are in it.
+    pub fn now(&self) -> impl Iterator<Item = u64> + '_ {
+        self.members.iter().filter(|member| is_in(member)).map(|(number, ..)| *number)
+    }
+
+    /// Whether this user is in it.
+    pub fn holds(&self, number: u64) -> bool {
+        self.find(number).is_some_and(is_in)
+    }
+
+    /// Whether this user is or was in it.
+    pub fn knows(&self, number: u64) -> bool {
+        self.find(number).is_some()
+    }
+
+    /// Whether nothing has changed up to this version of the group.
+    pub fn is_as_new_as(&self, version: u64) -> bool {
+        self.version >= version
+    }
+
+    fn find(&self, number: u64) -> Option<&(u64, u64, u64)> {
+        let at = self.members.binary_search_by_key(&number, |member| member.0).ok()?;
+        self.members.get(at)
+    }
+}
+
+/// Whoever may see whatever comes.
+fn is_in((_, _, last): &(u64, u64, u64)) -> bool {
+    *last == u64::MAX
 }
 
 /// Lists read lately.
@@ -67,7 +97,7 @@ impl Rosters {
     pub fn get(&self, chat: &str, version: u64, generation: u64) -> Option<Arc<Readers>> {
         let mut kept = self.kept.lock();
         let found = kept.lists.get(chat)?;
-        (found.generation == generation && found.version >= version).then(|| found.clone())
+        (found.generation == generation && found.is_as_new_as(version)).then(|| found.clone())
     }
 
     /// Keeps a list.
@@ -102,7 +132,10 @@ mod tests {
             (format!("u{number}"), Member { number, role: Role::Member, joined: 3, left })
         };
         let group = Group { version, ..Group::default() };
-        Arc::new(Readers::new(&Roster { group, members: (0..members).map(member).collect() }, 1))
+        Arc::new(Readers::new(
+            &Roster { group, members: (0..members).map(member).collect(), cursors: Vec::new() },
+            1,
+        ))
     }
 
     #[test]
@@ -112,6 +145,9 @@ mod tests {
         assert_eq!((of(2), of(3), of(5), of(6)), (vec![], vec![0, 1, 2], vec![0, 1, 2], vec![1, 2]));
         let some = |some| list.of(5, &some).collect::<Vec<_>>();
         assert_eq!((some(0..=1), some(1..=9), some(3..=9)), (vec![0, 1], vec![1, 2], vec![]));
+        assert_eq!(list.now().collect::<Vec<_>>(), [1, 2]);
+        let known = |number| (list.knows(number), list.holds(number));
+        assert_eq!((known(0), known(1), known(9)), ((true, false), (true, true), (false, false)));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Trap: outcomes belong to steps by the range that each step noted when its operations were put together. Every
 //! operation is used, in order, or the next step would read somebody else's.
 
+mod members;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,10 +16,9 @@ use proto::wire::{self, Code};
 
 use crate::answer;
 use crate::fan_out::{Accepted, From, UNKNOWN};
-use crate::group::Member;
 use crate::marks;
 use crate::server::Core;
-use crate::store::{Appended, Bound, Head, MessageId, Outcome, Page, Roster, Standing, StoreError, read};
+use crate::store::{Appended, Bound, Head, MessageId, Outcome, Page, Standing, StoreError, read};
 use crate::turn::{Gateway, Grant, Outcomes, Planned, Step, not_a_member};
 use crate::visible;
 
@@ -72,9 +73,11 @@ pub fn settle(
                 out.answers.push(pull_answer(core, gateway, &frame, pull, chat.to_string(), limit, page));
             }
             Planned::Members { members, .. } => {
+                let head = results.next().unwrap_or_else(missing).and_then(|answer| read::head(Ok(answer)));
                 let roster =
                     results.next().unwrap_or_else(missing).and_then(|answer| read::roster(Ok(answer)));
-                out.answers.push(members_answer(core, gateway, (&frame, &user_name), members, roster));
+                let found = head.and_then(|head| Ok((head.history, roster?)));
+                out.answers.push(members::answer(core, gateway, (&frame, &user_name), members, found));
             }
             Planned::Closed => {
                 core.presence.closed(frame.connection, frame.user);
@@ -360,53 +363,6 @@ fn seen(chats: &[String], heads: Vec<Head>, standings: Vec<Standing>) -> Vec<(He
         false => (head, 0),
     };
     chats.iter().zip(heads).map(&mut see).collect()
-}
-
-fn members_answer(
-    core: &Core,
-    gateway: &Gateway,
-    (frame, user_name): (&UpFrame, &str),
-    asked: wire::Members,
-    roster: Result<Roster, StoreError>,
-) -> DownFrame {
-    let chat = asked.chat;
-    let refused = |error: wire::Error| wire::Error { request: asked.request, chat: chat.clone(), ..error };
-    let Roster { group, members } = match roster {
-        Ok(roster) => roster,
-        Err(error) => {
-            core.store_failed(&error);
-            return answer::error(frame, refused(answer::unavailable(core.config.limits.retry_after_ms)));
-        }
-    };
-    let is_in = |(_, member): &(String, Member)| member.is_in(&group);
-    if !members.iter().any(|row| row.0 == user_name && is_in(row)) {
-        return answer::error(frame, refused(not_a_member()));
-    }
-    let mut ack = wire::MembersAck {
-        request: asked.request,
-        chat,
-        version: group.version,
-        count: group.count as u32,
-        ..Default::default()
-    };
-    let mut room = (gateway.frame_bytes_max as usize).saturating_sub(ANSWER_OVERHEAD_BYTES);
-    for (user, member) in members.iter().filter(|row| row.0 > asked.after && is_in(row)) {
-        let one = wire::Member { user: user.clone(), role: member.role as i32, joined: member.joined };
-        // Key and length in front of it.
-        let bytes = one.encoded_len() + 2;
-        if bytes > room {
-            ack.has_more = true;
-            break;
-        }
-        room -= bytes;
-        ack.next.clone_from(user);
-        ack.members.push(one);
-    }
-    if !ack.has_more {
-        ack.next.clear();
-    }
-    ack.title = group.title;
-    answer::reply(frame, Command::MembersAck, &ack)
 }
 
 /// `has_more` and `first` of a Pull's answer. Where the store read nothing but damaged messages and more lies above, the answer

@@ -130,6 +130,8 @@ pub enum Op {
     Members {
         /// The group.
         chat: String,
+        /// How far each has it, too.
+        cursors: bool,
     },
     /// Where a chat stands. → [`Answer::Head`]
     Head {
@@ -341,6 +343,8 @@ pub struct Roster {
     pub group: Group,
     /// By name, those who left included.
     pub members: Vec<(String, Member)>,
+    /// Of each in the same order, delivered and read, when they were asked for.
+    pub cursors: Vec<(u64, u64)>,
 }
 
 /// How a message fared.

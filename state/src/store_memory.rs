@@ -13,7 +13,7 @@ use proto::wire::Durability;
 
 use crate::store::{
     Answer, Append, Appended, Bound, CHAT_BUCKETS, Head, Mark, Marks, MessageId, Moved, Op, Outcome, Page,
-    Recent, Roster, Route, Seen, Standing, Store, StoreError, Stored, chat_bucket, message_crc, peer,
+    Recent, Route, Seen, Standing, Store, StoreError, Stored, chat_bucket, message_crc, peer,
 };
 use crate::store_memory_chat::{Chat, Kept};
 
@@ -283,11 +283,9 @@ impl Step<'_> {
                 };
                 Answer::Standing(found.map(standing).unwrap_or_default())
             }
-            Op::Members { chat } => {
-                let all = |chat: &Chat| chat.members.iter().map(|(user, row)| (user.clone(), *row)).collect();
+            Op::Members { chat, cursors } => {
                 let found = self.data.chats.get(chat);
-                let roster = |chat: &Chat| Roster { group: chat.group.clone(), members: all(chat) };
-                Answer::Roster(found.map(roster).unwrap_or_default())
+                Answer::Roster(found.map(|chat| chat.roster(*cursors)).unwrap_or_default())
             }
             Op::Mark { server, life, pushed_us } => {
                 let pushed_us = if *pushed_us == 0 { now_us } else { *pushed_us };

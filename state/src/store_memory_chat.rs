@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proto::wire::Code;
 
 use crate::group::{self, Act, Effect, Group, Member};
-use crate::store::{Append, Appended, MessageId, PULL_BYTES_MAX, Stored, body_digest, message_crc};
+use crate::store::{Append, Appended, MessageId, PULL_BYTES_MAX, Roster, Stored, body_digest, message_crc};
 use crate::store_memory::{Plants, Terms};
 
 #[derive(Debug, Clone, Default)]
@@ -109,6 +109,16 @@ impl Chat {
             group::may_edit(self.messages.get(&seq).map(|kept| &kept.message), &append.sender)?;
         }
         Ok(effect)
+    }
+
+    /// Everybody in it, with how far they have it if that is asked for.
+    pub fn roster(&self, cursors: bool) -> Roster {
+        let of = |user| self.cursors.get(user).map_or((0, 0), |at| (at.delivered, at.read));
+        Roster {
+            group: self.group.clone(),
+            members: self.members.iter().map(|(user, row)| (user.clone(), *row)).collect(),
+            cursors: if cursors { self.members.keys().map(of).collect() } else { Vec::new() },
+        }
     }
 
     /// The first seq that is kept.

@@ -3,6 +3,7 @@
 //! Trap: a row that makes no sense is told as such for the one question ([`Fault::Row`]); only the file's own failure
 //! ([`Fault::File`]) takes the others of the transaction with it.
 
+use std::collections::HashMap;
 use std::ops::Bound;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition};
@@ -117,7 +118,9 @@ pub fn answer(transaction: &ReadTransaction, histories: &Histories, op: &Op) -> 
         Op::Member { chat, user } => {
             standing(&transaction.open_table(CHAT)?, chat, user).map(Answer::Standing)
         }
-        Op::Members { chat } => roster(&transaction.open_table(CHAT)?, chat).map(Answer::Roster),
+        Op::Members { chat, cursors } => {
+            roster(&transaction.open_table(CHAT)?, chat, *cursors).map(Answer::Roster)
+        }
         Op::Recent { bucket, after_us, limit } => {
             recent(&transaction.open_table(RECENT)?, *bucket, *after_us, *limit).map(Answer::Recent)
         }
@@ -204,8 +207,8 @@ pub fn standing(table: &impl Bytes, chat: &str, user: &str) -> Read<Standing> {
     Ok(Standing { group: group(table, chat)?, member: member(table, chat, user)? })
 }
 
-/// A group and everybody who is or was in it.
-pub fn roster(table: &impl Bytes, chat: &str) -> Read<Roster> {
+/// A group and everybody who is or was in it, with how far they have it if that is asked for.
+pub fn roster(table: &impl Bytes, chat: &str, with_cursors: bool) -> Read<Roster> {
     let (from, until) = (row::chat_key(chat, Kind::Member), row::chat_key(chat, Kind::Group));
     let range = table.range::<&[u8]>(&from[..]..&until[..])?;
     let members = range.map(|entry| {
@@ -214,7 +217,32 @@ pub fn roster(table: &impl Bytes, chat: &str) -> Read<Roster> {
         let member = store_redb_group::member(value.value());
         user.and_then(Result::ok).zip(member).ok_or_else(|| wrong("a member of", chat))
     });
-    Ok(Roster { group: group(table, chat)?, members: members.collect::<Read<_>>()? })
+    let members: Vec<(String, Member)> = members.collect::<Read<_>>()?;
+    let cursors = if with_cursors {
+        let (delivered, read) = (cursors(table, chat, Kind::Delivered)?, cursors(table, chat, Kind::Read)?);
+        let of = |all: &HashMap<Vec<u8>, u64>, user: &str| all.get(user.as_bytes()).copied().unwrap_or(0);
+        members.iter().map(|(user, _)| (of(&delivered, user), of(&read, user))).collect()
+    } else {
+        Vec::new()
+    };
+    Ok(Roster { group: group(table, chat)?, members, cursors })
+}
+
+/// How far everybody has a chat, by name: one range instead of a look for each of thousands.
+fn cursors(table: &impl Bytes, chat: &str, kind: Kind) -> Read<HashMap<Vec<u8>, u64>> {
+    let from = row::chat_key(chat, kind);
+    let mut until = from.clone();
+    if let Some(kind) = until.last_mut() {
+        *kind += 1;
+    }
+    let range = table.range::<&[u8]>(&from[..]..&until[..])?;
+    range
+        .map(|entry| {
+            let (key, value) = entry?;
+            let user = key.value().get(from.len()..).unwrap_or_default().to_vec();
+            Ok((user, number(value.value()).ok_or_else(|| wrong("a cursor of", chat))?))
+        })
+        .collect()
 }
 
 /// The same head, with the cursors of the user and the other one.

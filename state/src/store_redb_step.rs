@@ -205,8 +205,8 @@ impl<'t> Step<'t> {
                 let table = open(&mut self.chat, transaction, CHAT)?;
                 ask::standing(table, chat, user).map(Answer::Standing)
             }
-            Op::Members { chat } => {
-                ask::roster(open(&mut self.chat, transaction, CHAT)?, chat).map(Answer::Roster)
+            Op::Members { chat, cursors } => {
+                ask::roster(open(&mut self.chat, transaction, CHAT)?, chat, *cursors).map(Answer::Roster)
             }
             Op::Mark { server, life, pushed_us } => {
                 Ok(Answer::Marks(self.marks.mark(server, *life, *pushed_us, self.now_us)))

@@ -34,7 +34,7 @@ use crate::store::{
     Answer, Appended, MessageId, Op, Outcome, Store, StoreError, body_digest, chat_bucket, message_crc, peer,
     retention_step,
 };
-use crate::store_redis_command::{command, delivered, put_change, registered, user_number};
+use crate::store_redis_command::{command, delivered, members, put_change, registered, user_number};
 use crate::store_redis_connection::{Connection, Dialer};
 use crate::store_redis_key as key;
 use crate::store_redis_layout::{ask_promise, load_scripts, new_history, promised};
@@ -307,7 +307,7 @@ impl RedisStore {
                 command.arg(user);
                 command
             }
-            Op::Members { chat } => Script::Members.call(&[&key::chat(chat), &key::members(chat)]),
+            Op::Members { chat, cursors } => members(chat, *cursors),
             Op::Mark { server, life, pushed_us } => {
                 let mut command = Script::Mark.call(&[key::MARKS]);
                 command.arg(key::mark(server, *life)).arg(pushed_us);
@@ -477,7 +477,7 @@ const LOGINS_MIN: usize = 16;
 fn is_bulk(ops: &[Op]) -> bool {
     let of_login = |op: &Op| matches!(op, Op::Register { .. } | Op::Bind { .. } | Op::Unbind { .. });
     let of_cursor = |op: &Op| matches!(op, Op::Delivered { .. });
-    let of_receipt = |op: &Op| of_cursor(op) || matches!(op, Op::Routes { .. });
+    let of_receipt = |op: &Op| of_cursor(op) || matches!(op, Op::Routes { .. } | Op::Member { .. });
     ops.first().is_none_or(of_cursor) && ops.iter().all(of_receipt)
         || ops.len() >= LOGINS_MIN && ops.iter().all(of_login)
 }

@@ -27,6 +27,13 @@ pub fn delivered(ops: &[Op], some: &[usize]) -> Cmd {
     command
 }
 
+/// A group and everybody in it, by `lua/members.lua`.
+pub fn members(chat: &str, cursors: bool) -> Cmd {
+    let mut command = Script::Members.call(&[&key::chat(chat), &key::members(chat)]);
+    command.arg(u8::from(cursors));
+    command
+}
+
 /// What a message changes in its group, as `lua/group.lua` reads it.
 pub fn put_change(command: &mut Cmd, act: &Act) {
     let Act::Change(change) = act else {

@@ -177,12 +177,24 @@ fn standing(value: &Value) -> Option<Standing> {
 }
 
 fn roster(value: &Value) -> Option<Roster> {
-    let [at, rows] = items(value)? else { return None };
-    let (pairs, rest) = items(rows)?.as_chunks::<2>();
-    let rows = pairs.iter().map(|[user, row]| Some((text(user)?, member(row)?)));
-    let mut members = rows.collect::<Option<Vec<_>>>().filter(|_| rest.is_empty())?;
-    members.sort_unstable_by(|one, other| one.0.cmp(&other.0));
-    Some(Roster { group: group(at)?, members })
+    let [at, rows, cursors] = items(value)? else { return None };
+    let (rows, rest) = items(rows)?.as_chunks::<2>();
+    let (cursors, behind) = items(cursors)?.as_chunks::<2>();
+    let asked = !cursors.is_empty();
+    if !rest.is_empty() || !behind.is_empty() || asked && cursors.len() != rows.len() {
+        return None;
+    }
+    let mut all = Vec::with_capacity(rows.len());
+    for (n, [user, row]) in rows.iter().enumerate() {
+        let cursors = match cursors.get(n) {
+            Some([delivered, read]) => (number_or_0(delivered)?, number_or_0(read)?),
+            None => (0, 0),
+        };
+        all.push(((text(user)?, member(row)?), cursors));
+    }
+    all.sort_unstable_by(|one, other| one.0.0.cmp(&other.0.0));
+    let (members, cursors): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+    Some(Roster { group: group(at)?, members, cursors: if asked { cursors } else { Vec::new() } })
 }
 
 fn head(value: &Value) -> Option<Head> {

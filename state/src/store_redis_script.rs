@@ -51,11 +51,6 @@ const MEMBER: &str = "local at = redis.call('HMGET', KEYS[1], 'gv', 'gt', 'gn', 
 for i = 1, 5 do at[i] = at[i] or '' end \
 return {at, redis.call('HGET', KEYS[2], ARGV[1]) or ''}";
 
-/// A group and all of its rows. KEYS: 1 chat (hash), 2 members (hash)
-const MEMBERS: &str = "local at = redis.call('HMGET', KEYS[1], 'gv', 'gt', 'gn', 'gr', 'gd') \
-for i = 1, 5 do at[i] = at[i] or '' end \
-return {at, redis.call('HGETALL', KEYS[2])}";
-
 /// In the order of [`Script`].
 pub static SCRIPTS: LazyLock<[Source; 15]> = LazyLock::new(|| {
     [
@@ -73,7 +68,7 @@ pub static SCRIPTS: LazyLock<[Source; 15]> = LazyLock::new(|| {
         concat!(include_str!("lua/trim.lua"), include_str!("lua/expire.lua")),
         include_str!("lua/draw.lua"),
         MEMBER,
-        MEMBERS,
+        include_str!("lua/members.lua"),
     ]
     .map(|text| Source { text, sha: redis::Script::new(text).get_hash().to_owned() })
 });

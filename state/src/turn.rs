@@ -297,9 +297,8 @@ fn plan_bound(
                     );
                 }
             }
-            let in_group = matches!(chat, Chat::Group(_));
             let most = core.config.limits.group_members_max;
-            let act = group::act_of(send.kind, &send.body, in_group, user_name, most);
+            let act = group::act_of(send.kind, &send.body, &chat, user_name, most);
             Ok(Some(Planned::Send { send, chat, act: act.map_or_else(Decided::Refused, Decided::Step) }))
         }
         Ask::Sync(sync) => {
@@ -363,9 +362,10 @@ fn plan_bound(
 }
 
 fn note_cursor(core: &Core, user: u64, chat: &str, user_name: &str, cursor: Cursor) {
-    let chat = Chat::parse(chat)
-        .ok()
-        .filter(|chat| chat.pair_members().is_some_and(|members| check_member(members, user_name).is_ok()));
+    // Of a group its own rows tell, read when the cursor is written.
+    let may_be_theirs =
+        |chat: &Chat| chat.pair_members().is_none_or(|members| check_member(members, user_name).is_ok());
+    let chat = Chat::parse(chat).ok().filter(may_be_theirs);
     match chat {
         Some(chat) => core.delivered.note(chat.to_string(), user_name, cursor),
         None => tracing::debug!(user, "a cursor of a chat that is not theirs is ignored"),
@@ -482,7 +482,11 @@ fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
                 ops.push(Op::Member { chat: name, user: step.user_name.clone() });
             }
         }
-        Planned::Members { chat, .. } => ops.push(Op::Members { chat: chat.to_string() }),
+        Planned::Members { chat, .. } => {
+            let (chat, user, cursors) =
+                (chat.to_string(), step.user_name.clone(), core.config.limits.receipts);
+            ops.extend([Op::Head { chat: chat.clone(), user }, Op::Members { chat, cursors }]);
+        }
         Planned::Closed => {
             ops.push(Op::Unbind { user: step.frame.user, connection: step.frame.connection });
         }

@@ -5,9 +5,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use proto::wire;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::body::{AskError, Body, Group};
+use crate::answer::{AskError, Group, Page};
+use crate::body::Body;
 use crate::client::{SendError, Sent, Settings};
 use crate::event::Event;
 
@@ -29,6 +31,8 @@ pub(crate) enum Control {
     Watch { users: Vec<String> },
     Typing { chat: String, stopped: bool },
     Settings { change: Option<Settings>, answer: oneshot::Sender<Result<Settings, AskError>> },
+    Pull { pull: wire::Pull, answer: oneshot::Sender<Result<Page, AskError>> },
+    Hide { chat: String, seq: u64, answer: oneshot::Sender<Result<Sent, SendError>> },
 }
 
 /// One thing that the application did.

@@ -5,7 +5,8 @@
 use proto::wire;
 use tokio::sync::oneshot;
 
-use crate::body::{AskError, Group};
+use super::pulls;
+use crate::answer::{AskError, Group};
 
 /// Who waits for the list.
 pub(super) type Answer = oneshot::Sender<Result<Group, AskError>>;
@@ -28,12 +29,12 @@ struct List {
     sent: bool,
 }
 
-/// Numbers of requests from here on, so that none is one of the inbox's.
+/// Numbers of requests from here on, so that none is one of the inbox's; those of an application's Pulls are above them.
 const REQUESTS_FROM: u32 = 1 << 31;
 
 impl Lists {
     pub fn ask(&mut self, chat: String, answer: Answer) {
-        let group = Group { version: 0, title: String::new(), members: Vec::new() };
+        let group = Group { version: 0, title: String::new(), history: 0, members: Vec::new() };
         self.asked.push(List { request: 0, chat, answer, group, after: String::new(), sent: false });
     }
 
@@ -42,8 +43,8 @@ impl Lists {
         self.asked.retain(|list| !list.answer.is_closed());
         let mut due = Vec::new();
         for list in self.asked.iter_mut().filter(|list| !list.sent) {
-            self.request = self.request.wrapping_add(1) | REQUESTS_FROM;
-            (list.request, list.sent) = (self.request, true);
+            self.request = (self.request + 1) % (pulls::REQUESTS_FROM - REQUESTS_FROM);
+            (list.request, list.sent) = (REQUESTS_FROM + self.request, true);
             let (chat, after) = (list.chat.clone(), list.after.clone());
             due.push(wire::Members { request: list.request, chat, after });
         }
@@ -59,12 +60,13 @@ impl Lists {
             return;
         };
         let list = &mut self.asked[at];
-        if !list.after.is_empty() && list.group.version != ack.version {
+        let is_same = (list.group.history, list.group.version) == (ack.history, ack.version);
+        if !list.after.is_empty() && !is_same {
             list.group.members.clear();
             (list.after, list.sent) = (String::new(), false);
             return;
         }
-        (list.group.version, list.group.title) = (ack.version, ack.title);
+        (list.group.history, list.group.version, list.group.title) = (ack.history, ack.version, ack.title);
         list.group.members.extend(ack.members);
         if ack.has_more && ack.next > list.after {
             (list.after, list.sent) = (ack.next, false);
@@ -77,7 +79,7 @@ impl Lists {
     /// Whether the error was about one of these.
     pub fn refused(&mut self, error: &wire::Error) -> bool {
         let Some(at) = self.asked.iter().position(|list| list.sent && list.request == error.request) else {
-            return error.request >= REQUESTS_FROM;
+            return (REQUESTS_FROM..pulls::REQUESTS_FROM).contains(&error.request);
         };
         let List { answer, .. } = self.asked.swap_remove(at);
         let _ = answer.send(Err(AskError::Refused { code: error.code(), text: error.text.clone() }));

@@ -38,6 +38,7 @@ impl Session {
         self.outbox.connected(ack.unanswered_max, now);
         self.lists.forget_connection();
         self.settings.forget_connection();
+        self.pulls.forget_connection();
         loop {
             if self.act(Some(&mut connection)).await? {
                 heartbeat.sent(Instant::now());
@@ -121,7 +122,13 @@ impl Session {
             ServerFrame::Receipt(receipt) => {
                 self.receipts.iter_mut().for_each(|receipts| receipts.receipt(&receipt));
             }
-            ServerFrame::PullAck(ack) if receive => self.inbox.pull_ack(ack, now),
+            ServerFrame::PullAck(ack) => {
+                let store = &self.store;
+                let is_hidden = |chat: &str, history, seq| store.is_hidden(chat, history, seq);
+                if let Some(ack) = self.pulls.take(ack, is_hidden).filter(|_| receive) {
+                    self.inbox.pull_ack(ack, now);
+                }
+            }
             ServerFrame::MembersAck(ack) => self.lists.take(ack),
             ServerFrame::Presence(presence) => self.presence.presence(presence, now),
             ServerFrame::TypingNote(note) => self.presence.typing_note(note),
@@ -129,7 +136,6 @@ impl Session {
             ServerFrame::Resync(_) if receive => self.inbox.resync(now),
             ServerFrame::Push(_)
             | ServerFrame::SyncAck(_)
-            | ServerFrame::PullAck(_)
             | ServerFrame::Resync(_)
             | ServerFrame::Pong(_)
             | ServerFrame::LoginAck(_) => {}
@@ -159,6 +165,7 @@ impl Session {
         tracing::debug!(code = error.code().as_str_name(), text = error.text, chat = error.chat, "error");
         let is_ours = |session: &mut Session| {
             session.lists.refused(&error)
+                || session.pulls.refused(&error)
                 || session.presence.refused(&error, now)
                 || session.settings.refused(&error)
         };

@@ -3,7 +3,7 @@
 use proto::wire;
 use tokio::sync::oneshot;
 
-use crate::body::AskError;
+use crate::answer::AskError;
 use crate::client::Settings;
 
 /// Settings that are being asked for.

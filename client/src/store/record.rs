@@ -41,6 +41,7 @@ const COMPLETE: u32 = 3;
 const STREAM: u32 = 4;
 const MESSAGE: u32 = 5;
 const ANSWERED: u32 = 6;
+const HIDDEN: u32 = 7;
 
 impl Record {
     pub fn attempt(n: u64) -> Self {
@@ -66,6 +67,10 @@ impl Record {
 
     pub fn answered(chat: &str, n: u64) -> Self {
         Record { kind: ANSWERED, chat: chat.to_owned(), n, ..Default::default() }
+    }
+
+    pub fn hidden(chat: &str, history: u64, seq: u64) -> Self {
+        Record { kind: HIDDEN, chat: chat.to_owned(), history, seq, ..Default::default() }
     }
 
     pub fn append_to(&self, out: &mut Vec<u8>) {
@@ -128,6 +133,7 @@ impl State {
                     chat.unanswered.remove(&record.n);
                 }
             }
+            HIDDEN => drop(self.hidden.insert(&record.chat, record.history, record.seq)),
             // A newer version wrote it.
             _ => {}
         }
@@ -145,7 +151,8 @@ impl State {
                 .map(move |(n, (body, time_ms))| Record::message(name, *n, body.clone(), *time_ms));
             [stream].into_iter().chain(messages)
         });
-        head.chain(cursors).chain(chats)
+        let hidden = self.hidden.iter().map(|(chat, history, seq)| Record::hidden(chat, *history, *seq));
+        head.chain(cursors).chain(chats).chain(hidden)
     }
 }
 
@@ -156,13 +163,14 @@ mod tests {
 
     fn record() -> impl Strategy<Value = Record> {
         let chat = (0..3u8).prop_map(|number| format!("a:{number}"));
-        (1u32..7, chat, 1u64..9, 0u64..99, 1u64..50, proptest::collection::vec(any::<u8>(), 0..20)).prop_map(
+        (1u32..8, chat, 1u64..9, 0u64..99, 1u64..50, proptest::collection::vec(any::<u8>(), 0..20)).prop_map(
             |(kind, chat, history, seq, n, body)| match kind {
                 ATTEMPT => Record::attempt(n),
                 CURSOR => Record::cursor(&chat, history, seq),
                 COMPLETE => Record::complete(),
                 STREAM => Record::stream(&chat, history, 1, false),
                 MESSAGE => Record::message(&chat, n, Body { kind: (n % 5) as i32, bytes: body.into() }, 5),
+                HIDDEN => Record::hidden(&chat, history, seq),
                 _ => Record::answered(&chat, n),
             },
         )

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::circle::Circle;
 use super::editor::Editor;
 use super::text::{harmless, harmless_line};
 
@@ -31,11 +32,29 @@ pub struct Chat {
     pub peer_read: (u64, u64),
     /// The server was asked to remember that our user has read up to here.
     pub read_told: (u64, u64),
+    /// Of a group: the others.
+    pub circle: Circle,
+    /// Whether there is more than what is held.
+    pub older: Older,
+    /// Older messages down to here were asked for: (history, seq).
+    pub looked_back: (u64, u64),
     /// Rows hidden below the view; 0 follows the newest message.
     pub below: usize,
     entries: Vec<Entry>,
     entries_bytes: usize,
     outgoing: Vec<Outgoing>,
+}
+
+/// What lies before the oldest message that is held.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Older {
+    /// The server may have some.
+    #[default]
+    Maybe,
+    /// It is being asked.
+    Asked,
+    /// Nothing.
+    None,
 }
 
 /// One thing in the course of a chat.
@@ -115,6 +134,9 @@ impl Chat {
             delivered: (0, 0),
             peer_read: (0, 0),
             read_told: (0, 0),
+            circle: Circle::default(),
+            older: Older::default(),
+            looked_back: (0, 0),
             below: 0,
             entries: Vec::new(),
             entries_bytes: 0,
@@ -140,6 +162,19 @@ impl Chat {
         })
     }
 
+    /// (history, seq) of the oldest message that is held.
+    pub fn oldest(&self) -> Option<(u64, u64)> {
+        self.entries.iter().find_map(|entry| match &entry.what {
+            What::Message { id, .. } => Some(*id),
+            _ => None,
+        })
+    }
+
+    /// It is one.
+    pub fn is_group(&self) -> bool {
+        self.name.starts_with('#')
+    }
+
     /// Others' messages above `read`, as far as they are held.
     pub fn above(&self, read: (u64, u64)) -> usize {
         let is_above = |entry: &&Entry| match &entry.what {
@@ -152,11 +187,43 @@ impl Chat {
     /// What became of a message of ours.
     pub fn mark(&self, id: (u64, u64)) -> &'static str {
         let reaches = |cursor: (u64, u64)| cursor.0 == id.0 && cursor.1 >= id.1;
+        let (of, delivered, read) = self.circle.reached(id);
+        let all = |reached: usize| of.is_some_and(|of| of > 0 && reached >= of);
         match () {
-            () if reaches(self.peer_read) => "●✓",
-            () if reaches(self.delivered) => "✓✓",
+            () if reaches(self.peer_read) || all(read) => "●✓",
+            () if reaches(self.delivered) || all(delivered) => "✓✓",
             () => "✓",
         }
+    }
+
+    /// How many in a group have a message of ours, while not all have read it.
+    pub fn counts(&self, id: (u64, u64)) -> Option<String> {
+        let (of, delivered, read) = self.circle.reached(id);
+        if !self.is_group() || delivered + read == 0 || of.is_some_and(|of| read >= of) {
+            return None;
+        }
+        let of = of.map_or_else(String::new, |of| format!("/{of}"));
+        let read = if read > 0 { format!(" ●✓ {read}{of}") } else { String::new() };
+        Some(format!("✓✓ {delivered}{of}{read}"))
+    }
+
+    /// Takes a message away. False: it is not here.
+    pub fn hide(&mut self, hidden: (u64, u64)) -> bool {
+        let is_it = |entry: &Entry| matches!(&entry.what, What::Message { id, .. } if *id == hidden);
+        let Some(at) = self.entries.iter().position(is_it) else { return false };
+        let others = |entry: &&Entry| matches!(&entry.what, What::Message { mine: false, .. });
+        let newer = self.entries[at + 1..].iter().filter(others).count();
+        let entry = self.entries.remove(at);
+        self.entries_bytes -= entry.bytes();
+        if others(&&entry) && newer < self.unread {
+            self.unread -= 1;
+        }
+        true
+    }
+
+    /// There is room for older messages.
+    pub fn has_room(&self) -> bool {
+        self.entries.len() < SCROLLED_MAX && self.entries_bytes < SCROLLED_BYTES_MAX
     }
 
     /// Puts a message into its place. False: it is there already.
@@ -214,14 +281,31 @@ impl Chat {
     fn insert(&mut self, at: usize, entry: Entry) {
         self.entries_bytes += entry.bytes();
         self.entries.insert(at, entry);
+        let (most, bytes_max) = if self.below > 0 {
+            (SCROLLED_MAX, SCROLLED_BYTES_MAX)
+        } else {
+            (ENTRIES_MAX, ENTRIES_BYTES_MAX)
+        };
         let mut excess = 0;
-        while self.entries.len() - excess > ENTRIES_MAX
-            || (self.entries_bytes > ENTRIES_BYTES_MAX && self.entries.len() - excess > 1)
+        while self.entries.len() - excess > most
+            || (self.entries_bytes > bytes_max && self.entries.len() - excess > 1)
         {
             self.entries_bytes -= self.entries[excess].bytes();
             excess += 1;
+            // They may be asked for again.
+            (self.older, self.looked_back) = (Older::Maybe, (0, 0));
         }
         self.entries.drain(..excess);
+    }
+
+    /// Older messages begin before this seq; 0: the newest does.
+    pub fn older_before(&self) -> u64 {
+        match self.oldest() {
+            // Where all that was looked at is hidden, nothing of it is held.
+            Some((history, seq)) if self.looked_back.0 == history => seq.min(self.looked_back.1),
+            Some((_, seq)) => seq,
+            None => self.looked_back.1,
+        }
     }
 }
 
@@ -247,6 +331,9 @@ pub fn peer<'a>(chat: &'a str, me: &str) -> &'a str {
 /// Entries held per chat, and their texts.
 pub const ENTRIES_MAX: usize = 1_000;
 const ENTRIES_BYTES_MAX: usize = 1 << 20;
+/// The same while somebody looks at older ones.
+const SCROLLED_MAX: usize = 5_000;
+const SCROLLED_BYTES_MAX: usize = 8 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -287,6 +374,32 @@ mod tests {
         put(&mut chat, 7, 1);
         assert_eq!(seqs(&chat), [(0, 0), (7, 1)]);
         assert_eq!((chat.outgoing().len(), chat.title.as_str()), (1, "#17"));
+    }
+
+    #[test]
+    fn what_is_hidden_is_gone_and_was_unread_once_at_most() {
+        let mut chat = Chat::new("alice:bob".into(), "alice");
+        (1..=4).for_each(|seq| assert!(put(&mut chat, 7, seq)));
+        chat.unread = 2;
+        assert!(chat.hide((7, 1)) && !chat.hide((7, 1)) && !chat.hide((8, 2)));
+        assert_eq!((chat.unread, seqs(&chat)), (2, vec![(7, 2), (7, 3), (7, 4)]));
+        assert!(chat.hide((7, 3)));
+        assert_eq!((chat.unread, chat.oldest(), chat.newest()), (1, Some((7, 2)), Some((7, 4))));
+    }
+
+    #[test]
+    fn whoever_looks_back_holds_more_until_they_return() {
+        let mut chat = Chat::new("alice:bob".into(), "alice");
+        (1_001..=2_000).for_each(|seq| assert!(put(&mut chat, 7, seq)));
+        (chat.below, chat.older) = (9, Older::None);
+        (901..=1_000).for_each(|seq| assert!(put(&mut chat, 7, seq)));
+        assert_eq!((chat.entries().len(), chat.oldest(), chat.older), (1_100, Some((7, 901)), Older::None));
+        chat.below = 0;
+        put(&mut chat, 7, 2_001);
+        assert_eq!(
+            (chat.entries().len(), chat.oldest(), chat.older),
+            (1_000, Some((7, 1_002)), Older::Maybe)
+        );
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn one(name: &str) -> Vec<(&str, Role)> {
 pub const HELP: &[(&str, &str)] = &[
     ("Enter", "send the line"),
     ("Tab, Ctrl-N", "next chat (Shift-Tab, Ctrl-P: the one before)"),
-    ("PgUp, PgDn", "scroll the messages that this device holds"),
+    ("PgUp, PgDn", "scroll; at the top older messages are fetched"),
     ("Up, Down", "lines entered before"),
     ("Ctrl-U, Ctrl-W", "delete to the start, delete a word"),
     ("Ctrl-L", "draw the screen anew"),

@@ -4,24 +4,26 @@
 //! Trap: a message counts as read when it comes into the open chat or its chat is opened. What is kept of it says so at
 //! once, so that nothing is new twice after a restart, however this run ends.
 
+mod older;
 mod presence;
 mod receipts;
+mod scroll;
 mod view;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use client::{Body, Message, SendError, Sent, change};
+use client::{Body, Content, Message, SendError, Sent, change};
 use jiff::tz::TimeZone;
 use proto::wire::{Durability, GroupAction};
-use ratatui::layout::{Rect, Size};
+use ratatui::layout::Size;
 
 use super::chat::{Chat, Stored};
 use super::command::{self, Command};
 use super::editor::{Edit, Editor, Recall};
 use super::text::harmless_line;
 use super::transcript::Record;
-use super::{layout, rows};
+use scroll::keep_view;
 
 /// What is to be done now, in this order.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +50,18 @@ pub enum Effect {
         chat: Arc<str>,
         /// Not any more.
         stopped: bool,
+    },
+    /// Ask who is in this group; the answer goes to [`Model::members`].
+    Members {
+        /// The group.
+        chat: Arc<str>,
+    },
+    /// Ask for messages before this one (0: the newest); the answer goes to [`Model::older`].
+    Older {
+        /// The chat.
+        chat: Arc<str>,
+        /// The seq.
+        before: u64,
     },
     /// Draw everything anew, whatever the terminal shows.
     Redraw,
@@ -156,6 +170,7 @@ impl Model {
                     }
                 }
                 Record::Read => loaded.unread = 0,
+                Record::Hidden { history, seq } => drop(loaded.hide((*history, *seq))),
             }
         }
         self.chats.push(loaded);
@@ -171,6 +186,11 @@ impl Model {
 
     /// A message of a chat, in order and once as far as the library knows.
     pub fn message(&mut self, message: &Message) {
+        match message.body.content() {
+            Content::Hide { chat, history, seq } => return self.hide(&chat, (history, seq)),
+            Content::Group(_) if self.open.as_ref() == Some(&message.chat) => self.want_members(),
+            _ => {}
+        }
         let text = message.body.describe();
         self.stopped_writing(&message.chat, &message.sender);
         self.stored(&message.chat, (message.history, message.seq), &message.sender, message.time_us, &text);
@@ -383,6 +403,7 @@ impl Model {
         {
             self.effects.push_back(Effect::Keep { chat: name.clone(), record: Record::Read });
         }
+        self.want_members();
     }
 
     /// The next chat of the list, or the one before.
@@ -451,19 +472,6 @@ impl Model {
         }
     }
 
-    /// Moves the view up by so many rows; clamps it in any case.
-    fn scroll(&mut self, up: isize) {
-        let Rect { width, height, .. } = self.messages_pane();
-        let Some(name) = self.open.clone() else { return };
-        let zone = self.zone.clone();
-        let Some(chat) = self.chats.iter_mut().find(|chat| chat.name == name) else { return };
-        if chat.below == 0 && up <= 0 {
-            return;
-        }
-        let most = rows::count(chat, width.into(), &zone).saturating_sub(height.into());
-        chat.below = chat.below.saturating_add_signed(up).min(most);
-    }
-
     fn editor_mut(&mut self) -> &mut Editor {
         let open = self.open.as_ref();
         match self.chats.iter_mut().find(|chat| Some(&chat.name) == open) {
@@ -471,31 +479,6 @@ impl Model {
             None => &mut self.loose,
         }
     }
-
-    fn page(&self) -> isize {
-        (self.messages_pane().height as isize - 1).max(1)
-    }
-
-    fn columns(&self) -> usize {
-        self.messages_pane().width.into()
-    }
-
-    fn messages_pane(&self) -> Rect {
-        layout::panes(Rect::from(self.size)).messages
-    }
-}
-
-/// Whoever has scrolled up goes on seeing what he sees.
-fn keep_view<T>(chat: &mut Chat, columns: usize, zone: &TimeZone, change: impl FnOnce(&mut Chat) -> T) -> T {
-    if chat.below == 0 {
-        return change(chat);
-    }
-    let before = rows::count(chat, columns, zone);
-    let changed = change(chat);
-    if chat.below > 0 {
-        chat.below += rows::count(chat, columns, zone).saturating_sub(before);
-    }
-    changed
 }
 
 /// Chats held. The least active are left out; what is kept of them stays.

@@ -9,7 +9,7 @@ use jiff::tz::TimeZone;
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 
-use super::chat::{Chat, What};
+use super::chat::{Chat, Older, What};
 use super::text;
 
 /// The last rows of a chat, newest last: at least `wanted`, fewer when there are no more.
@@ -25,7 +25,12 @@ pub fn last_rows(chat: &Chat, columns: usize, wanted: usize, zone: &TimeZone) ->
     }
     if rows.reversed.len() < wanted {
         rows.end_day(None);
-        rows.put(text::wrap(BEGINNING, columns).into_iter().map(|row| Line::styled(row, DIM)).collect());
+        let beginning = match chat.older {
+            Older::Maybe => BEGINNING,
+            Older::Asked => ASKED,
+            Older::None => FIRST,
+        };
+        rows.put(text::wrap(beginning, columns).into_iter().map(|row| Line::styled(row, DIM)).collect());
     }
     rows.reversed.reverse();
     rows.reversed
@@ -60,7 +65,11 @@ impl Rows<'_> {
             Item::Settled(entry) => match &entry.what {
                 What::Message { id, sender, mine, text } => {
                     let mark = if *mine { self.chat.mark(*id) } else { "" };
-                    (entry.time_us, mark, self.text(sender, text, *mine, Style::new(), &[]))
+                    let mut rows = self.text(sender, text, *mine, Style::new(), &[]);
+                    if *mine && let Some(counts) = self.chat.counts(*id) {
+                        self.put_behind(&mut rows, counts);
+                    }
+                    (entry.time_us, mark, rows)
                 }
                 What::Failed { text, in_doubt, why } => {
                     let mark = if *in_doubt { "?" } else { "✗" };
@@ -131,6 +140,17 @@ impl Rows<'_> {
         rows
     }
 
+    /// Behind the last row of a text, or below it.
+    fn put_behind(&self, rows: &mut Vec<Line<'static>>, what: String) {
+        let columns = self.columns.saturating_sub(self.indent());
+        match rows.last_mut() {
+            Some(last) if last.width() + 2 + text::width(&what) <= columns => {
+                last.spans.push(Span::styled(format!("  {what}"), DIM));
+            }
+            _ => rows.push(Line::styled(text::shorten(&what, columns), DIM)),
+        }
+    }
+
     /// What the rows of a text behind the first are moved in by.
     fn indent(&self) -> usize {
         if self.columns > NARROW { GUTTER } else { 2 }
@@ -161,6 +181,8 @@ impl Rows<'_> {
     }
 }
 
+const ASKED: &str = "Older messages are on their way …";
+const FIRST: &str = "The chat begins here.";
 const BEGINNING: &str = "What this device holds of the chat begins here.";
 const DIM: Style = Style::new().add_modifier(Modifier::DIM);
 const RED: Style = Style::new().fg(Color::Red);
@@ -243,6 +265,32 @@ mod tests {
         assert_eq!(mark(&chat), "✓✓");
         chat.peer_read = (7, 3);
         assert_eq!(mark(&chat), "●✓");
+    }
+
+    #[test]
+    fn in_a_group_our_messages_say_how_many_have_them() {
+        let mut chat = Chat::new("#7".into(), "alice");
+        let text = "hello, all";
+        chat.put(&Stored { id: (7, 2), sender: "alice", mine: true, time_us: 0, text });
+        let row = |chat: &Chat, columns| plain(&last_rows(chat, columns, 99, &TimeZone::UTC)).split_off(2);
+        assert_eq!(row(&chat, 60), ["00:00  ✓ alice: hello, all"]);
+        chat.circle.delivered("bob", (7, 2));
+        assert_eq!(row(&chat, 60), ["00:00  ✓ alice: hello, all  ✓✓ 1"]);
+        let member = |user: &str, read| proto::wire::Member {
+            user: user.to_owned(),
+            joined: 1,
+            read,
+            ..Default::default()
+        };
+        let members = vec![member("alice", 2), member("bob", 2), member("carol", 0)];
+        let group = client::Group { version: 1, title: "t".to_owned(), history: 7, members };
+        chat.circle.told("alice", Some(&group));
+        assert_eq!(row(&chat, 60), ["00:00  ✓ alice: hello, all  ✓✓ 1/2 ●✓ 1/2"]);
+        assert_eq!(row(&chat, 30), ["00:00  ✓ alice: hello, all", "         ✓✓ 1/2 ●✓ 1/2"]);
+        chat.circle.delivered("carol", (7, 2));
+        assert_eq!(row(&chat, 60), ["00:00 ✓✓ alice: hello, all  ✓✓ 2/2 ●✓ 1/2"]);
+        chat.circle.read("carol", (7, 3));
+        assert_eq!(row(&chat, 60), ["00:00 ●✓ alice: hello, all"]);
     }
 
     #[test]

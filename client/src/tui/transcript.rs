@@ -6,7 +6,7 @@
 //! Trap: this is a convenience, the server and the device's log are the truth. A line that cannot be read is skipped, and
 //! a file that cannot be written is told and no more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -32,6 +32,11 @@ pub enum Record {
     },
     /// Everything before this line was read.
     Read,
+    /// This message is not to be shown any more.
+    Hidden {
+        history: u64,
+        seq: u64,
+    },
 }
 
 /// The first line.
@@ -153,9 +158,18 @@ fn cut(records: &mut Vec<Record>) {
         match record {
             Record::Read => all_read = true,
             Record::Message { read, .. } => *read |= all_read,
+            Record::Hidden { .. } => {}
         }
     }
-    records.retain(|record| matches!(record, Record::Message { .. }));
+    let hidden = |record: &Record| match record {
+        Record::Hidden { history, seq } => Some((*history, *seq)),
+        _ => None,
+    };
+    let hidden: HashSet<(u64, u64)> = records.iter().filter_map(hidden).collect();
+    records.retain(|record| match record {
+        Record::Message { history, seq, .. } => !hidden.contains(&(*history, *seq)),
+        _ => false,
+    });
     let mut bytes = 0;
     let fits = records.iter().rev().take(MESSAGES_MAX).take_while(|record| {
         // As written: controls take six times their length.

@@ -130,6 +130,7 @@ async fn watch_one(counts: Arc<Counts>, mut events: Events) {
             Event::Delivered { .. }
             | Event::Read { .. }
             | Event::Unread { .. }
+            | Event::Hidden { .. }
             | Event::Presence { .. }
             | Event::Typing { .. }
             | Event::WatchRefused { .. } => {}

@@ -13,6 +13,8 @@ use super::{appended, one, pull};
 
 const MEMBERS_MAX: usize = 5;
 
+const MEMBERS_IN_A_CHANGE: usize = 400;
+
 fn say(chat: &str, sender: &str, (stream, n): (u64, u64), kind: Kind, act: Act) -> Op {
     let body = Bytes::from(format!("{sender}/{stream}/{n}"));
     let (chat, sender) = (chat.to_owned(), sender.to_owned());
@@ -30,7 +32,14 @@ fn change(action: GroupAction, named: &[(&str, Role)]) -> Act {
 }
 
 async fn roster(store: &dyn Store, chat: &str) -> Roster {
-    read::roster(one(store, Op::Members { chat: chat.to_owned() }).await).unwrap()
+    read::roster(one(store, Op::Members { chat: chat.to_owned(), cursors: false }).await).unwrap()
+}
+
+async fn cursors(store: &dyn Store, chat: &str) -> Vec<(String, (u64, u64))> {
+    let Roster { members, cursors, .. } =
+        read::roster(one(store, Op::Members { chat: chat.to_owned(), cursors: true }).await).unwrap();
+    assert_eq!(members.len(), cursors.len());
+    members.into_iter().map(|(user, _)| user).zip(cursors).collect()
 }
 
 async fn standing(store: &dyn Store, chat: &str, user: &str) -> Standing {
@@ -65,6 +74,39 @@ pub async fn groups_are_their_members(store: &dyn Store) {
     let kinds: Vec<Kind> = page.messages.iter().map(|message| message.kind).collect();
     assert_eq!(kinds, [Kind::Group, Kind::Text, Kind::Group]);
     assert_eq!(page.messages[1].body, Bytes::from_static(b"bob/1/1"));
+}
+
+/// How far everybody has a group comes with who is in it, of few and of as many as one command of Redis cannot name.
+pub async fn groups_tell_how_far_everybody_is(store: &dyn Store) {
+    let chat = "#88";
+    assert_eq!(cursors(store, chat).await, []);
+    let users: Vec<String> = (0..600).map(|n| format!("m{n:04}")).collect();
+    for (n, some) in users.chunks(MEMBERS_IN_A_CHANGE).enumerate() {
+        let action = if n == 0 { GroupAction::GroupCreate } else { GroupAction::GroupAdd };
+        let role = |at| if (n, at) == (0, 0) { Role::Owner } else { Role::Member };
+        let named: Vec<_> = some.iter().enumerate().map(|(at, user)| (user.as_str(), role(at))).collect();
+        let Act::Change(made) = change(action, &named) else { panic!() };
+        let act = Act::Change(Change { members_max: 1_000, ..made });
+        let answer = appended(store, say(chat, "m0000", (1, n as u64 + 1), Kind::Group, act)).await;
+        assert!(matches!(answer, Appended::Stored { .. }), "{answer:?}");
+    }
+    let ops: Vec<Op> = users
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| n % 3 > 0)
+        .map(|(n, user)| Op::Delivered {
+            chat: chat.into(),
+            user: user.clone(),
+            seq: 2,
+            read: if n % 3 == 2 { 1 } else { 0 },
+        })
+        .collect();
+    assert!(store.apply(&ops).await.iter().all(Result::is_ok));
+    // Of somebody who never was in it nothing is told.
+    let stranger = Op::Delivered { chat: chat.into(), user: "zoe".into(), seq: 2, read: 2 };
+    store.apply(&[stranger]).await;
+    let wanted = |(n, user): (usize, &String)| (user.clone(), [(0, 0), (2, 0), (2, 1)][n % 3]);
+    assert_eq!(cursors(store, chat).await, users.iter().enumerate().map(wanted).collect::<Vec<_>>());
 }
 
 /// Only the sender edits, and only what can be edited and is there.
@@ -143,7 +185,8 @@ pub async fn groups_follow_the_model(store: &dyn Store) {
                 }
             }
         }
-        let Roster { group: kept, members } = roster(store, &chat).await;
+        let Roster { group: kept, members, cursors } = roster(store, &chat).await;
+        assert_eq!(cursors, [], "not asked for");
         assert_eq!((kept, members), (group.clone(), rows.clone().into_iter().collect()), "{chat}");
         let alone = standing(store, &chat, "u3").await;
         assert_eq!((alone.group, alone.member), (group, rows.get("u3").copied()));

@@ -64,6 +64,7 @@ pub async fn holds<F: Fixture>() {
     cursors::are_told_with_the_head(&*store).await;
     numbers_are_given_once(&*store).await;
     groups::groups_are_their_members(&*store).await;
+    groups::groups_tell_how_far_everybody_is(&*store).await;
     groups::edits_are_their_senders(&*store).await;
     groups::groups_follow_the_model(&*store).await;
     assert_eq!(store.durability().await.unwrap().0, Durability::Strict);

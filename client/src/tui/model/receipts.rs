@@ -5,12 +5,16 @@
 use super::{Effect, Model};
 use crate::tui::chat::Chat;
 use crate::tui::transcript::Record;
+use client::Group;
 use std::sync::Arc;
 
 impl Model {
-    /// The other user of a chat has everything up to here.
-    pub fn delivered(&mut self, chat: &str, id: (u64, u64)) {
-        self.of_chat(chat, |chat| chat.delivered = id);
+    /// Another user of a chat has everything up to here.
+    pub fn delivered(&mut self, chat: &str, user: &str, id: (u64, u64)) {
+        self.of_chat(chat, |chat| match chat.is_group() {
+            true => chat.circle.delivered(user, id),
+            false => chat.delivered = id,
+        });
     }
 
     /// Somebody has read everything up to here: the other user of a chat, or ours.
@@ -18,7 +22,29 @@ impl Model {
         if user == self.me {
             self.read_elsewhere(chat, id);
         } else {
-            self.of_chat(chat, |chat| chat.peer_read = id);
+            self.of_chat(chat, |chat| match chat.is_group() {
+                true => chat.circle.read(user, id),
+                false => chat.peer_read = id,
+            });
+        }
+    }
+
+    /// Who is in a group, if that could be had.
+    pub fn members(&mut self, chat: &str, group: Option<&Group>) {
+        let (mut again, me) = (false, self.me.clone());
+        self.of_chat(chat, |chat| again = chat.circle.told(&me, group));
+        if again {
+            self.effects.push_back(Effect::Members { chat: chat.into() });
+        }
+    }
+
+    /// Receipts of the group that is open may be missing, or it has changed.
+    pub fn want_members(&mut self) {
+        let Some(name) = self.open.clone().filter(|name| name.starts_with('#')) else { return };
+        let chat = self.chats.iter_mut().find(|chat| chat.name == name);
+        // Of one that nothing has come of yet, it may not even exist.
+        if chat.is_some_and(|chat| chat.newest().is_some() && chat.circle.want()) {
+            self.effects.push_back(Effect::Members { chat: name });
         }
     }
 

@@ -1,9 +1,10 @@
 //! What the model does with keys and events, without a terminal or a server.
 
+use client::{AskError, Group, Page};
 use proptest::prelude::*;
 use proto::wire::Code;
 
-use super::super::chat::What;
+use super::super::chat::{Older, What};
 use super::*;
 
 /// As a test wants it: alice, 80 by 20, UTC.
@@ -221,6 +222,88 @@ fn whoever_has_scrolled_up_sees_the_same_while_messages_come() {
     model.act(Action::PageUp, 1);
     enter(&mut model, "mine");
     assert_eq!(model.open_chat().unwrap().below, 0, "who writes wants to see it");
+}
+
+fn page(seqs: &[u64], next: Option<u64>) -> Page {
+    let messages = seqs.iter().map(|seq| message("alice:bob", *seq, "bob", "an older line")).collect();
+    Page { chat: "alice:bob".into(), history: 7, messages, next, head: 200, first: 1 }
+}
+
+#[test]
+fn older_messages_are_fetched_at_the_top_until_there_are_none() {
+    let mut model = model();
+    (101..=140).for_each(|seq| model.message(&message("alice:bob", seq, "bob", "a line")));
+    effects(&mut model);
+    model.act(Action::PageUp, 1);
+    assert_eq!(effects(&mut model), [], "there is more to see first");
+    (0..5).for_each(|_| model.act(Action::PageUp, 1));
+    let asked = |before| [Effect::Older { chat: "alice:bob".into(), before }];
+    assert_eq!(effects(&mut model), asked(101), "once, however often");
+    let top = model.open_chat().unwrap().below;
+    model.older("alice:bob", Ok(page(&(51..=100).rev().collect::<Vec<_>>(), Some(51))));
+    assert!(model.open_chat().unwrap().below > top, "and what came is seen");
+    assert_eq!(texts(&model).len(), 90);
+    // All of the next page is hidden: it goes on behind it.
+    (0..9).for_each(|_| model.act(Action::PageUp, 1));
+    assert_eq!(effects(&mut model), asked(51));
+    model.older("alice:bob", Ok(page(&[], Some(3))));
+    assert_eq!(effects(&mut model), asked(3));
+    model.older("alice:bob", Err(AskError::Over));
+    assert!(model.remark().is_some());
+    model.act(Action::PageUp, 1);
+    assert_eq!(effects(&mut model), asked(3));
+    model.older("alice:bob", Ok(page(&[2], None)));
+    (0..9).for_each(|_| model.act(Action::PageUp, 1));
+    assert_eq!((effects(&mut model), model.open_chat().unwrap().older), (vec![], Older::None));
+    // Of another history nothing is shown beside it.
+    enter(&mut model, "/chat carol");
+    model.message(&message("alice:carol", 5, "carol", "hi"));
+    model.older("alice:carol", Ok(Page { history: 8, ..page(&[1], None) }));
+    assert_eq!(texts(&model), ["hi"]);
+}
+
+#[test]
+fn what_is_hidden_is_taken_away_and_stays_away() {
+    let mut model = model();
+    (1..=2).for_each(|seq| model.message(&message("alice:bob", seq, "bob", &format!("line {seq}"))));
+    let mut kept = effects(&mut model);
+    let hide = Message { body: Body::hide("alice:bob", 7, 1), ..message("alice:alice", 1, "alice", "") };
+    model.message(&hide);
+    assert_eq!((texts(&model), titles(&model)), (vec!["line 2".to_owned()], vec![("bob", 0)]));
+    model.message(&hide);
+    kept.extend(effects(&mut model));
+    let record = |effect: &Effect| match effect {
+        Effect::Keep { chat, record } if &**chat == "alice:bob" => record.clone(),
+        other => panic!("{other:?}"),
+    };
+    let records: Vec<Record> = kept.iter().map(record).collect();
+    assert_eq!(records.len(), 3);
+    let mut again = super::tests::model();
+    again.load("alice:bob", &records);
+    again.start();
+    assert_eq!(texts(&again), ["line 2"]);
+}
+
+#[test]
+fn the_members_of_a_group_are_asked_for_when_it_is_looked_at_and_when_it_changes() {
+    let mut model = model();
+    let asked = |effects: Vec<Effect>| {
+        effects.into_iter().filter(|effect| matches!(effect, Effect::Members { .. })).count()
+    };
+    let made = change(GroupAction::GroupCreate, "Rooks", &[]);
+    model.message(&Message { body: Body::group(&made), ..message("#7", 1, "bob", "") });
+    assert_eq!(asked(effects(&mut model)), 1, "it is the first chat, and opened");
+    model.want_members();
+    assert_eq!(asked(effects(&mut model)), 0);
+    let group = Group { version: 1, title: "Rooks".to_owned(), history: 7, members: Vec::new() };
+    model.members("#7", Some(&group));
+    assert_eq!(asked(effects(&mut model)), 1, "once more, for what came meanwhile");
+    model.members("#7", None);
+    model.message(&Message { body: Body::group(&made), ..message("#7", 2, "bob", "") });
+    assert_eq!(asked(effects(&mut model)), 1);
+    model.message(&message("alice:bob", 1, "bob", "hi"));
+    model.want_members();
+    assert_eq!(asked(effects(&mut model)), 0);
 }
 
 #[test]

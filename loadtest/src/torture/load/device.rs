@@ -91,6 +91,7 @@ async fn listen(shared: Arc<Shared>, number: u32, mut events: Events, leaving: A
             Event::Delivered { .. }
             | Event::Read { .. }
             | Event::Unread { .. }
+            | Event::Hidden { .. }
             | Event::Presence { .. }
             | Event::Typing { .. }
             | Event::WatchRefused { .. } => continue,

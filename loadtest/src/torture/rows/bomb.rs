@@ -108,7 +108,7 @@ impl Group {
     }
 
     fn add(&mut self, users: impl Iterator<Item = String>) -> Result<(), TortureError> {
-        let member = |user| wire::Member { user, role: Role::Member as i32, joined: 0 };
+        let member = |user| wire::Member { user, role: Role::Member as i32, ..Default::default() };
         self.change(GroupAction::GroupAdd, "", users.map(member).collect())
     }
 

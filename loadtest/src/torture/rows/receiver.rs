@@ -282,6 +282,7 @@ impl Talk {
                 Event::Delivered { .. }
                 | Event::Read { .. }
                 | Event::Unread { .. }
+                | Event::Hidden { .. }
                 | Event::Presence { .. }
                 | Event::Typing { .. }
                 | Event::WatchRefused { .. } => continue,
