@@ -395,3 +395,50 @@ fn what_was_typed_offline_is_sent_by_the_next_start() {
     let bob = chat(&cluster, "bob", state.path());
     bob.shows("  alice: for later");
 }
+
+/// A device that is new holds nothing of a chat; whoever scrolls up sees all of it. And in a group one's own messages are counted.
+#[test]
+fn a_new_device_scrolls_back_and_a_group_counts() {
+    let cluster = Cluster::start(ClusterOptions::default()).unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let (mut alice, bob) = (chat(&cluster, "alice", state.path()), chat(&cluster, "bob", state.path()));
+    alice.enter("/group Rooks");
+    alice.shows("✓ alice: [makes the group Rooks]");
+    alice.enter("/add bob");
+    alice.enter("/add carol");
+    alice.enter("hello, all");
+    // He looks at it; she was never here.
+    bob.shows("  alice: hello, all");
+    alice.shows("✓ alice: hello, all  ✓✓ 1/2 ●✓ 1/2");
+
+    let gateway = cluster.gateways[0].client.to_string();
+    let mut dave = Command::new(binary("client").unwrap())
+        .args(["--gateway", &gateway, "send", "--user", "dave", "--to", "alice", "--stdin"])
+        .env("XDG_STATE_HOME", state.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines: String = (1..=120).map(|number| format!("line {number}\n")).collect();
+    dave.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(dave.wait().unwrap().success());
+    alice.until("120 unread of dave", |screen| listed(screen, "dave 120"));
+    alice.enter("/quit");
+    assert_eq!(alice.ended().code(), Some(0));
+
+    let arguments = ["--gateway", &gateway, "--user", "alice", "--device", "new"];
+    let mut alice = Terminal::start("alice", &binary("client").unwrap(), &arguments, state.path());
+    alice.shows("durability strict");
+    alice.enter("/chat dave");
+    alice.shows("What this device holds of the chat begins here.");
+    let mut screen = alice.screen();
+    for _ in 0..100 {
+        if screen.contains("The chat begins here.") {
+            break;
+        }
+        // It scrolls, or says that it has asked.
+        alice.keys("\x1b[5~");
+        screen = alice.until("another picture", |now| now != screen);
+    }
+    assert!(screen.contains("  dave: line 1\n") && screen.contains("more rows below"), "{screen}");
+}
