@@ -96,6 +96,8 @@ async fn members_hear_of_each_other(options: ClusterOptions) {
 
     // All devices of all others are told.
     assert_eq!(phone.send(&chat, "hello").await, 2);
+    bob.shows(&chat, 2).await;
+    carol.shows(&chat, 2).await;
     for device in [&mut phone, &mut desk] {
         device.delivered(&chat, "bob", 2).await;
         device.delivered(&chat, "carol", 2).await;
@@ -114,6 +116,7 @@ async fn members_hear_of_each_other(options: ClusterOptions) {
         .await;
     carol.shows(&chat, out).await;
     let last = phone.send(&chat, "without her").await;
+    bob.shows(&chat, last).await;
     phone.delivered(&chat, "bob", last).await;
     bob.client.read(&chat, last).unwrap();
     phone.read_by(&chat, "bob", last).await;
@@ -121,6 +124,8 @@ async fn members_hear_of_each_other(options: ClusterOptions) {
     let mut eve = login("eve", "phone").await;
     let joined =
         phone.send(&chat, Body::group(&change(GroupAction::GroupAdd, "", &[("eve", Role::Member)]))).await;
+    eve.shows(&chat, joined).await;
+    bob.shows(&chat, joined).await;
     phone.delivered(&chat, "eve", joined).await;
     eve.delivered(&chat, "bob", joined).await;
     let group = eve.group(&chat).await;
@@ -135,6 +140,7 @@ async fn members_hear_of_each_other(options: ClusterOptions) {
     carol.client.read(&chat, out).unwrap();
     carol.read_by(&chat, "carol", out).await;
     phone.send("carol", "and behind that").await;
+    carol.shows("ann:carol", 1).await;
     phone.delivered("ann:carol", "carol", 1).await;
     let told: Vec<_> = carol.receipts(&chat).into_iter().filter(|(user, _)| *user != "carol").collect();
     assert!(told.iter().all(|(_, seq)| *seq <= out), "{told:?}");
@@ -172,6 +178,7 @@ async fn members_of_large_groups_ask(options: ClusterOptions) {
     // With one member less it is small enough.
     let left =
         ann.send(&chat, Body::group(&change(GroupAction::GroupRemove, "", &[("carol", Role::Member)]))).await;
+    bob.shows(&chat, left).await;
     ann.delivered(&chat, "bob", left).await;
     // What is unread is counted in groups, too.
     let mut desk = login("bob", "desk").await;

@@ -96,7 +96,7 @@ mod tests {
     use crate::clock::TokioClock;
     use crate::config::Config;
     use crate::group::{Act, Change, Named};
-    use crate::store::{Append, MessageId};
+    use crate::store::{Append, Appended, MessageId};
     use crate::store_memory::MemoryStore;
     use proto::wire::{GroupAction, Kind, Role};
 
@@ -115,7 +115,8 @@ mod tests {
             act: Act::Change(change),
             ..Append::default()
         };
-        read::appended(core.apply(&[Op::Append(append)]).await.remove(0)).unwrap();
+        let answer = read::appended(core.apply(&[Op::Append(append)]).await.remove(0)).unwrap();
+        assert!(matches!(answer, Appended::Stored { .. }), "{answer:?}");
     }
 
     #[tokio::test]
