@@ -68,12 +68,12 @@ impl Device {
     }
 
     /// (user, seq) of the receipts of a chat, delivered and read alike.
-    fn receipts(&self, of: &str) -> Vec<(&str, u64)> {
-        let receipt = |event| match event {
+    fn receipts(&self, of: &str) -> Vec<(String, u64)> {
+        let receipt = |event: &Event| match event {
             Event::Delivered { chat, user, seq, .. } | Event::Read { chat, user, seq, .. }
                 if &**chat == of =>
             {
-                Some((user.as_str(), *seq))
+                Some((user.clone(), *seq))
             }
             _ => None,
         };
@@ -142,9 +142,9 @@ async fn members_hear_of_each_other(options: ClusterOptions) {
     phone.send("carol", "and behind that").await;
     carol.shows("ann:carol", 1).await;
     phone.delivered("ann:carol", "carol", 1).await;
-    let told: Vec<_> = carol.receipts(&chat).into_iter().filter(|(user, _)| *user != "carol").collect();
+    let told: Vec<_> = carol.receipts(&chat).into_iter().filter(|(user, _)| user != "carol").collect();
     assert!(told.iter().all(|(_, seq)| *seq <= out), "{told:?}");
-    let told: Vec<_> = phone.receipts(&chat).into_iter().filter(|(user, _)| *user == "carol").collect();
+    let told: Vec<_> = phone.receipts(&chat).into_iter().filter(|(user, _)| user == "carol").collect();
     assert!(told.iter().all(|(_, seq)| *seq < out), "{told:?}");
 
     // What happened while a device was away the group says.
