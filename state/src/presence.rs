@@ -348,8 +348,11 @@ async fn group_readers(core: &Core, chat: &str, name: &str, until: Instant) -> V
     if !is_in || standing.group.count > core.config.limits.typing_members_max {
         return Vec::new();
     }
-    let roster =
-        core.apply_until(until, &[Op::Members { chat: chat.to_owned() }]).await.pop().map(read::roster);
+    let roster = core
+        .apply_until(until, &[Op::Members { chat: chat.to_owned(), cursors: false }])
+        .await
+        .pop()
+        .map(read::roster);
     let Some(Ok(roster)) = roster else { return Vec::new() };
     let others = roster.members.iter().filter(|(user, member)| user != name && member.is_in(&roster.group));
     others.map(|(_, member)| member.number).collect()
