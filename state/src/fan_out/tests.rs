@@ -42,7 +42,7 @@ fn store_of_group(members: u64) -> (Scripted, Arc<AtomicU64>) {
                 // Names are not in the order of numbers.
                 let members = (1..=members).rev().map(|number| (format!("u{number}"), member(number)));
                 let group = Group { version: 1, ..Group::default() };
-                Answer::Roster(Roster { group, members: members.collect() })
+                Answer::Roster(Roster { group, members: members.collect(), ..Roster::default() })
             }
             Op::Routes { user } => {
                 reads.fetch_add(1, Ordering::Relaxed);
