@@ -1,8 +1,8 @@
 //! Who calls: whoever the token says, or without keys whoever the request says. On the server's tokio runtime.
 //!
 //! Trap: without keys whoever reaches the port is anybody. So it listens on loopback alone then, unless `auth.insecure` says
-//! that something in front of it knows who calls. And a token that was revoked is good here until it expires: only state
-//! servers know of revocations, and they ask at logins.
+//! that something in front of it knows who calls. And a token that was revoked looks good here: only state servers know of
+//! revocations, so each call tells them when its token was issued.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +25,12 @@ pub enum Caller {
     /// There are no tokens: whoever the request says.
     Trusted,
     /// The subject of the token.
-    User(String),
+    User {
+        /// Their name.
+        name: String,
+        /// When the token was issued, Unix seconds.
+        issued_s: u64,
+    },
 }
 
 /// Tells nothing of the keys.
@@ -54,7 +59,7 @@ impl Auth {
             Ok(token) if token.device.is_some() => {
                 Err(Refusal::NotTheirs("the token is good for logins of one device alone"))
             }
-            Ok(token) => Ok(Caller::User(token.user)),
+            Ok(token) => Ok(Caller::User { name: token.user, issued_s: token.issued_s }),
             Err(token::Refusal::Expired) => Err(Refusal::Unproven("the token has expired")),
             Err(_) => Err(Refusal::Unproven("the token proves nothing here")),
         }
@@ -65,17 +70,27 @@ impl Caller {
     /// Whether the caller may act for this user.
     pub fn may_be(&self, user: &str) -> Result<(), Refusal> {
         match self {
-            Caller::User(caller) if caller != user => Err(Refusal::NotTheirs("the token is somebody else's")),
+            Caller::User { name, .. } if name != user => {
+                Err(Refusal::NotTheirs("the token is somebody else's"))
+            }
             _ => Ok(()),
         }
     }
 
-    /// As whom a chat of these two is read.
-    pub fn reader<'a>(&'a self, members: (&'a str, &'a str)) -> Result<&'a str, Refusal> {
+    /// As whom a chat of these two is read; empty: as whoever the caller knows.
+    pub fn reader(&self, members: (&str, &str)) -> Result<&str, Refusal> {
         match self {
-            Caller::Trusted => Ok(members.0),
-            Caller::User(caller) if caller == members.0 || caller == members.1 => Ok(caller),
-            Caller::User(_) => Err(Refusal::NotTheirs("this chat is not one of the token's user")),
+            Caller::Trusted => Ok(""),
+            Caller::User { name, .. } if name == members.0 || name == members.1 => Ok(name),
+            Caller::User { .. } => Err(Refusal::NotTheirs("this chat is not one of the token's user")),
+        }
+    }
+
+    /// When the caller's token was issued, Unix seconds; 0: there is none.
+    pub fn issued_s(&self) -> u64 {
+        match self {
+            Caller::Trusted => 0,
+            Caller::User { issued_s, .. } => *issued_s,
         }
     }
 }
@@ -107,7 +122,8 @@ mod tests {
             auth.caller(&headers)
         };
         let alice = caller(&format!("Bearer {}", token("alice", None, now_s))).unwrap();
-        assert_eq!(alice, Caller::User("alice".into()));
+        assert_eq!(alice, Caller::User { name: "alice".into(), issued_s: now_s });
+        assert_eq!((alice.issued_s(), Caller::Trusted.issued_s()), (now_s, 0));
         assert_eq!(caller(&format!("bearer {}", token("alice", None, now_s))), Ok(alice.clone()));
         assert!(alice.may_be("alice").is_ok());
         assert!(matches!(alice.may_be("bob"), Err(Refusal::NotTheirs(_))));

@@ -75,6 +75,7 @@ pub async fn pull(
         cursor,
         limit,
         reverse: asked.reverse.unwrap_or(false),
+        issued_s: caller.issued_s(),
     };
     let page = door.state.pull(request).await?;
     let next_cursor = page.messages.last().map_or(cursor, |last| last.seq);

@@ -32,7 +32,7 @@ pub async fn send(State(door): State<Door>, headers: HeaderMap, body: Bytes) -> 
     let caller = door.auth.caller(&headers)?;
     let request = read(Fields::of_body(&headers, &body, &NAMES)?)?;
     caller.may_be(&request.sender)?;
-    let stored = door.state.send(request).await?;
+    let stored = door.state.send(SendRequest { issued_s: caller.issued_s(), ..request }).await?;
     Ok(Json(Sent { status: "success", seq: stored.seq, send_time_us: stored.time_us }))
 }
 

@@ -65,6 +65,7 @@ fn refusal(status: &Status, otherwise: Refusal) -> Refusal {
         Why::NotAMember => Refusal::Field("Sender", "is not in this chat".to_owned()),
         Why::TooLarge => Refusal::Field("Text", "is longer than this service takes".to_owned()),
         Why::Conflict => Refusal::Conflict,
+        Why::Revoked => Refusal::Unproven("the token was revoked"),
         Why::RateLimited => Refusal::TooMany(told.retry_after_ms),
         Why::Unavailable => Refusal::Unavailable(told.retry_after_ms),
         Why::Damaged => Refusal::Damaged,

@@ -13,18 +13,18 @@ use prost::Message;
 use proto::name::Chat;
 use proto::state::state_server::State;
 use proto::state::{
-    ChangedReply, ChangedRequest, EndReply, EndRequest, PullReply, PullRequest, Refusal, SendReply,
-    SendRequest, StoredMessage, Why,
+    ChangedReply, ChangedRequest, DeleteReply, DeleteRequest, EndReply, EndRequest, PullReply, PullRequest,
+    Refusal, SendReply, SendRequest, StoredMessage, Why,
 };
 use proto::wire::{self, Code};
 use tonic::{Request, Response, Status};
 
-use crate::end;
 use crate::fan_out::{Accepted, From};
 use crate::presence;
 use crate::server::Core;
 use crate::settle;
-use crate::store::{Append, Appended, MESSAGE_NAME_BYTES_MAX, MessageId, Op, StoreError, read};
+use crate::store::{Append, Appended, MESSAGE_NAME_BYTES_MAX, MessageId, Op, StoreError, TokenOf, read};
+use crate::{delete, end};
 
 /// Implements the state service over the core.
 pub struct StateService {
@@ -44,6 +44,52 @@ impl StateService {
             Some((low, high)) if low == user || high == user => Ok(chat),
             _ => Err(refused(Why::NotAMember, "this chat is not one of theirs")),
         }
+    }
+
+    /// The chat, whoever reads it.
+    fn any_pair(chat: &str) -> Result<Chat, Status> {
+        match Chat::parse(chat) {
+            Ok(chat @ Chat::Pair(..)) => Ok(chat),
+            Ok(Chat::Group(_)) => Err(refused(Why::BadChat, "chat: not one of two users")),
+            Err(error) => Err(refused(Why::BadChat, format!("chat: {error}"))),
+        }
+    }
+
+    /// The number of the sender, where something is held against it: a token, or a limit. Who has none gets one, as by a login.
+    async fn sender(&self, generation: u64, request: &SendRequest) -> Result<Option<u64>, StoreError> {
+        if request.issued_s == 0 && self.core.rate.is_none() {
+            return Ok(None);
+        }
+        let name = &request.sender;
+        if let Some(known) = self.core.users.number(name) {
+            return Ok(Some(known));
+        }
+        let candidate = self.core.users.candidates(&*self.core.store, generation, 1).await?[0];
+        let register = Op::Register { name: name.clone(), candidate };
+        let number = read::user(self.core.apply_as(generation, &[register]).await.swap_remove(0))
+            .inspect_err(|_| self.core.users.drop_candidates())?;
+        if let Some(number) = number.filter(|_| self.core.generation() == generation) {
+            self.core.users.learn(name, number);
+        }
+        Ok(number)
+    }
+
+    /// What tells whether the reader's token is revoked. Of somebody who has no number none is.
+    async fn reader(&self, request: &PullRequest) -> Result<Option<Op>, StoreError> {
+        let (name, issued_s) = (&request.reader, request.issued_s);
+        if issued_s == 0 {
+            return Ok(None);
+        }
+        let mut number = self.core.users.number(name);
+        if number.is_none() {
+            let generation = self.core.generation();
+            let ask = Op::User { name: name.clone() };
+            number = read::user(self.core.apply_as(generation, &[ask]).await.swap_remove(0))?;
+            if let Some(number) = number.filter(|_| self.core.generation() == generation) {
+                self.core.users.learn(name, number);
+            }
+        }
+        Ok(number.map(|user| Op::IsRevoked { user, issued_s }))
     }
 
     /// Puts the chat into its members' lists, which comes before its first message.
@@ -71,6 +117,15 @@ impl State for StateService {
         let id = id_of(&request)?;
         // The store that the chat stands listed in is the one that is to get the message.
         let generation = self.core.generation();
+        let user =
+            self.sender(generation, &request).await.map_err(|error| self.unavailable(error.to_string()))?;
+        if let (Some(rate), Some(user)) = (&self.core.rate, user)
+            && let Err(retry_after_ms) = rate.ask_call(user, self.core.clock.now())
+        {
+            self.core.metrics.sends_rate_limited.inc();
+            let refusal = Refusal { why: Why::RateLimited as i32, retry_after_ms };
+            return Err(with_why(refusal, "this user sends faster than is allowed here"));
+        }
         // Nothing of the message is stored before that, whatever became of the lists.
         self.list(generation, &chat).await.map_err(|error| self.unavailable(error.to_string()))?;
         let too_large = request.body.len() > self.core.config.limits.message_bytes_max;
@@ -80,6 +135,9 @@ impl State for StateService {
             id,
             body: request.body,
             refusal: too_large.then_some(Code::MessageTooLarge),
+            token: user
+                .filter(|_| request.issued_s > 0)
+                .map(|user| TokenOf { user, issued_s: request.issued_s }),
             ..Append::default()
         };
         // A task of its own: a caller that gives up must not take the pushes of a stored message with it.
@@ -99,6 +157,12 @@ impl State for StateService {
             Appended::Expected(n) => Err(refused(Why::OutOfOrder, format!("n = {n} comes first"))),
             Appended::Conflict => Err(refused(Why::Conflict, "this name was given to another message")),
             Appended::TooOld => Err(refused(Why::TooOld, "the answer to this n is forgotten")),
+            Appended::Revoked => {
+                if let (Some(rate), Some(user)) = (&self.core.rate, user) {
+                    rate.give_back(user);
+                }
+                Err(revoked())
+            }
         }
     }
 
@@ -113,18 +177,35 @@ impl State for StateService {
         Ok(Response::new(ChangedReply {}))
     }
 
+    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
+        let deleted = tokio::spawn(delete::delete(self.core.clone(), request.into_inner()));
+        deleted.await.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
+    }
+
     async fn pull(&self, request: Request<PullRequest>) -> Result<Response<PullReply>, Status> {
         let request = request.into_inner();
-        let chat = StateService::chat_of(&request.reader, &request.chat)?.to_string();
+        let chat = match &*request.reader {
+            "" => StateService::any_pair(&request.chat),
+            reader => StateService::chat_of(reader, &request.chat),
+        };
+        let chat = chat?.to_string();
         if request.limit > proto::PULL_LIMIT_MAX || request.cursor > proto::NUMBER_MAX {
             return Err(refused(Why::BadRequest, "limit is at most 100, cursor at most 2^53-1"));
         }
         let limit = if request.limit == 0 { proto::PULL_LIMIT_MAX } else { request.limit } as usize;
         let (mut cursor, reverse) = (request.cursor, request.reverse);
+        let token = self.reader(&request).await.map_err(|error| self.failed(error))?;
         let page = loop {
-            let op = Op::Pull { chat: chat.clone(), cursor, limit, reverse };
-            let page = read::page(self.core.apply(&[op]).await.swap_remove(0))
-                .map_err(|error| self.failed(error))?;
+            let mut ops =
+                vec![Op::Pull { chat: chat.clone(), reader: request.reader.clone(), cursor, limit, reverse }];
+            ops.extend(token.clone());
+            let mut outcomes = self.core.apply(&ops).await.into_iter();
+            let mut next =
+                || outcomes.next().unwrap_or_else(|| Err(StoreError::Unknown("not asked".to_owned())));
+            let page = read::page(next()).map_err(|error| self.failed(error))?;
+            if token.is_some() && read::revoked(next()).map_err(|error| self.failed(error))? {
+                return Err(revoked());
+            }
             if !page.messages.is_empty() || page.read_to == 0 {
                 break page;
             }
@@ -145,10 +226,15 @@ impl State for StateService {
     }
 }
 
-async fn store_and_push(core: Arc<Core>, generation: u64, append: Append) -> Result<Appended, StoreError> {
+/// Stores a message that came over no connection, and hands it on to its readers.
+pub async fn store_and_push(
+    core: Arc<Core>,
+    generation: u64,
+    append: Append,
+) -> Result<Appended, StoreError> {
     let (held, began) = (core.ledger.hold(), core.clock.now());
     let (chat, sender, body) = (append.chat.clone(), append.sender.clone(), append.body.clone());
-    let id = append.id.clone();
+    let (id, kind) = (append.id.clone(), append.kind as i32);
     let outcome = core.apply_as(generation, &[Op::Append(append)]).await.swap_remove(0);
     match &outcome {
         Err(StoreError::Unknown(_)) => {
@@ -159,7 +245,7 @@ async fn store_and_push(core: Arc<Core>, generation: u64, append: Append) -> Res
     let appended = read::appended(outcome)?;
     let held = Some(held);
     if let Appended::Stored { seq, time_us, history, version, again } = appended {
-        let message = wire::Message { seq, sender, time_us, body, ..Default::default() };
+        let message = wire::Message { seq, sender, time_us, body, kind };
         let accepted = Accepted {
             chat,
             history,
@@ -206,6 +292,10 @@ impl StateService {
     }
 }
 
+fn revoked() -> Status {
+    refused(Why::Revoked, "the token is revoked")
+}
+
 fn refused(why: Why, text: impl Into<String>) -> Status {
     with_why(Refusal { why: why as i32, retry_after_ms: 0 }, text)
 }
@@ -214,6 +304,7 @@ fn with_why(refusal: Refusal, text: impl Into<String>) -> Status {
     let code = match refusal.why() {
         Why::BadChat | Why::BadRequest => tonic::Code::InvalidArgument,
         Why::NotAMember => tonic::Code::PermissionDenied,
+        Why::Revoked => tonic::Code::Unauthenticated,
         Why::TooLarge => tonic::Code::OutOfRange,
         Why::Conflict => tonic::Code::AlreadyExists,
         Why::RateLimited => tonic::Code::ResourceExhausted,

@@ -11,8 +11,9 @@ use crpc::client::{ChannelOptions, connect_lazy};
 use crpc::token::{KeyAlgorithm, KeyConfig, NewToken, Signer};
 use crpc::{Fatal, ServerArgs};
 use proto::state::state_client::StateClient;
-use proto::state::{EndReply, EndRequest};
-use tonic::{Code, Status};
+use proto::state::{DeleteReply, DeleteRequest, EndReply, EndRequest};
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
 
 use crate::config::Config;
 use crate::end;
@@ -38,6 +39,30 @@ pub enum Ask {
     ///
     /// A token that names no device can log in as any device: revoke those without --device.
     Revoke(Whom),
+    /// What can be done with a user
+    #[command(subcommand)]
+    User(OfUser),
+}
+
+/// What may be asked of a user.
+#[derive(Debug, Subcommand)]
+pub enum OfUser {
+    /// Delete a user: connections, tokens, number, cursors, membership of groups
+    ///
+    /// Messages stay, for those who have them. Whoever takes the name next is a new user and finds nothing of it. Takes some seconds;
+    /// given again, it finishes what was begun.
+    Delete(Doomed),
+}
+
+/// Who is deleted.
+#[derive(Debug, Args)]
+pub struct Doomed {
+    /// Name of the user
+    #[arg(long, value_name = "NAME")]
+    user: String,
+    /// A state server; any one will do
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7100")]
+    target: String,
 }
 
 /// Whose connections.
@@ -82,6 +107,7 @@ pub fn run(task: &Task, server: &ServerArgs) -> Result<(), Fatal> {
     match task {
         Task::Ctl(Ask::Kick(whom)) => end_connections(whom, false),
         Task::Ctl(Ask::Revoke(whom)) => end_connections(whom, true),
+        Task::Ctl(Ask::User(OfUser::Delete(whom))) => delete(whom),
         Task::Token(args) => {
             println!("{}", token(args, &crpc::config::load("state", server)?)?);
             Ok(())
@@ -89,28 +115,35 @@ pub fn run(task: &Task, server: &ServerArgs) -> Result<(), Fatal> {
     }
 }
 
-fn end_connections(whom: &Whom, revoke: bool) -> Result<(), Fatal> {
+/// Asks a state server, and waits for so long.
+fn ask<T>(
+    target: &str,
+    answer_max: Duration,
+    ask: impl AsyncFnOnce(StateClient<Channel>) -> Result<Response<T>, Status>,
+) -> Result<T, Fatal> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Fatal::internal(format!("no runtime: {error}")))?;
+    let answered = runtime.block_on(async {
+        let channel = connect_lazy(target, &ChannelOptions::default())?;
+        let late = || Status::deadline_exceeded(format!("no answer within {answer_max:?}"));
+        tokio::time::timeout(answer_max, ask(StateClient::new(channel))).await.map_err(|_| late())?
+    });
+    answered.map(Response::into_inner).map_err(|status| {
+        let text = format!("{target}: {}", status.message());
+        if matches!(status.code(), Code::InvalidArgument | Code::NotFound) {
+            Fatal::config(text)
+        } else {
+            Fatal::unavailable(text)
+        }
+    })
+}
+
+fn end_connections(whom: &Whom, revoke: bool) -> Result<(), Fatal> {
     let request = EndRequest { user: whom.user.clone(), device: whom.device.clone(), revoke, relayed: false };
-    let EndReply { ended, left } = runtime
-        .block_on(async {
-            let channel = connect_lazy(&whom.target, &ChannelOptions::default())?;
-            let asked = async { StateClient::new(channel).end(request).await };
-            let late = || Status::deadline_exceeded(format!("no answer within {ANSWER_MAX:?}"));
-            tokio::time::timeout(ANSWER_MAX, asked).await.map_err(|_| late())?
-        })
-        .map_err(|status| {
-            let text = format!("{}: {}", whom.target, status.message());
-            if status.code() == Code::InvalidArgument {
-                Fatal::config(text)
-            } else {
-                Fatal::unavailable(text)
-            }
-        })?
-        .into_inner();
+    let end = async |mut state: StateClient<Channel>| state.end(request).await;
+    let EndReply { ended, left } = ask(&whom.target, ANSWER_MAX, end)?;
     println!("ended {ended}");
     if left > 0 {
         let revoked = if revoke { "the tokens are revoked, but " } else { "" };
@@ -118,6 +151,19 @@ fn end_connections(whom: &Whom, revoke: bool) -> Result<(), Fatal> {
             "{revoked}of {left} connections it is not known that they are closed: their gateway is dead, or out of reach of \
              every state server"
         )));
+    }
+    Ok(())
+}
+
+fn delete(whom: &Doomed) -> Result<(), Fatal> {
+    let request = DeleteRequest { user: whom.user.clone(), forget: 0 };
+    let delete = async |mut state: StateClient<Channel>| state.delete(request).await;
+    let DeleteReply { ended, left, groups, chats } = ask(&whom.target, DELETED_MAX, delete)?;
+    println!("deleted, ended {ended}, left {groups} groups, {chats} chats");
+    if left > 0 {
+        eprintln!(
+            "of {left} connections it is not known that they are closed; whatever they send is refused"
+        );
     }
     Ok(())
 }
@@ -171,6 +217,9 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// Beyond what the server takes at most.
 const ANSWER_MAX: Duration = Duration::from_secs(2 * end::WAIT_MAX.as_secs());
+
+/// The walk through a user's chats, too: thousands of them a second.
+const DELETED_MAX: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {

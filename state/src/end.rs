@@ -17,12 +17,12 @@ use std::time::Duration;
 use crpc::client::{ChannelOptions, connect_lazy};
 use proto::name;
 use proto::state::state_client::StateClient;
-use proto::state::{EndReply, EndRequest};
+use proto::state::{DeleteRequest, EndReply, EndRequest};
 use proto::wire::Code;
 use tonic::Status;
 
 use crate::server::Core;
-use crate::store::{Op, StoreError, read};
+use crate::store::{Answer, Op, StoreError, read};
 use crate::users::device_number;
 use crate::{answer, fan_out};
 
@@ -86,7 +86,8 @@ pub async fn end(core: Arc<Core>, request: EndRequest) -> Result<EndReply, Statu
             tell(&left.iter().copied().filter(|connection| is_reached(&core, *connection)).collect());
         }
         if looks == ASK_OTHERS_AT && !left.is_empty() {
-            tokio::spawn(ask_others(core.clone(), request.clone()));
+            let relayed = Relayed::End(EndRequest { relayed: true, ..request.clone() });
+            tokio::spawn(ask_others(core.clone(), relayed));
         }
     }
     let (ended, left) = ((there.len() - left.len()) as u32, left.len() as u32);
@@ -94,7 +95,8 @@ pub async fn end(core: Arc<Core>, request: EndRequest) -> Result<EndReply, Statu
     Ok(EndReply { ended, left })
 }
 
-fn status(error: StoreError) -> Status {
+/// What a caller is told of a store that did not do it.
+pub fn status(error: StoreError) -> Status {
     match error {
         StoreError::Corrupt(text) => Status::data_loss(text),
         error => Status::unavailable(error.to_string()),
@@ -112,7 +114,8 @@ async fn number(core: &Core, request: &EndRequest) -> Result<Option<u64>, StoreE
     read::user(core.apply_as(generation, &[Op::Register { name, candidate }]).await.swap_remove(0))
 }
 
-async fn revoke(core: &Core, user: u64, device: Option<u32>) -> Result<(), StoreError> {
+/// Refuses the tokens that were issued until now.
+pub async fn revoke(core: &Core, user: u64, device: Option<u32>) -> Result<(), StoreError> {
     let auth = &core.config.auth;
     // Tokens of this second too; and the clock of whoever issues them may be ahead.
     let before_s = core.unix_ms() / 1_000 + 1 + auth.leeway_s;
@@ -121,7 +124,11 @@ async fn revoke(core: &Core, user: u64, device: Option<u32>) -> Result<(), Store
 }
 
 async fn connections(core: &Core, user: u64, device: Option<u32>) -> Result<BTreeSet<u64>, StoreError> {
-    let routes = read::routes(core.apply(&[Op::Routes { user }]).await.swap_remove(0))?;
+    let routes = match core.apply(&[Op::Routes { user }]).await.swap_remove(0) {
+        // Of a user who is being deleted: they are to end all the more.
+        Ok(Answer::Retired(routes)) => routes,
+        outcome => read::routes(outcome)?,
+    };
     let meant = routes.into_iter().filter(|route| device.is_none_or(|device| route.device == device));
     Ok(meant.map(|route| route.connection).collect())
 }
@@ -130,27 +137,37 @@ fn is_reached(core: &Core, connection: u64) -> bool {
     core.gateways.is_open(proto::incarnation_of(connection))
 }
 
-/// The other state servers, who tell whom they reach. What comes of it is seen in the routes.
-async fn ask_others(core: Arc<Core>, request: EndRequest) {
+/// What the other state servers are asked to do as well.
+pub enum Relayed {
+    /// To tell whom they reach. What comes of it is seen in the routes.
+    End(EndRequest),
+    /// To forget a user's number.
+    Forget(DeleteRequest),
+}
+
+/// Asks them all, one by one. Who does not do it stands in the log.
+pub async fn ask_others(core: Arc<Core>, ask: Relayed) {
     let Some(registry) = core.peers.get() else { return };
+    let what = match &ask {
+        Relayed::End(_) => "end connections",
+        Relayed::Forget(_) => "forget a user",
+    };
     let servers = match registry.list("state").await {
         Ok(servers) => servers,
-        Err(error) => {
-            return tracing::warn!(%error, "the other state servers are not asked to end connections");
-        }
+        Err(error) => return tracing::warn!(%error, what, "the other state servers are not asked"),
     };
-    let request = EndRequest { relayed: true, ..request };
     for server in servers.iter().filter(|server| server.id != core.config.id()) {
         let asked = async {
-            let channel = connect_lazy(&server.addr, &ChannelOptions::default())?;
-            StateClient::new(channel).end(request.clone()).await
+            let mut state = StateClient::new(connect_lazy(&server.addr, &ChannelOptions::default())?);
+            match &ask {
+                Relayed::End(request) => state.end(request.clone()).await.map(drop),
+                Relayed::Forget(request) => state.delete(request.clone()).await.map(drop),
+            }
         };
         match tokio::time::timeout(OTHERS_MAX, asked).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(server.id, error = error.message(), "could not be asked to end connections")
-            }
-            Err(_) => tracing::warn!(server.id, "did not answer when asked to end connections"),
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(server.id, what, error = error.message(), "could not be asked"),
+            Err(_) => tracing::warn!(server.id, what, "did not answer when asked"),
         }
     }
 }

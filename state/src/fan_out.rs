@@ -158,7 +158,8 @@ async fn restore(core: &Core, taken: &mut Vec<Accepted>) {
         .filter(|accepted| accepted.again)
         .map(|accepted| {
             let cursor = accepted.message.seq - 1;
-            Op::Pull { chat: accepted.chat.clone(), cursor, limit: 1, reverse: false }
+            let (chat, reader) = (accepted.chat.clone(), String::new());
+            Op::Pull { chat, reader, cursor, limit: 1, reverse: false }
         })
         .collect();
     let mut stored = insist(core, &ops).await.into_iter();
@@ -178,12 +179,20 @@ async fn restore(core: &Core, taken: &mut Vec<Accepted>) {
 
 /// Sends everything to whoever reads it; with `only`, to connections of these gateways, and what is newer than that.
 pub async fn push_all(core: &Core, taken: &[Accepted], only: &BTreeMap<u32, u64>) {
-    // In another store a number may be somebody else's.
-    while !push_from(core, core.generation(), taken, only).await {}
+    // In another store a number may be somebody else's; and one that is nobody's any more is looked up anew, once.
+    let mut looked_anew = false;
+    while !push_from(core, core.generation(), taken, only, &mut looked_anew).await {}
 }
 
-/// The same out of a store of this generation. `false`: it is another one now, and what has left goes once more.
-async fn push_from(core: &Core, generation: u64, taken: &[Accepted], only: &BTreeMap<u32, u64>) -> bool {
+/// The same out of a store of this generation. `false`: it is another one now, or a name has another number, and what has left
+/// goes once more.
+async fn push_from(
+    core: &Core,
+    generation: u64,
+    taken: &[Accepted],
+    only: &BTreeMap<u32, u64>,
+    looked_anew: &mut bool,
+) -> bool {
     let chats: Vec<Option<Chat>> = taken.iter().map(|accepted| Chat::parse(&accepted.chat).ok()).collect();
     let names = members(chats.iter().flatten());
     let numbers = numbers_of(core, &names).await;
@@ -211,8 +220,16 @@ async fn push_from(core: &Core, generation: u64, taken: &[Accepted], only: &BTre
             let is_unread = |number: &u64| accepted.routes_of(*number, generation).is_none();
             unread.extend(audience.among(&some).filter(is_unread));
         }
+        let asked = unread.clone();
         let read = routes_of(core, unread).await;
         if core.generation() != generation {
+            return false;
+        }
+        // Who has no routes to tell is nobody any more, and the name may be somebody's again.
+        let nobodys = |number: &u64| asked.contains(number) && !read.contains_key(number);
+        let gone: Vec<_> = numbers.iter().filter(|(_, number)| nobodys(number)).collect();
+        gone.iter().for_each(|(name, number)| core.users.forget_user(name, **number));
+        if !gone.is_empty() && !std::mem::replace(looked_anew, true) {
             return false;
         }
         let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();

@@ -11,6 +11,7 @@ mod circle;
 mod clock;
 pub mod config;
 pub mod ctl;
+mod delete;
 mod delivered;
 mod doubts;
 mod end;

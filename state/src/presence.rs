@@ -24,14 +24,14 @@ use proto::name::{self, Chat};
 use proto::wire::{self, Code};
 use proto::{Command, frame};
 
-pub use run::{heard, run};
+pub use run::{heard, retired, run};
 use watches::{Full, There, Watches};
 
 use crate::answer;
 use crate::config::Limits;
 use crate::gateways::{Outgoing, push_to};
 use crate::server::Core;
-use crate::store::{Hides, Op, Outcome, Route, Seen, StoreError, read};
+use crate::store::{Answer, Hides, Op, Outcome, Route, Seen, StoreError, read};
 use crate::turn::{Ask, Outcomes};
 
 /// See the head of this file.
@@ -256,7 +256,12 @@ async fn look(core: &Core, users: BTreeSet<u64>, until: Instant) -> Result<HashM
     let mut found = HashMap::with_capacity(users.len());
     let mut next = || outcomes.next().unwrap_or(Err(StoreError::Corrupt("an answer is missing".to_owned())));
     for user in users {
-        let (routes, seen) = (read::routes(next())?, read::seen(next())?);
+        let routes = match next() {
+            // The connections of a user who is deleted are ended.
+            Ok(Answer::Retired(_)) => Vec::new(),
+            outcome => read::routes(outcome)?,
+        };
+        let seen = read::seen(next())?;
         found.insert(user, There::of(&routes, seen, |connection| is_reached(core, connection)));
     }
     Ok(found)

@@ -7,7 +7,10 @@
 //! Each row is one number (GCRA): the time at which everything let through is paid for. A row that is paid for is worth as
 //! much as none, so what the bound throws out is mostly worth nothing.
 //!
-//! Trap: a server counts what goes through it. A user whose devices are on several has as much at each.
+//! What comes by single calls (the HTTP door) counts for its user as what comes over connections does; it is of no device.
+//!
+//! Trap: a server counts what goes through it. A user whose devices are on several has as much at each, and so does whoever
+//! sends through a door that calls several in turn.
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
@@ -52,13 +55,32 @@ impl Rate {
         (user.is_some() || device.is_some()).then_some(Rate { user, device, rows, began: now })
     }
 
+    /// One more message that comes by a call. `Err`: not now, but in so many ms; then nothing is counted.
+    pub fn ask_call(&self, user: u64, now: Instant) -> Result<(), u32> {
+        self.ask(user, None, self.now_ns(now))
+    }
+
+    /// It was not theirs after all: whoever holds a token that is good no more uses nothing up.
+    pub fn give_back(&self, user: u64) {
+        if let Some(Pace { interval_ns, .. }) = self.user
+            && let Some(paid_ns) = self.rows.lock().get_mut(&(user, ALL_DEVICES))
+        {
+            *paid_ns = paid_ns.saturating_sub(interval_ns);
+        }
+    }
+
+    fn now_ns(&self, now: Instant) -> u64 {
+        (now - self.began).as_nanos() as u64
+    }
+
     /// One more message. `Err`: not now, but in so many ms; then nothing is counted.
-    fn ask(&self, user: u64, device: u32, now_ns: u64) -> Result<(), u32> {
-        let rows = [(self.user, (user, ALL_DEVICES)), (self.device, (user, u64::from(device)))];
+    fn ask(&self, user: u64, device: Option<u32>, now_ns: u64) -> Result<(), u32> {
+        let of_device = self.device.zip(device).map(|(pace, device)| (pace, (user, u64::from(device))));
+        let rows = [self.user.map(|pace| (pace, (user, ALL_DEVICES))), of_device];
         let mut all = self.rows.lock();
         let mut wait_ns = 0;
-        let paid = rows.map(|(pace, key)| {
-            let pace = pace?;
+        let paid = rows.map(|row| {
+            let (pace, key) = row?;
             let paid_ns = all.get(&key).map_or(now_ns, |paid_ns| now_ns.max(*paid_ns));
             wait_ns = wait_ns.max(paid_ns.saturating_sub(now_ns + pace.ahead_ns));
             Some((key, paid_ns + pace.interval_ns))
@@ -84,7 +106,7 @@ impl Pace {
 pub fn let_pass(core: &Core, asks: Vec<(UpFrame, Ask)>, out: &mut Outcomes) -> Vec<(UpFrame, Ask)> {
     match &core.rate {
         Some(rate) if asks.iter().any(|(_, ask)| matches!(ask, Ask::Send(_))) => {
-            let now_ns = (core.clock.now() - rate.began).as_nanos() as u64;
+            let now_ns = rate.now_ns(core.clock.now());
             let before = asks.len();
             let asks = sift(rate, asks, now_ns, out);
             core.metrics.sends_rate_limited.inc_by((before - asks.len()) as u64);
@@ -103,7 +125,7 @@ fn sift(rate: &Rate, asks: Vec<(UpFrame, Ask)>, now_ns: u64, out: &mut Outcomes)
             let Ask::Send(send) = &ask else { return Some((frame, ask)) };
             let lane = || (frame.connection, send.stream, sorted(&send.chat));
             if stopped.is_empty() || !stopped.contains(&lane()) {
-                match rate.ask(frame.user, frame.device, now_ns) {
+                match rate.ask(frame.user, Some(frame.device), now_ns) {
                     Ok(()) => return Some((frame, ask)),
                     Err(ms) => {
                         wait_ms = wait_ms.max(ms);
@@ -153,13 +175,13 @@ mod tests {
     #[test]
     fn a_burst_and_then_the_pace_for_user_and_device() {
         let rate = rate((10, 6), (4, 4), 100).unwrap();
-        let ask = |device, now_ns| rate.ask(7, device, now_ns);
+        let ask = |device, now_ns| rate.ask(7, Some(device), now_ns);
         (0..4).for_each(|_| assert_eq!(ask(1, S), Ok(())));
         assert_eq!(ask(1, S), Err(250), "the device's burst is used up");
         assert_eq!(ask(2, S), Ok(()));
         assert_eq!(ask(2, S), Ok(()));
         assert_eq!(ask(2, S), Err(100), "the user's is");
-        assert_eq!(rate.ask(8, 1, S), Ok(()), "others have their own");
+        assert_eq!(rate.ask(8, Some(1), S), Ok(()), "others have their own");
         // What was refused was not counted.
         assert_eq!(ask(2, S + S / 10), Ok(()));
         assert_eq!(ask(1, S + S / 10), Err(150));
@@ -168,9 +190,21 @@ mod tests {
     }
 
     #[test]
+    fn calls_count_for_the_user_alone() {
+        let rate = rate((10, 2), (1, 1), 100).unwrap();
+        let call = |seconds| rate.ask_call(7, rate.began + std::time::Duration::from_secs(seconds));
+        assert_eq!((call(1), call(1), call(1)), (Ok(()), Ok(()), Err(100)));
+        assert_eq!(rate.ask(7, Some(1), S), Err(100), "and devices share it");
+        rate.give_back(7);
+        assert_eq!((call(1), call(1)), (Ok(()), Err(100)));
+        rate.give_back(8);
+        assert_eq!(rate.rows.lock().len(), 1, "no row of theirs");
+    }
+
+    #[test]
     fn memory_is_bounded() {
         let rate = rate((1, 1), (1, 1), 10).unwrap();
-        assert!((0..1_000).all(|user| rate.ask(user, 1, S).is_ok()));
+        assert!((0..1_000).all(|user| rate.ask(user, Some(1), S).is_ok()));
         assert_eq!(rate.rows.lock().len(), 10);
     }
 

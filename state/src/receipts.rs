@@ -103,6 +103,9 @@ impl Readers {
             .zip(routes)
             .filter_map(|(user, outcome)| Some((*user, read::routes(outcome).ok()?)))
             .collect();
+        // Nobody's any more: the next receipt goes to whoever has the name by then.
+        let gone = self.numbers.iter().filter(|(_, number)| !routes.contains_key(number));
+        gone.for_each(|(name, number)| core.users.forget_user(name, *number));
         let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
         for (written, moved) in moved.iter().filter(|(_, moved)| *moved != Moved::default()) {
             let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();

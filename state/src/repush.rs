@@ -358,6 +358,7 @@ async fn push_some(core: &Core, job: &mut Job) -> Result<bool, StoreError> {
     let wanted = with_readers(core, job, &some).await?;
     let newest = |recent: &&Recent| Op::Pull {
         chat: recent.chat.clone(),
+        reader: String::new(),
         cursor: 0,
         limit: MESSAGES_PER_PULL,
         reverse: true,
@@ -423,7 +424,8 @@ async fn go_down(core: &Core, from_us: u64, chat: &str) -> Result<Option<Walk>, 
     let mut cursor = 0;
     let mut head = 0;
     loop {
-        let op = Op::Pull { chat: chat.to_owned(), cursor, limit: MESSAGES_PER_PULL, reverse: true };
+        let (chat, reader) = (chat.to_owned(), String::new());
+        let op = Op::Pull { chat, reader, cursor, limit: MESSAGES_PER_PULL, reverse: true };
         let page = read::page(core.apply(&[op]).await.swap_remove(0))?;
         head = page.head.max(head);
         if reaches_back(&page, from_us) {
@@ -439,7 +441,13 @@ async fn go_down(core: &Core, from_us: u64, chat: &str) -> Result<Option<Walk>, 
 async fn go_up(core: &Core, job: &mut Job) -> Result<(), StoreError> {
     let (Some(walk), Some(recent)) = (&job.at, job.chats.front()) else { return Ok(()) };
     let chat = recent.chat.clone();
-    let op = Op::Pull { chat: chat.clone(), cursor: walk.cursor, limit: MESSAGES_PER_PULL, reverse: false };
+    let op = Op::Pull {
+        chat: chat.clone(),
+        reader: String::new(),
+        cursor: walk.cursor,
+        limit: MESSAGES_PER_PULL,
+        reverse: false,
+    };
     let page = read::page(core.apply(&[op]).await.swap_remove(0))?;
     // Nothing was there to look at: the chat ends here.
     let (head, last) = (walk.head, if page.read_to == 0 { u64::MAX } else { page.read_to });

@@ -11,13 +11,21 @@
 //! Trap: an error does not mean that nothing happened. [`StoreError::Unknown`] is what a timeout is, and whoever gets it
 //! may only ask again, under the same id; who has none ([`MessageId::Unnamed`]) may never.
 
+mod marks;
+mod page;
 pub mod read;
+mod rules;
 
 use bytes::Bytes;
-use proto::wire::{self, Code, Durability, Kind};
-use sha2::Digest;
+use proto::wire::{Code, Durability, Kind};
 
 use crate::group::{Act, Group, Member};
+
+pub use marks::{Mark, Marks, Recent};
+pub use page::{Head, Moved, Page, Stored};
+pub use rules::{
+    CHAT_BUCKETS, PULL_BYTES_MAX, body_digest, chat_bucket, first_behind, message_crc, peer, retention_step,
+};
 
 /// One question or change.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +53,27 @@ pub enum Op {
     Name {
         /// Number.
         user: u64,
+    },
+    /// Makes a number nobody's: no login binds it any more, its routes are told as [`Answer::Retired`], and nothing is kept of when it
+    /// was there. For good.
+    /// → [`Answer::Done`]
+    Retire {
+        /// Number.
+        user: u64,
+    },
+    /// Forgets the name of a number. → [`Answer::Done`]
+    Unname {
+        /// Number.
+        user: u64,
+    },
+    /// Gives a name another number, if it still has this one; then that number has the name too. → [`Answer::Done`]
+    Renumber {
+        /// Name of the user.
+        name: String,
+        /// The number that it has.
+        from: u64,
+        /// As a candidate of [`Op::Register`].
+        to: u64,
     },
     /// Binds a device to a connection if the attempt is newer, or the same with the same connection. → [`Answer::Bound`]
     Bind {
@@ -74,6 +103,13 @@ pub enum Op {
         /// For so long this is remembered, seconds.
         keep_s: u64,
     },
+    /// Whether a token of that time, good for any device, is revoked. → [`Answer::Revoked`]
+    IsRevoked {
+        /// Whose.
+        user: u64,
+        /// When it was issued, Unix seconds.
+        issued_s: u64,
+    },
     /// Removes a route if it still leads to this connection; of the last one the time is kept. → [`Answer::Done`]
     Unbind {
         /// Whose.
@@ -81,7 +117,7 @@ pub enum Op {
         /// Connection id.
         connection: u64,
     },
-    /// Where a user's devices are connected. → [`Answer::Routes`]
+    /// Where a user's devices are connected. → [`Answer::Routes`], [`Answer::Retired`]
     Routes {
         /// Whose.
         user: u64,
@@ -144,6 +180,8 @@ pub enum Op {
     Pull {
         /// The chat.
         chat: String,
+        /// Name of the user who reads, to whom nothing is told from before [`Op::Vacate`]; empty: the server itself.
+        reader: String,
         /// Exclusive; backwards 0 means from the newest.
         cursor: u64,
         /// At most so many.
@@ -161,6 +199,14 @@ pub enum Op {
         seq: u64,
         /// Read up to here; 0: nothing was said of that.
         read: u64,
+    },
+    /// What the chat holds up to now is not a user's any more, nor are the cursors: whoever bears the name next begins behind
+    /// it. What no user of a one-to-one chat may see any more is removed. → [`Answer::Done`]
+    Vacate {
+        /// The chat.
+        chat: String,
+        /// Name of the user.
+        user: String,
     },
     /// Writes how far a life of a state server has pushed, and reads the marks of all. → [`Answer::Marks`]
     Mark {
@@ -224,6 +270,17 @@ pub struct Append {
     pub kind: Kind,
     /// What else the step does. In a group it decides first whether the sender may.
     pub act: Act,
+    /// The token that it rests on, which the step looks at first. In one-to-one chats only; connections rest on their login.
+    pub token: Option<TokenOf>,
+}
+
+/// A token that is good for any device of its user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct TokenOf {
+    pub user: u64,
+    /// Unix seconds.
+    pub issued_s: u64,
 }
 
 /// What tells a message that is sent again from a new one, within chat and sender.
@@ -255,8 +312,11 @@ pub enum Answer {
     User(Option<u64>),
     Name(Option<String>),
     Bound(Bound),
+    Revoked(bool),
     Routes(Vec<Route>),
     Seen(Seen),
+    /// Instead of [`Answer::Routes`]: the number is nobody's any more, and these were the last connections.
+    Retired(Vec<Route>),
     Chats(Vec<String>),
     Appended(Appended),
     Standing(Standing),
@@ -286,6 +346,8 @@ pub enum Bound {
     },
     /// The token that it rests on is revoked. Nothing has changed.
     Revoked,
+    /// The number is nobody's any more: the name has another one, or will have.
+    Retired,
 }
 
 /// Where a device is connected.
@@ -371,90 +433,8 @@ pub enum Appended {
     TooOld,
     /// The name was given to another body.
     Conflict,
-}
-
-/// Where a chat stands. `seq` 0: nothing was ever stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[allow(missing_docs)]
-pub struct Head {
-    pub history: u64,
-    pub seq: u64,
-    pub delivered: u64,
-    pub read: u64,
-    /// Of the other user of a one-to-one chat.
-    pub peer_delivered: u64,
-    pub peer_read: u64,
-    /// The lowest seq that is kept: 1 in an empty chat, behind the head when nothing is kept.
-    pub first: u64,
-}
-
-/// What is new of a user's cursors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Moved {
-    /// Where it stands now; 0: it did not move.
-    pub delivered: u64,
-    /// Where it stands now, moved or not; 0: nothing was said of it.
-    pub read: u64,
-}
-
-/// A stored message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Stored {
-    pub seq: u64,
-    pub sender: String,
-    pub time_us: u64,
-    pub body: Bytes,
-    pub kind: Kind,
-}
-
-impl From<Stored> for wire::Message {
-    fn from(stored: Stored) -> Self {
-        let Stored { seq, sender, time_us, body, kind } = stored;
-        wire::Message { seq, sender, time_us, body, kind: kind as i32 }
-    }
-}
-
-/// Messages, with where the chat stands.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[allow(missing_docs)]
-pub struct Page {
-    pub history: u64,
-    pub head: u64,
-    /// As in [`Head`]: what is below was removed by retention.
-    pub first: u64,
-    pub messages: Vec<Stored>,
-    /// The last seq that was looked at, also where it is damaged and so left out; 0: there was none.
-    pub read_to: u64,
-}
-
-/// How far all lives of state servers have pushed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Marks {
-    /// Store time, µs.
-    pub now_us: u64,
-    /// One a life.
-    pub marks: Vec<Mark>,
-}
-
-/// How far a life of a state server has pushed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Mark {
-    pub server: String,
-    pub life: u64,
-    pub pushed_us: u64,
-    /// Store time at which it was written last, also when it said the same as before.
-    pub beat_us: u64,
-}
-
-/// A chat in the recency index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recent {
-    /// The chat.
-    pub chat: String,
-    /// Store time of its newest message, µs.
-    pub time_us: u64,
+    /// The token that it rests on is revoked. Nothing has changed.
+    Revoked,
 }
 
 /// Why there is no answer.
@@ -504,40 +484,4 @@ pub trait Store: Send + Sync {
     fn generation(&self) -> u64 {
         0
     }
-}
-
-/// The bucket that a chat lives in: the same for ever, for every store and build.
-pub fn chat_bucket(chat: &str) -> u32 {
-    crc32c::crc32c(chat.as_bytes()) % CHAT_BUCKETS
-}
-
-/// The other user of a one-to-one chat; of a chat with oneself, and of a group, there is none.
-pub fn peer<'a>(chat: &'a str, user: &str) -> Option<&'a str> {
-    let (low, high) = chat.split_once(':')?;
-    [low, high].into_iter().find(|name| *name != user).filter(|_| low == user || high == user)
-}
-
-/// Buckets of chats. Part of the layout.
-pub const CHAT_BUCKETS: u32 = 1024;
-
-/// A Pull stops behind the message whose body brings it to so many bytes, whatever its limit: no answer holds more.
-pub const PULL_BYTES_MAX: usize = proto::FRAME_BYTES_MAX;
-
-/// A chat that keeps so many messages may keep fewer than so many more: what is due is looked for at seqs that this divides.
-/// So most messages pay nothing for retention.
-pub fn retention_step(messages_max: u64) -> u64 {
-    if messages_max == 0 { 64 } else { (messages_max / 64).clamp(1, 64) }
-}
-
-/// What a named id remembers of its body: two bodies that share it are not found by chance, nor by trying.
-pub fn body_digest(body: &[u8]) -> [u8; 16] {
-    let digest: [u8; 32] = sha2::Sha256::digest(body).into();
-    std::array::from_fn(|at| digest[at])
-}
-
-/// Checksum of a stored message: what a reader compares before it shows it. Text has no kind in it, as before there were kinds.
-pub fn message_crc(chat: &str, sender: &str, kind: Kind, body: &[u8]) -> u32 {
-    let crc = crc32c::crc32c(chat.as_bytes());
-    let crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, sender.as_bytes()), body);
-    if kind == Kind::Text { crc } else { crc32c::crc32c_append(crc, &[kind as u8]) }
 }

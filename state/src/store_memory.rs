@@ -13,7 +13,8 @@ use proto::wire::Durability;
 
 use crate::store::{
     Answer, Append, Appended, Bound, CHAT_BUCKETS, Head, Mark, Marks, MessageId, Moved, Op, Outcome, Page,
-    Recent, Route, Seen, Standing, Store, StoreError, Stored, chat_bucket, message_crc, peer,
+    Recent, Route, Seen, Standing, Store, StoreError, Stored, TokenOf, chat_bucket, first_behind,
+    message_crc, peer,
 };
 use crate::store_memory_chat::{Chat, Kept};
 
@@ -66,6 +67,7 @@ struct Data {
     draws: u64,
     numbers: BTreeMap<String, u64>,
     names: BTreeMap<u64, String>,
+    retired: BTreeSet<u64>,
     routes: BTreeMap<u64, Vec<Route>>,
     seen: BTreeMap<u64, Seen>,
     /// By user and device: tokens of before that time (s) are revoked, and how long that is kept (µs).
@@ -195,10 +197,29 @@ impl Step<'_> {
             }
             Op::User { name } => Answer::User(self.data.numbers.get(name).copied()),
             Op::Name { user } => Answer::Name(self.data.names.get(user).cloned()),
+            Op::Retire { user } => {
+                self.data.retired.insert(*user);
+                self.data.seen.remove(user);
+                Answer::Done
+            }
+            Op::Unname { user } => {
+                self.data.names.remove(user);
+                Answer::Done
+            }
+            Op::Renumber { name, from, to } => {
+                if self.data.numbers.get(name) == Some(from) {
+                    self.data.numbers.insert(name.clone(), *to);
+                    self.data.names.insert(*to, name.clone());
+                }
+                Answer::Done
+            }
             Op::Bind { user, device, attempt, connection, devices_max, issued_s } => {
                 let new = Route { device: *device, attempt: *attempt, connection: *connection };
-                if *issued_s > 0 && self.is_revoked(*user, *device, *issued_s) {
+                if *issued_s > 0 && self.is_revoked(*user, Some(*device), *issued_s) {
                     return Ok(Answer::Bound(Bound::Revoked));
+                }
+                if self.data.retired.contains(user) {
+                    return Ok(Answer::Bound(Bound::Retired));
                 }
                 Answer::Bound(self.bind(*user, new, *devices_max))
             }
@@ -209,17 +230,25 @@ impl Step<'_> {
                 *row = (row.0.max(*before_s), row.1.max(until_us));
                 Answer::Done
             }
+            Op::IsRevoked { user, issued_s } => Answer::Revoked(self.is_revoked(*user, None, *issued_s)),
             Op::Unbind { user, connection } => {
                 if let Some(routes) = self.data.routes.get_mut(user) {
                     let before = routes.len();
                     routes.retain(|route| route.connection != *connection);
-                    if routes.is_empty() && before > 0 {
+                    if routes.is_empty() && before > 0 && !self.data.retired.contains(user) {
                         self.data.seen.entry(*user).or_default().last_s = now_us / 1_000_000;
                     }
                 }
                 Answer::Done
             }
-            Op::Routes { user } => Answer::Routes(self.data.routes.get(user).cloned().unwrap_or_default()),
+            Op::Routes { user } => {
+                let routes = self.data.routes.get(user).cloned().unwrap_or_default();
+                if self.data.retired.contains(user) {
+                    Answer::Retired(routes)
+                } else {
+                    Answer::Routes(routes)
+                }
+            }
             Op::Seen { user } => Answer::Seen(self.data.seen.get(user).copied().unwrap_or_default()),
             Op::Hide { user, hides } => {
                 self.data.seen.entry(*user).or_default().hides = *hides;
@@ -241,6 +270,7 @@ impl Step<'_> {
                 let cursors = |user: &str| found.and_then(|chat| chat.cursors.get(user).copied());
                 let mine = cursors(user).unwrap_or_default();
                 let peer = peer(chat, user).and_then(cursors).unwrap_or_default();
+                let since = found.map_or(0, |chat| chat.since_of(user));
                 Answer::Head(Head {
                     history,
                     seq: found.map_or(0, |chat| chat.seq),
@@ -248,18 +278,21 @@ impl Step<'_> {
                     read: mine.read,
                     peer_delivered: peer.delivered,
                     peer_read: peer.read,
-                    first: found.map_or(1, Chat::first),
+                    first: first_behind(since, found.map_or(1, Chat::first)),
+                    since,
                 })
             }
-            Op::Pull { chat, cursor, limit, reverse } => {
+            Op::Pull { chat, reader, cursor, limit, reverse } => {
                 let history = self.history(chat);
                 let found = self.data.chats.get(chat);
-                let read = found.map(|found| found.pull(chat, *cursor, *limit, *reverse));
+                let since = found.map_or(0, |chat| chat.since_of(reader));
+                let read = found.map(|found| found.pull(chat, (since, *cursor), *limit, *reverse));
                 let (messages, read_to) = read.unwrap_or_default();
                 Answer::Messages(Page {
                     history,
                     head: found.map_or(0, |chat| chat.seq),
-                    first: found.map_or(1, Chat::first),
+                    first: first_behind(since, found.map_or(1, Chat::first)),
+                    since,
                     messages,
                     read_to,
                 })
@@ -274,6 +307,12 @@ impl Step<'_> {
                 cursors.delivered = cursors.delivered.max(seq);
                 cursors.read = cursors.read.max(read);
                 Answer::Moved(Moved { delivered, read: if read > 0 { cursors.read } else { 0 } })
+            }
+            Op::Vacate { chat, user } => {
+                if let Some(found) = self.data.chats.get_mut(chat) {
+                    found.vacate(chat, user);
+                }
+                Answer::Done
             }
             Op::Member { chat, user } => {
                 let found = self.data.chats.get(chat);
@@ -322,8 +361,9 @@ impl Step<'_> {
         })
     }
 
-    fn is_revoked(&self, user: u64, device: u32, issued_s: u64) -> bool {
-        [None, Some(device)].into_iter().any(|device| {
+    /// `device`: beside all of them.
+    fn is_revoked(&self, user: u64, device: Option<u32>, issued_s: u64) -> bool {
+        [None, device].into_iter().any(|device| {
             let row = self.data.revoked.get(&(user, device));
             row.is_some_and(|(before_s, until_us)| issued_s < *before_s && *until_us > self.now_us)
         })
@@ -346,6 +386,10 @@ impl Step<'_> {
     }
 
     fn append(&mut self, append: &Append) -> Appended {
+        let is_revoked = |token: TokenOf| self.is_revoked(token.user, None, token.issued_s);
+        if append.token.is_some_and(is_revoked) {
+            return Appended::Revoked;
+        }
         let bucket = chat_bucket(&append.chat);
         let history = self.history(&append.chat);
         let (now_us, terms) = (self.now_us, *self.terms);

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use proto::wire::Code;
 
 use crate::group::{self, Act, Effect, Group, Member};
-use crate::store::{Append, Appended, MessageId, PULL_BYTES_MAX, Roster, Stored, body_digest, message_crc};
+use crate::store::{
+    Append, Appended, MessageId, PULL_BYTES_MAX, Roster, Stored, body_digest, message_crc, peer,
+};
 use crate::store_memory::{Plants, Terms};
 
 #[derive(Debug, Clone, Default)]
@@ -18,6 +20,8 @@ pub(crate) struct Chat {
     named: BTreeMap<(String, String), Named>,
     /// By user.
     pub cursors: BTreeMap<String, Cursors>,
+    /// By user: up to where the chat was another's of that name.
+    since: BTreeMap<String, u64>,
     pub group: Group,
     pub members: BTreeMap<String, Member>,
 }
@@ -106,7 +110,8 @@ impl Chat {
             None
         };
         if let Act::Refer(seq) = append.act {
-            group::may_edit(self.messages.get(&seq).map(|kept| &kept.message), &append.sender)?;
+            let meant = self.messages.get(&seq).filter(|_| seq > self.since_of(&append.sender));
+            group::may_edit(meant.map(|kept| &kept.message), &append.sender)?;
         }
         Ok(effect)
     }
@@ -118,6 +123,21 @@ impl Chat {
             group: self.group.clone(),
             members: self.members.iter().map(|(user, row)| (user.clone(), *row)).collect(),
             cursors: if cursors { self.members.keys().map(of).collect() } else { Vec::new() },
+        }
+    }
+
+    /// Up to here the chat was another's, who had this name.
+    pub fn since_of(&self, user: &str) -> u64 {
+        self.since.get(user).copied().unwrap_or(0)
+    }
+
+    /// What is here so far is not the user's any more.
+    pub fn vacate(&mut self, name: &str, user: &str) {
+        self.cursors.remove(user);
+        self.since.insert(user.to_owned(), self.seq);
+        if !name.starts_with('#') {
+            let nobodys = self.since_of(peer(name, user).unwrap_or(user));
+            self.messages.retain(|seq, _| *seq > nobodys);
         }
     }
 
@@ -146,7 +166,14 @@ impl Chat {
         }
     }
 
-    pub fn pull(&self, name: &str, cursor: u64, limit: usize, reverse: bool) -> (Vec<Stored>, u64) {
+    /// What is behind `since` alone.
+    pub fn pull(
+        &self,
+        name: &str,
+        (since, cursor): (u64, u64),
+        limit: usize,
+        reverse: bool,
+    ) -> (Vec<Stored>, u64) {
         let mut bytes = 0;
         let fits = |kept: &&Kept| {
             let room = bytes < PULL_BYTES_MAX;
@@ -154,10 +181,21 @@ impl Chat {
             room
         };
         let found: Vec<&Kept> = if reverse {
-            let until = if cursor == 0 { u64::MAX } else { cursor };
-            self.messages.range(..until).rev().map(|(_, kept)| kept).take(limit).take_while(fits).collect()
+            let until = if cursor == 0 { u64::MAX } else { cursor.max(since + 1) };
+            self.messages
+                .range(since + 1..until)
+                .rev()
+                .map(|(_, kept)| kept)
+                .take(limit)
+                .take_while(fits)
+                .collect()
         } else {
-            self.messages.range(cursor + 1..).map(|(_, kept)| kept).take(limit).take_while(fits).collect()
+            self.messages
+                .range(cursor.max(since) + 1..)
+                .map(|(_, kept)| kept)
+                .take(limit)
+                .take_while(fits)
+                .collect()
         };
         let intact = |kept: &&Kept| {
             let Stored { sender, kind, body, .. } = &kept.message;

@@ -39,6 +39,11 @@ pub struct Row {
 impl Step<'_> {
     /// The atomic step of a message: dedupe, next seq, time, append; the recency index follows in [`Step::write`].
     pub fn append(&mut self, append: &Append) -> Read<Appended> {
+        if let Some(token) = append.token
+            && self.is_revoked(token.user, None, token.issued_s)?
+        {
+            return Ok(Appended::Revoked);
+        }
         match &append.id {
             MessageId::Numbered { stream, n } => self.append_numbered(append, *stream, *n),
             MessageId::Named(name) => self.append_named(append, name),

@@ -33,7 +33,8 @@ impl Step<'_> {
             None
         };
         if let Act::Refer(seq) = act {
-            let meant = ask::message(table, chat, *seq)?;
+            let since = ask::since(table, chat, sender)?;
+            let meant = ask::message(table, chat, *seq)?.filter(|_| *seq > since);
             if let Err(code) = group::may_edit(meant.as_ref(), sender) {
                 return Ok(Err(code));
             }

@@ -11,7 +11,7 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition};
 use crate::group::{Group, Member};
 use crate::store::{
     Answer, Head, Hides, Op, Outcome, PULL_BYTES_MAX, Page, Recent, Roster, Route, Seen, Standing,
-    StoreError, Stored, chat_bucket, peer,
+    StoreError, Stored, chat_bucket, first_behind, peer,
 };
 use crate::store_redb_group;
 use crate::store_redb_history::Histories;
@@ -76,6 +76,7 @@ pub fn is_question(op: &Op) -> bool {
         op,
         Op::User { .. }
             | Op::Name { .. }
+            | Op::IsRevoked { .. }
             | Op::Routes { .. }
             | Op::Seen { .. }
             | Op::Chats { .. }
@@ -92,7 +93,16 @@ pub fn answer(transaction: &ReadTransaction, histories: &Histories, op: &Op) -> 
     let ask = || match op {
         Op::User { name } => user(&transaction.open_table(USER)?, name).map(Answer::User),
         Op::Name { user } => name(&transaction.open_table(NAME)?, *user).map(Answer::Name),
-        Op::Routes { user } => routes(&transaction.open_table(ROUTE)?, *user).map(Answer::Routes),
+        Op::IsRevoked { user, issued_s } => {
+            let table = match transaction.open_table(REVOKED) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Answer::Revoked(false)),
+                table => table?,
+            };
+            // Kept for longer than a token of before it may live: no clock is needed.
+            let found = revocation(&table, *user, None)?;
+            Ok(Answer::Revoked(found.is_some_and(|(before_s, _)| *issued_s < before_s)))
+        }
+        Op::Routes { user } => routes(&transaction.open_table(ROUTE)?, *user),
         Op::Seen { user } => match transaction.open_table(SEEN) {
             Ok(table) => seen(&table, *user).map(Answer::Seen),
             Err(redb::TableError::TableDoesNotExist(_)) => Ok(Answer::Seen(Seen::default())),
@@ -105,15 +115,18 @@ pub fn answer(transaction: &ReadTransaction, histories: &Histories, op: &Op) -> 
             let table = transaction.open_table(CHAT)?;
             let (seq, first) = head(&table, chat)?;
             let history = histories.of(chat_bucket(chat));
-            with_cursors(&table, (chat, user), Head { history, seq, first, ..Head::default() })
+            let since = since(&table, chat, user)?;
+            let first = first_behind(since, first);
+            with_cursors(&table, (chat, user), Head { history, seq, first, since, ..Head::default() })
                 .map(Answer::Head)
         }
-        Op::Pull { chat, cursor, limit, reverse } => {
+        Op::Pull { chat, reader, cursor, limit, reverse } => {
             let table = transaction.open_table(CHAT)?;
-            let (messages, read_to) = messages(&table, chat, *cursor, *limit, *reverse)?;
+            let since = since(&table, chat, reader)?;
+            let (messages, read_to) = messages(&table, chat, (since, *cursor), *limit, *reverse)?;
             let (head, first) = head(&table, chat)?;
-            let history = histories.of(chat_bucket(chat));
-            Ok(Answer::Messages(Page { history, head, first, messages, read_to }))
+            let (history, first) = (histories.of(chat_bucket(chat)), first_behind(since, first));
+            Ok(Answer::Messages(Page { history, head, first, since, messages, read_to }))
         }
         Op::Member { chat, user } => {
             standing(&transaction.open_table(CHAT)?, chat, user).map(Answer::Standing)
@@ -176,6 +189,11 @@ pub fn cursor(table: &impl Bytes, chat: &str, user: &str, kind: Kind) -> Read<u6
         Some(found) => number(found.value()).ok_or_else(|| wrong("a cursor of", chat)),
         None => Ok(0),
     }
+}
+
+/// Up to where the chat was another's, who had this name; of the server itself, which has none, 0.
+pub fn since(table: &impl Bytes, chat: &str, user: &str) -> Read<u64> {
+    if user.is_empty() { Ok(0) } else { cursor(table, chat, user, Kind::Since) }
 }
 
 /// One message; `None`: it is not there, or damaged.
@@ -258,20 +276,20 @@ pub fn with_cursors(table: &impl Bytes, (chat, user): (&str, &str), head: Head) 
     })
 }
 
-/// Messages behind a cursor, or before it, as many as fit, and the last seq that was looked at.
+/// Messages behind a cursor, or before it, and behind `since`, as many as fit, and the last seq that was looked at.
 pub fn messages(
     table: &impl Bytes,
     chat: &str,
-    cursor: u64,
+    (since, cursor): (u64, u64),
     limit: usize,
     reverse: bool,
 ) -> Read<(Vec<Stored>, u64)> {
-    let from = row::message_key(chat, cursor);
-    let (lower, upper) = match (reverse, cursor) {
-        (false, _) => (Bound::Excluded(from), Bound::Excluded(row::chat_key(chat, Kind::Delivered))),
-        (true, 0) => (Bound::Included(from), Bound::Excluded(row::chat_key(chat, Kind::Delivered))),
-        (true, _) => (Bound::Included(row::message_key(chat, 0)), Bound::Excluded(from)),
+    let upper = match (reverse, cursor) {
+        (false, _) | (true, 0) => row::chat_key(chat, Kind::Delivered),
+        (true, _) => row::message_key(chat, cursor.max(since + 1)),
     };
+    let lower = row::message_key(chat, if reverse { since } else { cursor.max(since) });
+    let (lower, upper) = (Bound::Excluded(lower), Bound::Excluded(upper));
     let range = table.range::<&[u8]>((slice(&lower), slice(&upper)))?;
     let read = |entry: Result<(Guard, Guard), redb::StorageError>| {
         let (key, value) = entry?;
@@ -319,18 +337,28 @@ pub fn name(table: &impl Bytes, user: u64) -> Read<Option<String>> {
     name.map(Some).map_err(|_| wrong("the name of", &user.to_string()))
 }
 
-/// Where a user's devices are, by device.
-pub fn routes(table: &impl Bytes, user: u64) -> Read<Vec<Route>> {
-    let range = table.range::<&[u8]>(&row::route_key(user, 0)[..]..=&row::route_key(user, u32::MAX)[..])?;
-    range
-        .map(|entry| {
-            let (key, value) = entry?;
-            let device = key.value().last_chunk().copied().map_or(0, u32::from_be_bytes);
-            let (attempt, connection) =
-                row::pair(value.value()).ok_or_else(|| wrong("a route of", &user.to_string()))?;
-            Ok(Route { device, attempt, connection })
-        })
-        .collect()
+/// Before when tokens of a user are revoked, for a device or for all, and until when that is kept.
+pub fn revocation(table: &impl Bytes, user: u64, device: Option<u32>) -> Read<Option<(u64, u64)>> {
+    let Some(found) = table.get(&row::revoked_key(user, device)[..])? else { return Ok(None) };
+    row::pair(found.value()).map(Some).ok_or_else(|| wrong("a revocation of", &user.to_string()))
+}
+
+/// Where a user's devices are, by device; also when the number is nobody's any more.
+pub fn routes(table: &impl Bytes, user: u64) -> Read<Answer> {
+    let from = row::retired_key(user);
+    let (mut retired, mut routes) = (false, Vec::new());
+    for entry in table.range::<&[u8]>(&from[..]..=&row::route_key(user, u32::MAX)[..])? {
+        let (key, value) = entry?;
+        if key.value().len() == from.len() {
+            retired = true;
+            continue;
+        }
+        let device = key.value().last_chunk().copied().map_or(0, u32::from_be_bytes);
+        let (attempt, connection) =
+            row::pair(value.value()).ok_or_else(|| wrong("a route of", &user.to_string()))?;
+        routes.push(Route { device, attempt, connection });
+    }
+    Ok(if retired { Answer::Retired(routes) } else { Answer::Routes(routes) })
 }
 
 /// A page of a user's chats.

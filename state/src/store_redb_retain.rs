@@ -4,8 +4,8 @@
 
 use redb::ReadableTable;
 
-use crate::store::retention_step;
-use crate::store_redb_read::{CHAT, OLDEST, Read, wrong};
+use crate::store::{peer, retention_step};
+use crate::store_redb_read::{self as ask, CHAT, OLDEST, Read, wrong};
 use crate::store_redb_row::{self as row, Kind};
 use crate::store_redb_step::{Step, open};
 
@@ -39,6 +39,29 @@ impl Step<'_> {
             due.push(found.ok_or_else(|| wrong("the oldest of", &bucket.to_string()))?.1);
         }
         due.iter().try_for_each(|chat| self.remove(chat, 0, before_us))
+    }
+
+    /// What is in a chat so far is not the user's any more; what nobody may see is removed.
+    pub fn vacate(&mut self, chat: &str, user: &str) -> Read<()> {
+        let seq = self.row(chat)?.chat.seq;
+        if seq == 0 {
+            return Ok(());
+        }
+        let table = open(&mut self.chat, self.transaction, CHAT)?;
+        table.insert(&row::cursor_key(chat, user, Kind::Since)[..], &seq.to_be_bytes()[..])?;
+        for kind in [Kind::Delivered, Kind::Read] {
+            table.remove(&row::cursor_key(chat, user, kind)[..])?;
+        }
+        self.changed = true;
+        if chat.starts_with('#') {
+            return Ok(());
+        }
+        let nobodys = ask::since(table, chat, peer(chat, user).unwrap_or(user))?;
+        // In one transaction, however many they are: this is rare.
+        while self.row(chat)?.chat.first <= nobodys {
+            self.remove(chat, nobodys + 1, 0)?;
+        }
+        Ok(())
     }
 
     /// Removes messages below a seq, and those that are older.

@@ -37,6 +37,8 @@ pub enum Kind {
     Member = 6,
     /// A group: one row.
     Group = 7,
+    /// Up to where the chat was another's, who had the name of this user.
+    Since = 8,
 }
 
 /// The key of a chat's row, or the beginning of the keys of its rows of that kind.
@@ -142,6 +144,11 @@ pub fn route_key(user: u64, device: u32) -> [u8; 12] {
     key[..8].copy_from_slice(&user.to_be_bytes());
     key[8..].copy_from_slice(&device.to_be_bytes());
     key
+}
+
+/// Key in front of the routes of a user: the number is nobody's any more.
+pub fn retired_key(user: u64) -> [u8; 8] {
+    user.to_be_bytes()
 }
 
 /// Two numbers of 64 bits: a route's attempt and connection.

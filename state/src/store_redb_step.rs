@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use redb::{ReadableTable, Table, WriteTransaction};
 
-use crate::store::{Answer, Bound, Head, Moved, Op, Outcome, Page, Route, Seen, StoreError, chat_bucket};
+use crate::store::{
+    Answer, Bound, Head, Moved, Op, Outcome, Page, Route, Seen, StoreError, chat_bucket, first_behind,
+};
 use crate::store_redb_append::Row;
 use crate::store_redb_history::{self as history, Histories};
 use crate::store_redb_marks::LifeMarks;
@@ -143,16 +145,35 @@ impl<'t> Step<'t> {
             Op::User { name } => ask::user(open(&mut self.user, transaction, USER)?, name).map(Answer::User),
             Op::Name { user } => ask::name(open(&mut self.name, transaction, NAME)?, *user).map(Answer::Name),
             Op::Bind { user, device, issued_s, .. }
-                if *issued_s > 0 && self.is_revoked(*user, *device, *issued_s)? =>
+                if *issued_s > 0 && self.is_revoked(*user, Some(*device), *issued_s)? =>
             {
                 Ok(Answer::Bound(Bound::Revoked))
             }
             Op::Bind { user, device, attempt, connection, devices_max, .. } => {
                 self.bind(*user, *device, *attempt, *connection, *devices_max).map(Answer::Bound)
             }
+            Op::Retire { user } => {
+                let table = open(&mut self.route, transaction, ROUTE)?;
+                table.insert(&row::retired_key(*user)[..], &[][..])?;
+                open(&mut self.seen, transaction, SEEN)?.remove(&user.to_be_bytes()[..])?;
+                self.changed = true;
+                Ok(Answer::Done)
+            }
+            Op::Unname { user } => {
+                let gone = open(&mut self.name, transaction, NAME)?.remove(&user.to_be_bytes()[..])?;
+                self.changed |= gone.is_some();
+                Ok(Answer::Done)
+            }
+            Op::Renumber { name, from, to } => {
+                if ask::user(open(&mut self.user, transaction, USER)?, name)? == Some(*from) {
+                    self.name_number(name, *to)?;
+                }
+                Ok(Answer::Done)
+            }
             Op::Revoke { user, device, before_s, keep_s } => {
                 self.revoke(&row::revoked_key(*user, *device), *before_s, *keep_s).map(|()| Answer::Done)
             }
+            Op::IsRevoked { user, issued_s } => self.is_revoked(*user, None, *issued_s).map(Answer::Revoked),
             Op::Unbind { user, connection } => self.unbind(*user, *connection).map(|()| Answer::Done),
             Op::Seen { user } => ask::seen(open(&mut self.seen, transaction, SEEN)?, *user).map(Answer::Seen),
             Op::Hide { user, hides } => {
@@ -160,9 +181,7 @@ impl<'t> Step<'t> {
                 let seen = Seen { hides: *hides, ..ask::seen(table, *user)? };
                 self.put_seen(*user, seen).map(|()| Answer::Done)
             }
-            Op::Routes { user } => {
-                ask::routes(open(&mut self.route, transaction, ROUTE)?, *user).map(Answer::Routes)
-            }
+            Op::Routes { user } => ask::routes(open(&mut self.route, transaction, ROUTE)?, *user),
             Op::ListChat { user, chat } => {
                 let table = open(&mut self.listed, transaction, LISTED)?;
                 let key = row::listed_key(user, chat);
@@ -180,17 +199,23 @@ impl<'t> Step<'t> {
             Op::Head { chat, user } => {
                 let row = &self.row(chat)?.chat;
                 let (seq, first) = (row.seq, row.first);
-                let head = Head { history: self.history(chat), seq, first, ..Head::default() };
+                let history = self.history(chat);
                 let table = open(&mut self.chat, transaction, CHAT)?;
+                let since = ask::since(table, chat, user)?;
+                let first = first_behind(since, first);
+                let head = Head { history, seq, first, since, ..Head::default() };
                 ask::with_cursors(table, (chat, user), head).map(Answer::Head)
             }
-            Op::Pull { chat, cursor, limit, reverse } => {
+            Op::Pull { chat, reader, cursor, limit, reverse } => {
                 let row = &self.row(chat)?.chat;
                 let (head, first) = (row.seq, row.first);
                 let table = open(&mut self.chat, transaction, CHAT)?;
-                let (messages, read_to) = ask::messages(table, chat, *cursor, *limit, *reverse)?;
-                Ok(Answer::Messages(Page { history: self.history(chat), head, first, messages, read_to }))
+                let since = ask::since(table, chat, reader)?;
+                let (messages, read_to) = ask::messages(table, chat, (since, *cursor), *limit, *reverse)?;
+                let (history, first) = (self.history(chat), first_behind(since, first));
+                Ok(Answer::Messages(Page { history, head, first, since, messages, read_to }))
             }
+            Op::Vacate { chat, user } => self.vacate(chat, user).map(|()| Answer::Done),
             Op::Delivered { chat, user, seq, read } => {
                 let head = self.row(chat)?.chat.seq;
                 let (before, delivered) =
@@ -268,21 +293,28 @@ impl<'t> Step<'t> {
         if let Some(number) = ask::user(table, name)? {
             return Ok(Some(number));
         }
-        table.insert(name.as_bytes(), &candidate.to_be_bytes()[..])?;
-        let names = open(&mut self.name, self.transaction, NAME)?;
-        names.insert(&candidate.to_be_bytes()[..], name.as_bytes())?;
-        self.changed = true;
+        self.name_number(name, candidate)?;
         Ok(Some(candidate))
     }
 
-    fn is_revoked(&mut self, user: u64, device: u32, issued_s: u64) -> Read<bool> {
+    /// Both ways.
+    fn name_number(&mut self, name: &str, number: u64) -> Read<()> {
+        let users = open(&mut self.user, self.transaction, USER)?;
+        users.insert(name.as_bytes(), &number.to_be_bytes()[..])?;
+        let names = open(&mut self.name, self.transaction, NAME)?;
+        names.insert(&number.to_be_bytes()[..], name.as_bytes())?;
+        self.changed = true;
+        Ok(())
+    }
+
+    /// `device`: beside all of them.
+    pub fn is_revoked(&mut self, user: u64, device: Option<u32>, issued_s: u64) -> Read<bool> {
         let now_us = self.now_us;
         let table = open(&mut self.revoked, self.transaction, REVOKED)?;
-        for device in [None, Some(device)] {
-            let Some(found) = table.get(&row::revoked_key(user, device)[..])? else { continue };
-            let (before_s, until_us) =
-                row::pair(found.value()).ok_or_else(|| wrong("a revocation of", &user.to_string()))?;
-            if issued_s < before_s && until_us > now_us {
+        for device in [None, device] {
+            if ask::revocation(table, user, device)?
+                .is_some_and(|(before_s, until_us)| issued_s < before_s && until_us > now_us)
+            {
                 return Ok(true);
             }
         }
@@ -304,7 +336,7 @@ impl<'t> Step<'t> {
 
     fn unbind(&mut self, user: u64, connection: u64) -> Read<()> {
         let table = open(&mut self.route, self.transaction, ROUTE)?;
-        let routes = ask::routes(table, user)?;
+        let (routes, retired) = routes_of(ask::routes(table, user)?);
         // A connection id names one binding only, so comparing it compares the attempt too.
         let is_gone = |route: &&Route| route.connection == connection;
         let gone: Vec<&Route> = routes.iter().filter(is_gone).collect();
@@ -312,7 +344,7 @@ impl<'t> Step<'t> {
             table.remove(&row::route_key(user, route.device)[..])?;
             self.changed = true;
         }
-        if gone.is_empty() || gone.len() < routes.len() {
+        if retired || gone.is_empty() || gone.len() < routes.len() {
             return Ok(());
         }
         let seen = ask::seen(open(&mut self.seen, self.transaction, SEEN)?, user)?;
@@ -336,6 +368,10 @@ impl<'t> Step<'t> {
         devices_max: usize,
     ) -> Read<Bound> {
         let table = open(&mut self.route, self.transaction, ROUTE)?;
+        let (routes, retired) = routes_of(ask::routes(table, user)?);
+        if retired {
+            return Ok(Bound::Retired);
+        }
         let key = row::route_key(user, device);
         let stored = match table.get(&key[..])? {
             Some(found) => {
@@ -353,8 +389,7 @@ impl<'t> Step<'t> {
             }
             replaced = (to != connection).then_some(to);
         }
-        let others: Vec<_> =
-            ask::routes(table, user)?.into_iter().filter(|route| route.device != device).collect();
+        let others: Vec<_> = routes.into_iter().filter(|route| route.device != device).collect();
         let oldest = others.iter().min_by_key(|route| route.attempt).filter(|_| others.len() >= devices_max);
         if let Some(oldest) = oldest {
             table.remove(&row::route_key(user, oldest.device)[..])?;
@@ -363,6 +398,15 @@ impl<'t> Step<'t> {
         table.insert(&key[..], &value[..])?;
         self.changed = true;
         Ok(Bound::Yes { replaced, evicted: oldest.map(|route| route.connection) })
+    }
+}
+
+/// What was read of a number, and whether it is nobody's any more.
+fn routes_of(read: Answer) -> (Vec<Route>, bool) {
+    match read {
+        Answer::Routes(routes) => (routes, false),
+        Answer::Retired(routes) => (routes, true),
+        _ => (Vec::new(), false),
     }
 }
 

@@ -5,7 +5,7 @@
 //! some 16 kB of each connection in turn, so a message behind a thousand logins waits for a few dozen of them.
 //!
 //! Keys (`store_redis_key` has the names). `{cNNNN}` is the bucket of a chat, so that a chat stands in one slot also in
-//! Redis Cluster: `{cNNNN}:chat:CHAT` hash `seq` and `time` of the head, `first` kept, time of the `oldest`, `d:USER`, `r:USER`;
+//! Redis Cluster: `{cNNNN}:chat:CHAT` hash `seq` and `time` of the head, `first` kept, time of the `oldest`, `d:USER`, `r:USER`, `s:USER`;
 //! `{cNNNN}:messages:CHAT` stream with id `SEQ-0`; `{cNNNN}:ids:CHAT:SENDER:STREAM` hash `w` and a ring of answers;
 //! `{cNNNN}:named:CHAT:SENDER:NAME` string, digest and answer; `{cNNNN}:events` stream, with `store.events`; `{cNNNN}:recent` zset of all chats by time; `{cNNNN}:history`. `route:NNNNN` hash user → entries of 20 bytes.
 //! `revoked:{route:NNNNN}:USER` hash device or nothing → before when tokens are revoked. `seen:{route:NNNNN}` hash user → seconds
@@ -19,14 +19,15 @@
 //! there is no order.
 //!
 //! Trap for a cluster of several nodes, which is not served yet: that routes are read behind the appends rests on one
-//! connection to one Redis, and scripts for many (Bind, Unbind, Delivered) take keys of many slots.
+//! connection to one Redis, scripts for many (Bind, Unbind, Delivered) take keys of many slots, and a message that rests on a
+//! token is stored and its user's revocations read in one script.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use proto::wire::Durability;
-use redis::{Cmd, Pipeline, RedisError, RedisResult, RedisWrite, Value};
+use redis::{Cmd, Pipeline, RedisResult, RedisWrite, Value};
 
 use crate::config::StoreConfig;
 use crate::group::Act;
@@ -34,13 +35,13 @@ use crate::store::{
     Answer, Appended, MessageId, Op, Outcome, Store, StoreError, body_digest, chat_bucket, message_crc, peer,
     retention_step,
 };
-use crate::store_redis_command::{command, delivered, members, put_change, registered, user_number};
+use crate::store_redis_command::{command, delivered, members, put_change, registered, unnamed, user_number};
 use crate::store_redis_connection::{Connection, Dialer};
 use crate::store_redis_key as key;
-use crate::store_redis_layout::{ask_promise, load_scripts, new_history, promised};
+use crate::store_redis_layout::{ask_promise, load_scripts, new_history, promised, refused, unknown};
 use crate::store_redis_read::{expired_to, stamp};
 use crate::store_redis_record::Seen;
-use crate::store_redis_round::{Ask, Hints, Rounds};
+use crate::store_redis_round::{Ask, Hints, Rounds, is_bulk, is_read_behind};
 use crate::store_redis_script::Script;
 
 /// Redis.
@@ -109,10 +110,7 @@ impl RedisStore {
             Ask::NameRow(op) | Ask::Forget(op) => {
                 let (name, candidate) = registered(&ops[*op]);
                 if matches!(ask, Ask::Forget(_)) {
-                    let mut command = command("HDEL", 3);
-                    key::put_name(&mut command, candidate);
-                    command.arg(candidate);
-                    return command;
+                    return unnamed(candidate);
                 }
                 let mut command = command("HSETNX", 4);
                 key::put_name(&mut command, candidate);
@@ -204,6 +202,18 @@ impl RedisStore {
                 command.arg(user);
                 command
             }
+            Op::Retire { user } => {
+                let mut command = Script::Retire.of(1, 64);
+                self.put_route_key(&mut command, *user);
+                command.arg(user);
+                command
+            }
+            Op::Unname { user } => unnamed(*user),
+            Op::Renumber { name, from, to } => {
+                let mut command = Script::Renumber.call(&[&key::user(name)]);
+                command.arg(name).arg(from).arg(to);
+                command
+            }
             Op::Routes { user } => {
                 let mut command = command("HGET", 3);
                 self.put_route_key(&mut command, *user);
@@ -223,11 +233,14 @@ impl RedisStore {
                 command
             }
             Op::Revoke { user, device, before_s, keep_s } => {
-                let mut command = Script::Revoke.of(1, 96);
-                let route = self.route_bucket(*user);
-                key::put_revoked(&mut command, format_args!("route:{route:05}"), *user);
+                let mut command = Script::Revoke.call(&[&self.revoked_key(*user)]);
                 let device = device.map(u32::to_be_bytes);
                 command.arg(device.as_ref().map_or(&[][..], |device| &device[..])).arg(before_s).arg(keep_s);
+                command
+            }
+            Op::IsRevoked { user, .. } => {
+                let mut command = command("HGET", 3);
+                command.arg(self.revoked_key(*user)).arg("");
                 command
             }
             // Asked in ways of their own.
@@ -265,7 +278,9 @@ impl RedisStore {
                     key::recent(chat_bucket(chat)),
                     key::history(chat_bucket(chat)),
                 ];
+                let token = append.token.filter(|_| !in_group);
                 keys.extend(in_group.then(|| key::members(chat)));
+                keys.extend(token.map(|token| self.revoked_key(token.user)));
                 let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
                 let mut command = Script::Append.call(&keys);
                 let refused = append.refusal.is_some();
@@ -289,6 +304,7 @@ impl RedisStore {
                 if in_group {
                     put_change(&mut command, &append.act);
                 }
+                command.arg(token.map(|token| token.issued_s));
                 command
             }
             Op::Head { chat, user } => {
@@ -296,10 +312,17 @@ impl RedisStore {
                 command.arg(user).arg(peer(chat, user));
                 command
             }
-            Op::Pull { chat, cursor, limit, reverse } => {
+            Op::Pull { chat, reader, cursor, limit, reverse } => {
                 let history = key::history(chat_bucket(chat));
                 let mut command = Script::Pull.call(&[&key::chat(chat), &key::messages(chat), &history]);
                 command.arg(cursor).arg(limit).arg(u8::from(*reverse)).arg(crate::store::PULL_BYTES_MAX);
+                command.arg(reader);
+                command
+            }
+            Op::Vacate { chat, user } => {
+                let mut command = Script::Vacate.call(&[&key::chat(chat), &key::messages(chat)]);
+                let other = if chat.starts_with('#') { "" } else { peer(chat, user).unwrap_or(user) };
+                command.arg(user).arg(other);
                 command
             }
             Op::Member { chat, user } => {
@@ -358,6 +381,10 @@ impl RedisStore {
 
     fn route_bucket(&self, user: u64) -> u64 {
         user % u64::from(self.route_buckets)
+    }
+
+    fn revoked_key(&self, user: u64) -> String {
+        key::revoked(self.route_bucket(user), user)
     }
 
     fn put_route_key(&self, command: &mut Cmd, user: u64) {
@@ -467,32 +494,4 @@ impl Store for RedisStore {
     fn generation(&self) -> u64 {
         self.seen.generation()
     }
-}
-
-/// A call of at least so many operations may have a connection of its own.
-const LOGINS_MIN: usize = 16;
-
-/// Whether the call is delivered cursors alone, and the routes of whom they are told behind them, or logins and departures
-/// alone, and many.
-fn is_bulk(ops: &[Op]) -> bool {
-    let of_login = |op: &Op| matches!(op, Op::Register { .. } | Op::Bind { .. } | Op::Unbind { .. });
-    let of_cursor = |op: &Op| matches!(op, Op::Delivered { .. });
-    let of_receipt = |op: &Op| of_cursor(op) || matches!(op, Op::Routes { .. } | Op::Member { .. });
-    ops.first().is_none_or(of_cursor) && ops.iter().all(of_receipt)
-        || ops.len() >= LOGINS_MIN && ops.iter().all(of_login)
-}
-
-/// Whether what was asked must have been read behind the scripts in front of it: routes behind messages, and who may see what
-/// was read behind that.
-fn is_read_behind(ops: &[Op], ask: &Ask) -> bool {
-    matches!(ask, Ask::Op(op) if matches!(ops[*op], Op::Routes { .. } | Op::Member { .. }))
-}
-
-fn unknown(error: RedisError) -> StoreError {
-    StoreError::Unknown(error.to_string())
-}
-
-/// An error that Redis itself answered: the command was not done.
-fn refused(error: RedisError) -> StoreError {
-    if error.is_io_error() { unknown(error) } else { StoreError::Refused(error.to_string()) }
 }

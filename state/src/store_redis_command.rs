@@ -53,12 +53,20 @@ pub fn command(name: &str, args: usize) -> Cmd {
     command
 }
 
-/// Name and candidate of a Register.
+/// Name and new number of a Register or Renumber.
 pub fn registered(op: &Op) -> (&str, u64) {
     match op {
-        Op::Register { name, candidate } => (name, *candidate),
+        Op::Register { name, candidate: number } | Op::Renumber { name, to: number, .. } => (name, *number),
         _ => ("", 0),
     }
+}
+
+/// Forgets the name of a number.
+pub fn unnamed(user: u64) -> Cmd {
+    let mut command = command("HDEL", 3);
+    key::put_name(&mut command, user);
+    command.arg(user);
+    command
 }
 
 /// Asks for a user's number.

@@ -80,9 +80,9 @@ pub fn mark(server: &str, life: u64) -> String {
     format!("{server}/{life}")
 }
 
-/// Appends the hash of a user's revocations, in the slot of the routes that stand in the hash `route`.
-pub fn put_revoked(command: &mut Cmd, route: std::fmt::Arguments<'_>, user: u64) {
-    command.write_arg_fmt(format_args!("revoked:{{{route}}}:{user}"));
+/// Hash: a user's revocations, in the slot of his routes, which stand in this bucket.
+pub fn revoked(route_bucket: u64, user: u64) -> String {
+    format!("revoked:{{route:{route_bucket:05}}}:{user}")
 }
 
 /// Appends the hash of when the users of `route`, a hash of routes, were seen last, and what they hide; in its slot.
@@ -91,10 +91,18 @@ pub fn put_seen(command: &mut Cmd, route: std::fmt::Arguments<'_>) {
     command.write_arg_fmt(format_args!("seen:{{{route}}}"));
 }
 
-/// Appends the hash that has the user's number.
+/// Hash: the user's number.
+pub fn user(name: &str) -> String {
+    format!("user:{:05}", user_bucket(name))
+}
+
+/// Appends that hash.
 pub fn put_user(command: &mut Cmd, name: &str) {
-    let bucket = crc32c::crc32c(name.as_bytes()) % USER_BUCKETS;
-    command.write_arg_fmt(format_args!("user:{bucket:05}"));
+    command.write_arg_fmt(format_args!("user:{:05}", user_bucket(name)));
+}
+
+fn user_bucket(name: &str) -> u32 {
+    crc32c::crc32c(name.as_bytes()) % USER_BUCKETS
 }
 
 /// Appends the hash that has the number's user.

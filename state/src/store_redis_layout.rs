@@ -215,6 +215,12 @@ fn read<T: FromRedisValue>(reply: RedisResult<Value>) -> Result<T, StoreError> {
     T::from_redis_value(value).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-fn unknown(error: RedisError) -> StoreError {
+/// A command that may have been done or not.
+pub fn unknown(error: RedisError) -> StoreError {
     StoreError::Unknown(error.to_string())
+}
+
+/// An error that Redis itself answered: the command was not done.
+pub fn refused(error: RedisError) -> StoreError {
+    if error.is_io_error() { unknown(error) } else { StoreError::Refused(error.to_string()) }
 }

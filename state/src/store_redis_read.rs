@@ -9,7 +9,7 @@ use redis::Value;
 use crate::group::{Group, Member};
 use crate::store::{
     Answer, Append, Appended, Bound, Head, Hides, Mark, Marks, Moved, Op, Outcome, Page, Recent, Roster,
-    Route, Seen, Standing, StoreError, Stored, message_crc,
+    Route, Seen, Standing, StoreError, Stored, first_behind, message_crc,
 };
 
 /// Reads the reply to `op`.
@@ -23,7 +23,10 @@ pub fn answer(op: &Op, value: Value) -> Outcome {
             value => text(value).map(|name| Answer::Name(Some(name))),
         },
         Op::Bind { .. } => bound(&value).map(Answer::Bound),
-        Op::Routes { .. } => routes(&value).map(Answer::Routes),
+        // Until when tokens are revoked; nothing: none is.
+        Op::IsRevoked { issued_s, .. } => user(&value)
+            .map(|before_s| Answer::Revoked(before_s.is_some_and(|before_s| *issued_s < before_s))),
+        Op::Routes { .. } => routes(&value),
         Op::Seen { .. } => seen(&value).map(Answer::Seen),
         Op::Chats { .. } => items(&value).and_then(|i| i.iter().map(text).collect()).map(Answer::Chats),
         Op::Append(append) => appended(append, &value).map(Answer::Appended),
@@ -35,6 +38,10 @@ pub fn answer(op: &Op, value: Value) -> Outcome {
         Op::Recent { .. } => recent(&value).map(Answer::Recent),
         Op::Delivered { .. } => moved(&value).map(Answer::Moved),
         Op::Unbind { .. }
+        | Op::Retire { .. }
+        | Op::Unname { .. }
+        | Op::Renumber { .. }
+        | Op::Vacate { .. }
         | Op::Revoke { .. }
         | Op::Hide { .. }
         | Op::ListChat { .. }
@@ -94,29 +101,29 @@ fn bound(value: &Value) -> Option<Bound> {
             Some(Bound::Yes { replaced: connection(replaced)?, evicted: connection(evicted)? })
         }
         [kind] if bytes(kind)? == b"revoked" => Some(Bound::Revoked),
+        [kind] if bytes(kind)? == b"retired" => Some(Bound::Retired),
         [kind, stored] if bytes(kind)? == b"stale" => Some(Bound::Stale { stored: number(stored)? }),
         _ => None,
     }
 }
 
-fn routes(value: &Value) -> Option<Vec<Route>> {
+fn routes(value: &Value) -> Option<Answer> {
     if *value == Value::Nil {
-        return Some(Vec::new());
+        return Some(Answer::Routes(Vec::new()));
     }
     let row = bytes(value)?;
-    let (entries, rest) = row.as_chunks::<20>();
+    // As the scripts mark a number that is nobody's any more.
+    let marked = row.strip_prefix(b"-").filter(|entries| entries.len() % 20 == 0);
+    let (entries, rest) = marked.unwrap_or(row).as_chunks::<20>();
     let eight =
         |entry: &[u8; 20], at: usize| entry[at..at + 8].try_into().map(u64::from_be_bytes).unwrap_or(0);
-    rest.is_empty().then(|| {
-        entries
-            .iter()
-            .map(|entry| Route {
-                device: u32::from_be_bytes([entry[0], entry[1], entry[2], entry[3]]),
-                attempt: eight(entry, 4),
-                connection: eight(entry, 12),
-            })
-            .collect()
-    })
+    let routes = entries.iter().map(|entry| Route {
+        device: u32::from_be_bytes([entry[0], entry[1], entry[2], entry[3]]),
+        attempt: eight(entry, 4),
+        connection: eight(entry, 12),
+    });
+    let routes = rest.is_empty().then(|| routes.collect())?;
+    Some(if marked.is_some() { Answer::Retired(routes) } else { Answer::Routes(routes) })
 }
 
 fn seen(value: &Value) -> Option<Seen> {
@@ -135,6 +142,7 @@ fn appended(append: &Append, value: &Value) -> Option<Appended> {
         b"expected" => return Some(Appended::Expected(number(what)?)),
         b"old" => return Some(Appended::TooOld),
         b"conflict" => return Some(Appended::Conflict),
+        b"revoked" => return Some(Appended::Revoked),
         _ => return None,
     };
     let answer = text(what)?;
@@ -198,9 +206,10 @@ fn roster(value: &Value) -> Option<Roster> {
 }
 
 fn head(value: &Value) -> Option<Head> {
-    let [history, seq, delivered, first, read, peer_delivered, peer_read] = items(value)? else {
+    let [history, seq, delivered, first, read, since, peer_delivered, peer_read] = items(value)? else {
         return None;
     };
+    let since = number_or_0(since)?;
     Some(Head {
         history: number_or_0(history)?,
         seq: number_or_0(seq)?,
@@ -209,7 +218,8 @@ fn head(value: &Value) -> Option<Head> {
         peer_delivered: number_or_0(peer_delivered)?,
         peer_read: number_or_0(peer_read)?,
         // Not written before anything was removed.
-        first: number_or_0(first)?.max(1),
+        first: first_behind(since, number_or_0(first)?.max(1)),
+        since,
     })
 }
 
@@ -264,12 +274,14 @@ fn recent(value: &Value) -> Option<Vec<Recent>> {
 
 fn page(chat: &str, value: &Value) -> Result<Page, StoreError> {
     let wrong = || StoreError::Corrupt(format!("messages of {chat} were answered as something else"));
-    let Some([history, head, first, entries]) = items(value) else { return Err(wrong()) };
+    let Some([history, head, first, since, entries]) = items(value) else { return Err(wrong()) };
+    let since = number_or_0(since).ok_or_else(wrong)?;
     let entries = items(entries).ok_or_else(wrong)?;
     Ok(Page {
         history: number_or_0(history).ok_or_else(wrong)?,
         head: number_or_0(head).ok_or_else(wrong)?,
-        first: number_or_0(first).ok_or_else(wrong)?.max(1),
+        first: first_behind(since, number_or_0(first).ok_or_else(wrong)?.max(1)),
+        since,
         messages: entries.iter().filter_map(|entry| legible(chat, entry)).collect(),
         read_to: entries.last().map_or(Some(0), seq_of).ok_or_else(wrong)?,
     })

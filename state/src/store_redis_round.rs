@@ -29,7 +29,7 @@ pub enum Ask {
     Op(usize),
     /// Register: the number, if the user is known.
     Known(usize),
-    /// Register: the row of the candidate's name. A [`Ask::Claim`] stands behind it.
+    /// Register, Renumber: the row of the new number's name. What gives the number stands behind it.
     NameRow(usize),
     /// Register: the user's row, if there is none.
     Claim(usize),
@@ -116,6 +116,8 @@ impl<'a> Rounds<'a> {
                     self.asks.extend([Ask::NameRow(at), Ask::Claim(at)]);
                 }
                 Op::Register { .. } => self.asks.push(Ask::Known(at)),
+                // Whoever finds the number finds its name.
+                Op::Renumber { .. } => self.asks.extend([Ask::NameRow(at), Ask::Op(at)]),
                 Op::Bind { .. } if in_place => self.asks.push(Ask::Bind(vec![at])),
                 // What it rests on is looked at in the same step: by script.
                 Op::Bind { issued_s: 0, .. } if first_route => self.asks.push(Ask::FirstRoute(at)),
@@ -285,6 +287,26 @@ impl Tally {
     }
 }
 
+/// A call of at least so many operations may have a connection of its own.
+const LOGINS_MIN: usize = 16;
+
+/// Whether the call is delivered cursors alone, and the routes of whom they are told behind them, or logins and departures
+/// alone, and many.
+pub fn is_bulk(ops: &[Op]) -> bool {
+    let of_login = |op: &Op| matches!(op, Op::Register { .. } | Op::Bind { .. } | Op::Unbind { .. });
+    let of_cursor = |op: &Op| matches!(op, Op::Delivered { .. });
+    let of_receipt = |op: &Op| of_cursor(op) || matches!(op, Op::Routes { .. } | Op::Member { .. });
+    ops.first().is_none_or(of_cursor) && ops.iter().all(of_receipt)
+        || ops.len() >= LOGINS_MIN && ops.iter().all(of_login)
+}
+
+/// Whether what was asked must have been read behind the scripts in front of it: routes behind messages, and who may see what
+/// was read behind that.
+pub fn is_read_behind(ops: &[Op], ask: &Ask) -> bool {
+    let read_behind = |op: &Op| matches!(op, Op::Routes { .. } | Op::Member { .. } | Op::IsRevoked { .. });
+    matches!(ask, Ask::Op(op) if read_behind(&ops[*op]))
+}
+
 /// What several operations of the call concern, sorted: these keep their order in one round. The others are on their own.
 fn meet(ops: &[Op]) -> Vec<u64> {
     let mut all: Vec<u64> = ops.iter().flat_map(concerns).filter(|key| *key != NOTHING).collect();
@@ -299,14 +321,18 @@ fn meet(ops: &[Op]) -> Vec<u64> {
 fn concerns(op: &Op) -> [u64; 2] {
     let name = |name: &str| NAMES | u64::from(crc32c::crc32c(name.as_bytes()));
     match op {
-        Op::Register { name: user, candidate } => [name(user), *candidate],
+        Op::Register { name: user, candidate: number } | Op::Renumber { name: user, to: number, .. } => {
+            [name(user), *number]
+        }
         Op::User { name: user } => [name(user), NOTHING],
-        Op::Name { user } => [*user, NOTHING],
+        Op::Name { user } | Op::Unname { user } => [*user, NOTHING],
         Op::Bind { user, .. }
         | Op::Unbind { user, .. }
+        | Op::Retire { user }
         | Op::Routes { user }
         | Op::Seen { user }
         | Op::Hide { user, .. }
+        | Op::IsRevoked { user, .. }
         | Op::Revoke { user, .. } => [ROUTES | *user, NOTHING],
         _ => [NOTHING; 2],
     }

@@ -23,6 +23,9 @@ pub enum Script {
     Bind,
     Unbind,
     Revoke,
+    Retire,
+    Renumber,
+    Vacate,
     Delivered,
     Head,
     Pull,
@@ -46,18 +49,25 @@ const USER_NUMBERS: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then \
 redis.call('SET', KEYS[1], string.format('%.0f', redis.call('TIME')[1] * 1048576)) end \
 return redis.call('INCRBY', KEYS[1], ARGV[1])";
 
+/// KEYS: 1 the name's row (hash)   ARGV: 1 name, 2 number that it has, 3 number that it gets
+const RENUMBER: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then \
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end return 1";
+
 /// A group and one of its rows. KEYS: 1 chat (hash), 2 members (hash)   ARGV: 1 user
 const MEMBER: &str = "local at = redis.call('HMGET', KEYS[1], 'gv', 'gt', 'gn', 'gr', 'gd') \
 for i = 1, 5 do at[i] = at[i] or '' end \
 return {at, redis.call('HGET', KEYS[2], ARGV[1]) or ''}";
 
 /// In the order of [`Script`].
-pub static SCRIPTS: LazyLock<[Source; 15]> = LazyLock::new(|| {
+pub static SCRIPTS: LazyLock<[Source; 18]> = LazyLock::new(|| {
     [
         concat!(include_str!("lua/trim.lua"), include_str!("lua/group.lua"), include_str!("lua/append.lua")),
         concat!(include_str!("lua/presence.lua"), include_str!("lua/bind.lua")),
         concat!(include_str!("lua/presence.lua"), include_str!("lua/unbind.lua")),
         include_str!("lua/revoke.lua"),
+        include_str!("lua/retire.lua"),
+        RENUMBER,
+        concat!(include_str!("lua/trim.lua"), include_str!("lua/vacate.lua")),
         include_str!("lua/delivered.lua"),
         include_str!("lua/head.lua"),
         include_str!("lua/pull.lua"),

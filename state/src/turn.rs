@@ -460,6 +460,7 @@ fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
                 refusal,
                 kind: send.kind(),
                 act,
+                token: None,
             }));
         }
         Planned::Sync { chats, .. } => {
@@ -474,6 +475,7 @@ fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
             let name = chat.to_string();
             ops.push(Op::Pull {
                 chat: name.clone(),
+                reader: step.user_name.clone(),
                 cursor: pull.cursor,
                 limit: *limit,
                 reverse: pull.reverse,

@@ -2,8 +2,9 @@
 //!
 //! A login reads it and puts nothing in: a storm of logins must not throw out the names of those who talk.
 //!
-//! Trap: this is a cache of facts that never change (a name keeps its number), so it is never
-//! wrong, only incomplete. Nothing else may be put here.
+//! Trap: this is a cache of facts that change only when a user is deleted: a number is nobody's from then on, and whoever bears
+//! the name next has another. Other servers are told, but who is not reached may go by the old number, so whatever is done by one
+//! must notice when the store says that it is nobody's, and forget it. Nothing else may be put here.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -62,6 +63,15 @@ impl Users {
     /// Keeps what the store said of a number.
     pub fn learn_name(&self, number: u64, name: &str) {
         self.by_number.lock().put(number, name.to_owned());
+    }
+
+    /// The number is nobody's any more. What the name has meanwhile is kept.
+    pub fn forget_user(&self, name: &str, number: u64) {
+        self.by_number.lock().pop(&number);
+        let mut by_name = self.by_name.lock();
+        if by_name.peek(name) == Some(&number) {
+            by_name.pop(name);
+        }
     }
 
     /// The store is another one.

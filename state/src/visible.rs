@@ -15,11 +15,21 @@ fn window(standing: &Standing) -> Option<(u64, u64)> {
     standing.member.map(|member| member.sees(&standing.group))
 }
 
+/// Where a one-to-one chat stands for a user, and the first seq that is theirs; 0: it always was. What somebody had in it who
+/// bore the same name before is nothing to them.
+pub fn of_pair(head: Head) -> (Head, u64) {
+    if head.since == 0 {
+        return (head, 0);
+    }
+    (Head { delivered: head.delivered.max(head.since), ..head }, head.since + 1)
+}
+
 /// Where the group stands for them, and the first seq that they may see. To whoever never was in it it is empty.
 pub fn head(head: Head, standing: &Standing) -> (Head, u64) {
     let Some((joined, last)) = window(standing) else {
         return (Head { seq: 0, delivered: 0, first: 1, ..head }, 0);
     };
+    let joined = joined.max(head.since + 1);
     let seq = head.seq.min(last);
     let delivered = head.delivered.max(joined.saturating_sub(1)).min(seq);
     (Head { seq, delivered, first: head.first.max(joined).min(seq + 1), ..head }, joined)
@@ -44,9 +54,10 @@ pub async fn read_again(core: &Core, until: Instant, steps: &[Step], ops: &[Op],
             outcomes.get(step.ops.clone())
             && let Some((_, last)) = window(standing)
             && page.messages.first().is_some_and(|newest| newest.seq > last)
-            && let Op::Pull { chat, limit, .. } = &ops[place]
+            && let Op::Pull { chat, reader, limit, .. } = &ops[place]
         {
-            asks.push(Op::Pull { chat: chat.clone(), cursor: last + 1, limit: *limit, reverse: true });
+            let (chat, reader) = (chat.clone(), reader.clone());
+            asks.push(Op::Pull { chat, reader, cursor: last + 1, limit: *limit, reverse: true });
             places.push(place);
         }
     }
@@ -77,6 +88,9 @@ mod tests {
         assert_eq!(cut(5, 0), (5, 4, 20, 5));
         assert_eq!(cut(1, 12), (3, 0, 12, 1));
         assert_eq!(cut(1, 2), (3, 0, 2, 1), "nothing of it is kept");
+        // The name was another's in it before, up to there.
+        let (behind, joined) = head(Head { since: 12, ..at }, &standing(1, 12));
+        assert_eq!((behind.first, behind.delivered, behind.seq, joined), (13, 12, 12, 13), "nothing of it");
         let (nothing, joined) = head(at, &Standing::default());
         assert_eq!((nothing.history, nothing.seq, nothing.first, joined), (7, 0, 1, 0));
     }
@@ -87,8 +101,14 @@ mod tests {
             let (sender, body) = ("a".to_owned(), "x".into());
             Stored { seq, sender, time_us: seq, body, kind: Kind::Text }
         };
-        let read =
-            Page { history: 7, head: 20, first: 1, messages: (1..=10).map(stored).collect(), read_to: 10 };
+        let read = Page {
+            history: 7,
+            head: 20,
+            first: 1,
+            since: 0,
+            messages: (1..=10).map(stored).collect(),
+            read_to: 10,
+        };
         let seqs = |page: &Page| page.messages.iter().map(|message| message.seq).collect::<Vec<_>>();
         let (cut, joined) = page(read.clone(), &standing(4, 6)).unwrap();
         assert_eq!((seqs(&cut), cut.first, cut.head, joined), (vec![4, 5, 6], 4, 6, 4));

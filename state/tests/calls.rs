@@ -9,7 +9,7 @@ use tonic::Code;
 
 fn message(sender: &str, chat: &str, n: u64) -> SendRequest {
     let body = format!("message {n}").into();
-    SendRequest { sender: sender.into(), chat: chat.into(), body, stream: 9, n, name: String::new() }
+    SendRequest { sender: sender.into(), chat: chat.into(), body, stream: 9, n, ..SendRequest::default() }
 }
 
 #[tokio::test]
@@ -38,7 +38,7 @@ async fn calls_store_push_and_read() {
         chat: "alice:bob".into(),
         cursor,
         limit,
-        reverse: false,
+        ..PullRequest::default()
     };
     let page = state.pull(pull("bob", 1, 3)).await.unwrap().into_inner();
     assert_eq!(page.messages.iter().map(|m| m.seq).collect::<Vec<_>>(), [2, 3, 4]);

@@ -107,8 +107,9 @@ async fn what_was_answered_survives_a_kill() {
             assert!(at.seq >= *newest, "round {round}: {newest} of chat {chat} answered, {} there", at.seq);
             let mut seen = 0;
             while seen < at.seq {
-                let pull =
-                    Op::Pull { chat: format!("kill:w{chat}"), cursor: seen, limit: 1_000, reverse: false };
+                let reader = String::new();
+                let of = format!("kill:w{chat}");
+                let pull = Op::Pull { chat: of, reader, cursor: seen, limit: 1_000, reverse: false };
                 let page = read::page(store.apply(&[pull]).await.swap_remove(0)).unwrap();
                 assert!(!page.messages.is_empty(), "{seen} of {} messages", at.seq);
                 for message in page.messages {

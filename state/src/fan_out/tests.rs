@@ -99,3 +99,28 @@ async fn a_message_for_fewer_leaves_at_once() {
     let [part] = &left[..] else { panic!("{} parts", left.len()) };
     assert!(part.turn.is_none() && part.pushes[0].connections.len() == PARTS_FROM_READERS - 1);
 }
+
+#[tokio::test]
+async fn a_number_that_is_nobodys_any_more_is_looked_up_again() {
+    let connection = (1 << 40) + 2;
+    let store = Scripted::new(move |op| {
+        Ok(match op {
+            Op::Routes { user: 1 } => Answer::Retired(vec![Route { device: 1, attempt: 1, connection: 9 }]),
+            Op::Routes { user: 2 } => Answer::Routes(vec![Route { device: 1, attempt: 1, connection }]),
+            Op::Routes { .. } => Answer::Routes(Vec::new()),
+            Op::User { .. } => Answer::User(Some(2)),
+            _ => return Err(StoreError::Corrupt("not asked for here".into())),
+        })
+    });
+    let core = core_over(store);
+    [("alice", 1), ("bob", 3)].into_iter().for_each(|(name, number)| core.users.learn(name, number));
+    let (_stream, mut waiting) = core.gateways.open(proto::incarnation_of(connection));
+    let message = wire::Message { seq: 1, sender: "bob".into(), time_us: 1, ..Default::default() };
+    let accepted = Accepted::pushed_again("alice:bob".into(), 7, message);
+    push_all(&core, &[accepted], &BTreeMap::new()).await;
+    let pushed =
+        |outgoing: &Outgoing| matches!(outgoing, Outgoing::Pushes(pushes) if pushes.pushes.len() == 1);
+    let sent = waiting.take_now();
+    assert!(sent.len() == 1 && sent.iter().all(pushed));
+    assert_eq!((core.users.number("alice"), core.users.name(1)), (Some(2), None));
+}

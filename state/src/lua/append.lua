@@ -5,13 +5,18 @@
 --       12 seqs between two looks for what is due, 13 kind (0: text), 14 seq that must be the sender's to edit (0: none),
 --       15 events that the bucket's stream of them keeps (0: there is none)
 -- In a group also KEYS: 6 members (hash)   ARGV: 16 what changes (0: nothing), and as `change` wants it
--- Returns {'ok', answer} {'again', answer} {'expected', n} {'old', n} {'conflict', ''}; answer: "seq time_us history", in a
+-- In a one-to-one chat, if it rests on a token, also KEYS: 6 its user's revocations (hash)   ARGV: 16 when it was issued (s)
+-- Returns {'ok', answer} {'again', answer} {'expected', n} {'old', n} {'conflict', ''} {'revoked', ''}; answer: "seq time_us history", in a
 -- group with its version behind it, or "! code", which uses up a number and not a name.
 local function remember(key, seconds)
   -- An hour more than asked for, so that this is written once an hour and not with every message.
   if redis.call('TTL', key) < seconds then redis.call('EXPIRE', key, string.format('%.0f', seconds + 3600)) end
 end
 
+local in_group = string.sub(ARGV[2], 1, 1) == '#'
+if KEYS[6] and not in_group and tonumber(ARGV[16]) < tonumber(redis.call('HGET', KEYS[6], '') or '0') then
+  return {'revoked', ''}
+end
 local n, place = tonumber(ARGV[1]), nil
 if n then
   local window = tonumber(ARGV[8])
@@ -33,7 +38,7 @@ elseif ARGV[1] ~= '-' then
   end
 end
 local refusal, version, effect = ARGV[6], '', nil
-if refusal == '0' and KEYS[6] then refusal, version, effect = change() end
+if refusal == '0' and in_group then refusal, version, effect = change() end
 if refusal == '0' and ARGV[14] ~= '0' then refusal = editable() end
 local answer
 if refusal ~= '0' then
@@ -88,7 +93,7 @@ else
     end
   end
   answer = seq .. ' ' .. time .. ' ' .. history
-  if KEYS[6] then answer = answer .. ' ' .. version end
+  if in_group then answer = answer .. ' ' .. version end
 end
 if n then
   redis.call('HSET', KEYS[2], 'w', ARGV[1], place, answer)

@@ -5,7 +5,7 @@
 --       attempt in digits, when its token was issued (Unix seconds; 0: it has none)
 -- Revocations (revoke.lua) stand in a key of the same slot, which is asked for those that have a token.
 -- Returns of each operation 1 (bound, nobody had to go), {'bound', connection replaced or '', connection evicted or ''},
--- {'stale', attempt stored} or {'revoked'}.
+-- {'stale', attempt stored}, {'revoked'} or {'retired'} (retire.lua).
 local call, sub, number = redis.pcall, string.sub, struct.unpack
 local most = tonumber(ARGV[1])
 
@@ -17,6 +17,7 @@ local function bind(key, user, device, attempt, connection, mine, issued)
   end
   local row = call('HGET', key, user) or ''
   if type(row) == 'table' then return row end
+  if #row % 20 == 1 then return {'retired'} end
   local others, replaced, evicted = {}, '', ''
   for at = 1, #row, 20 do
     if sub(row, at, at + 3) == device then

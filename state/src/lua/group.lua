@@ -89,7 +89,9 @@ end
 local function editable()
   local seq = ARGV[14] .. '-0'
   local meant = redis.call('XRANGE', KEYS[3], seq, seq)[1]
-  if not meant then return '29' end
+  local since = redis.call('HGET', KEYS[1], 's:' .. ARGV[3])
+  -- Of somebody who had this name before.
+  if not meant or (since and tonumber(ARGV[14]) <= tonumber(since)) then return '29' end
   if meant[2][2] ~= ARGV[3] then return '28' end
   local kind = meant[2][9] == 'kind' and meant[2][10] or '0'
   if kind ~= '0' and kind ~= '4' then return '29' end

@@ -11,18 +11,18 @@ local function unbind(key, user, connection)
   local row = call('HGET', key, user)
   if not row then return 1 end
   if type(row) == 'table' then return row end
-  local others = {}
-  for at = 1, #row, 20 do
+  -- The mark of a number that is nobody's any more (retire.lua) stays.
+  local others, mark = {}, string.rep('-', #row % 20)
+  for at = 1 + #mark, #row, 20 do
     if sub(row, at + 12, at + 19) ~= connection then others[#others + 1] = sub(row, at, at + 19) end
   end
-  if #others * 20 == #row then return 1 end
-  if #others == 0 then
-    local done = call('HDEL', key, user)
-    if type(done) == 'table' then return done end
-    tell(user, '0', ARGV[1])
-    return call('HSET', 'seen:{' .. key .. '}', user, now)
-  end
-  return call('HSET', key, user, table.concat(others))
+  if #mark + #others * 20 == #row then return 1 end
+  if #others > 0 then return call('HSET', key, user, mark .. table.concat(others)) end
+  -- Of a number that is nobody's, no time is kept.
+  local done = mark == '' and call('HDEL', key, user) or call('HSET', key, user, mark)
+  if type(done) == 'table' then return done end
+  tell(user, '0', ARGV[1])
+  return mark == '' and call('HSET', 'seen:{' .. key .. '}', user, now) or 1
 end
 
 local answer = 1

@@ -14,6 +14,7 @@ use proto::wire;
 use proto::{Command, frame};
 use tonic::transport::Channel;
 
+use super::watches::Change;
 use super::{look, numbers, push};
 use crate::server::Core;
 
@@ -52,6 +53,20 @@ pub fn heard(core: &Core, users: &[u64]) {
     let mut inner = core.presence.inner.lock();
     let watched: Vec<u64> = users.iter().copied().filter(|user| inner.watches.is_watched(*user)).collect();
     inner.heard.extend(watched);
+}
+
+/// A number is nobody's any more: it is not there, and its name has another one, or will have.
+pub fn retired(core: &Core, user: u64) {
+    let change = core.presence.inner.lock().watches.unnamed(user);
+    push_changes(core, change);
+}
+
+fn push_changes(core: &Core, changes: impl IntoIterator<Item = Change>) {
+    let frames = changes.into_iter().map(|(seen, targets)| {
+        let presence = wire::Presence { users: vec![seen], ..Default::default() };
+        (frame::encode(Command::Presence, &presence), targets)
+    });
+    core.metrics.presence_changes.inc_by(push(core, frames));
 }
 
 fn expire(core: &Core, now: Instant, has_peers: bool) {
@@ -114,11 +129,7 @@ async fn tell(core: &Core, mut due: BTreeSet<u64>) {
                 let changes: Vec<_> =
                     found.into_iter().filter_map(|(user, there)| inner.watches.found(user, there)).collect();
                 drop(inner);
-                let frames = changes.into_iter().map(|(seen, targets)| {
-                    let presence = wire::Presence { users: vec![seen], ..Default::default() };
-                    (frame::encode(Command::Presence, &presence), targets)
-                });
-                core.metrics.presence_changes.inc_by(push(core, frames));
+                push_changes(core, changes);
             }
             Err(error) => {
                 inner.heard.extend(again.into_iter().chain(std::mem::take(&mut due)));

@@ -181,6 +181,20 @@ impl Watches {
         watched.told.get_or_insert_default();
     }
 
+    /// A number is nobody's any more, and its name has none that is known. What is to be told, if it is news.
+    pub fn unnamed(&mut self, user: u64) -> Option<Change> {
+        let change = self.found(user, There::default());
+        let Watched { name, connections, .. } = self.users.remove(&user)?;
+        for connection in &connections {
+            if let Some(watcher) = self.connections.get_mut(connection) {
+                watcher.users.retain(|other| *other != user);
+                watcher.names.push(name.clone());
+            }
+        }
+        self.nameless.entry(name).or_default().extend(connections);
+        change
+    }
+
     /// Somebody who asked was told so. What others were told before stands: they hear of it as of a change.
     pub fn told_first(&mut self, user: u64, there: There) {
         if let Some(watched) = self.users.get_mut(&user) {
@@ -218,6 +232,25 @@ mod tests {
 
     fn there(online: bool, last_seen_s: u64) -> There {
         There { online, last_seen_s }
+    }
+
+    #[test]
+    fn a_number_that_is_nobodys_leaves_its_name_to_the_next() {
+        let now = Instant::now();
+        let mut watches = Watches::new(10, LIFE);
+        watches.set(1, 11, &of(&[("ann", Some(7))]), now).unwrap();
+        watches.told_first(7, there(true, 0));
+        let (seen, to) = watches.unnamed(7).unwrap();
+        assert_eq!((seen.online, to), (false, vec![(1, 11)]));
+        assert_eq!(
+            (watches.unnamed(7), watches.is_watched(7), watches.nameless()),
+            (None, false, vec!["ann".into()])
+        );
+        watches.named("ann", 8);
+        let (seen, to) = watches.found(8, there(true, 0)).unwrap();
+        assert_eq!((&*seen.user, seen.online, to), ("ann", true, vec![(1, 11)]));
+        watches.end(1);
+        assert!(watches.is_empty() && watches.count == 0 && watches.users.is_empty());
     }
 
     #[test]

@@ -30,7 +30,7 @@ fn answer(op: &Op, chats: &[(String, u64)]) -> Outcome {
                 .take(*limit)
                 .collect(),
         ),
-        Op::Pull { chat, cursor, limit, reverse } => {
+        Op::Pull { chat, cursor, limit, reverse, .. } => {
             let head = chats.iter().find(|(name, _)| name == chat).map_or(0, |(_, count)| *count);
             let mut seqs: Vec<u64> = (1..=head).collect();
             if *reverse {
@@ -46,7 +46,7 @@ fn answer(op: &Op, chats: &[(String, u64)]) -> Outcome {
             };
             let read_to = seqs.last().copied().unwrap_or(0);
             let messages = seqs.into_iter().map(stored).collect();
-            Answer::Messages(Page { history: 1, head, first: 1, messages, read_to })
+            Answer::Messages(Page { history: 1, head, first: 1, since: 0, messages, read_to })
         }
         Op::User { name } => {
             Answer::User(["alice", "bob", "carol"].iter().position(|n| n == name).map(|n| n as u64))

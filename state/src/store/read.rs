@@ -28,6 +28,8 @@ expect! {
     name: Name -> Option<String>;
     /// Of `Bind`.
     bound: Bound -> Bound;
+    /// Of `IsRevoked`.
+    revoked: Revoked -> bool;
     /// Of `Routes`.
     routes: Routes -> Vec<Route>;
     /// Of `Seen`.

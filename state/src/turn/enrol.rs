@@ -46,11 +46,15 @@ async fn enter(core: &Core, chat: &str, change: &mut Change, (generation, until)
         .collect();
     let registers = ops.len();
     let list = |user: &String| Op::ListChat { user: user.clone(), chat: chat.to_owned() };
+    // A number stands in the group for long: what is remembered of one may be of somebody who was deleted.
+    let known = change.named.iter().filter(|named| named.number > 0);
+    ops.extend(known.map(|named| Op::User { name: named.user.clone() }));
+    let numbers = ops.len();
     ops.extend(change.named.iter().map(|named| list(&named.user)));
     let mut outcomes = core.apply_as_until(generation, until, &ops).await.into_iter();
     let mut all = core.generation() == generation && registers == strangers;
-    let unknown = change.named.iter_mut().filter(|named| named.number == 0);
-    for (named, outcome) in unknown.zip(outcomes.by_ref().take(registers)) {
+    let (unknown, known): (Vec<_>, Vec<_>) = change.named.iter_mut().partition(|named| named.number == 0);
+    for (named, outcome) in unknown.into_iter().chain(known).zip(outcomes.by_ref().take(numbers)) {
         match read::user(outcome) {
             Ok(Some(number)) => named.number = number,
             Ok(None) => all = false,

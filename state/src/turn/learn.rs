@@ -95,7 +95,8 @@ fn learn_name(core: &Core, op: &Op, outcome: Outcome) {
     let Op::Name { user } = op else { return };
     match read::name(outcome) {
         Ok(Some(name)) => core.users.learn_name(*user, &name),
-        Ok(None) => tracing::error!(user, "a bound user has no name in the store"),
+        // Of somebody who was deleted.
+        Ok(None) => tracing::info!(user, "a bound user has no name in the store"),
         Err(error) => core.store_failed(&error),
     }
 }

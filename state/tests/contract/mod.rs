@@ -3,6 +3,7 @@
 //! Trap: one store serves the whole suite, so every function uses names of its own.
 
 mod cursors;
+mod deletion;
 mod groups;
 mod kept;
 mod logins;
@@ -67,6 +68,7 @@ pub async fn holds<F: Fixture>() {
     groups::groups_tell_how_far_everybody_is(&*store).await;
     groups::edits_are_their_senders(&*store).await;
     groups::groups_follow_the_model(&*store).await;
+    deletion::is_for_good(&*store).await;
     assert_eq!(store.durability().await.unwrap().0, Durability::Strict);
     drop(store);
     let store = fixture.open().await;
@@ -379,4 +381,5 @@ async fn everything_is_there_after_reopening(store: &dyn Store) {
     assert_eq!(ann, Some(70_001));
     cursors::are_there_after_reopening(store).await;
     logins::hold_after_reopening(store).await;
+    deletion::is_there_after_reopening(store).await;
 }

@@ -48,7 +48,7 @@ pub fn follows_the_model<F: Fixture>() {
                     Appended::Refused(_) => Ok(None),
                     Appended::Expected(n) => Err(n),
                     Appended::TooOld => Err(0),
-                    Appended::Conflict => panic!("numbers have none"),
+                    Appended::Conflict | Appended::Revoked => panic!("numbers have neither name nor token"),
                 };
                 prop_assert_eq!(found, expected);
             }

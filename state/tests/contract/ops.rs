@@ -26,7 +26,7 @@ pub async fn appended(store: &dyn Store, op: Op) -> Appended {
 
 /// Messages of a chat.
 pub fn pull(chat: &str, cursor: u64, limit: usize, reverse: bool) -> Op {
-    Op::Pull { chat: chat.into(), cursor, limit, reverse }
+    Op::Pull { chat: chat.into(), reader: String::new(), cursor, limit, reverse }
 }
 
 /// The seqs of a pull.
