@@ -2,7 +2,9 @@
 
 use proto::wire::{Code, Kind};
 use state::group::Act;
-use state::store::{Answer, Append, Appended, Bound, Head, MessageId, Op, Page, Store, TokenOf, read};
+use state::store::{
+    Answer, Append, Appended, Bound, Head, Hides, MessageId, Op, Page, Seen, Store, TokenOf, read,
+};
 
 use super::{append, appended, one, pull};
 
@@ -45,6 +47,7 @@ async fn nobodys_number_binds_nothing(store: &dyn Store) {
         }
         other => panic!("{other:?}"),
     };
+    done(store, Op::Hide { user, hides: Hides { presence: true, typing: true } }).await;
     for _ in 0..2 {
         done(store, Op::Retire { user }).await;
         assert_eq!(left().await, [5, 6], "those that are to end");
@@ -58,6 +61,8 @@ async fn nobodys_number_binds_nothing(store: &dyn Store) {
         assert_eq!(left().await, rest);
     }
     assert_eq!(bound(store, bind(user, 1, 9, 0)).await, Bound::Retired, "also when nothing is left");
+    let seen = read::seen(one(store, Op::Seen { user }).await).unwrap();
+    assert_eq!(seen, Seen::default(), "nor is kept when it was there");
     // Who was never bound, among many who are, and in the order of one call.
     done(store, Op::Retire { user: user + 1 }).await;
     let mut ops: Vec<Op> = (1..50).map(|n| bind(user + n, 1, 1, 0)).collect();
