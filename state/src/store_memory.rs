@@ -191,8 +191,11 @@ impl Step<'_> {
                 Answer::UserNumbers(*users + 1 - count)
             }
             Op::Register { name, candidate } => {
-                let number = *self.data.numbers.entry(name.clone()).or_insert(*candidate);
-                self.data.names.entry(number).or_insert_with(|| name.clone());
+                let Data { numbers, names, .. } = &mut *self.data;
+                let number = *numbers.entry(name.clone()).or_insert_with(|| {
+                    names.insert(*candidate, name.clone());
+                    *candidate
+                });
                 Answer::User(Some(number))
             }
             Op::User { name } => Answer::User(self.data.numbers.get(name).copied()),
