@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use proto::name;
+use proto::name::{self, Chat};
 use proto::state::{DeleteReply, DeleteRequest, EndReply, EndRequest};
 use proto::wire::{self, GroupAction, Kind, Role};
 use tonic::Status;
@@ -128,17 +128,18 @@ async fn leave(core: &Arc<Core>, chat: &str, name: &str, only: Option<u64>) -> R
         let (action, members) = if me.role != Role::Owner {
             (GroupAction::GroupLeave, Vec::new())
         } else {
-            let ask = Op::Members { chat: chat.clone() };
+            let ask = Op::Members { chat: chat.clone(), cursors: false };
             match heir(&read::roster(core.apply(&[ask]).await.swap_remove(0))?, name) {
                 Some(user) => (GroupAction::GroupRole, vec![user]),
                 None => (GroupAction::GroupDelete, Vec::new()),
             }
         };
-        let owner = |user| wire::Member { user, role: Role::Owner as i32, joined: 0 };
+        let owner = |user| wire::Member { user, role: Role::Owner as i32, ..Default::default() };
         let members = members.into_iter().map(owner).collect();
         let body = wire::GroupChange { action: action as i32, title: String::new(), members }.encode_to_vec();
         let most = core.config.limits.group_members_max;
-        let act = group::act_of(Kind::Group as i32, &body, true, name, most)
+        let group = Chat::parse(&chat).map_err(|error| StoreError::Corrupt(format!("{chat}: {error}")))?;
+        let act = group::act_of(Kind::Group as i32, &body, &group, name, most)
             .map_err(|code| StoreError::Corrupt(format!("{chat}: {}", code.as_str_name())))?;
         let (sender, kind) = (name.to_owned(), Kind::Group);
         let append = Append { chat, sender, body: body.into(), kind, act, ..Append::default() };
@@ -177,7 +178,11 @@ mod tests {
         ];
         let heir = |members: &[(String, Member)]| {
             heir(
-                &Roster { group: Group { version: 9, ..Group::default() }, members: members.to_vec() },
+                &Roster {
+                    group: Group { version: 9, ..Group::default() },
+                    members: members.to_vec(),
+                    ..Roster::default()
+                },
                 "ann",
             )
         };
