@@ -90,8 +90,17 @@ fn open_chat(frame: &mut Frame<'_>, title: Rect, area: Rect, chat: &Chat, model:
     frame.render_widget(Paragraph::new(shown), area);
 }
 
-/// How the other user is, and who is writing.
+/// The number of a group, how the other user is, and who is writing.
 fn about(chat: &Chat, model: &Model) -> String {
+    let news = news(chat, model);
+    match chat.title != *chat.name && chat.is_group() {
+        true if news.is_empty() => chat.name.to_string(),
+        true => format!("{}  {news}", chat.name),
+        false => news,
+    }
+}
+
+fn news(chat: &Chat, model: &Model) -> String {
     let writing: Vec<String> = model.writing().map(super::text::harmless_line).collect();
     match (writing.as_slice(), model.there(&chat.name)) {
         ([one], _) if chat.title == *one => "is writing …".to_owned(),
@@ -256,6 +265,22 @@ mod tests {
         model.typing(&"alice:bob".into(), "bob", false, 8_000_000);
         model.message(&message("alice:bob", 9, "bob", "there"));
         assert!(shown(&model, 80, 10)[0].ends_with("16:00"), "the message is written");
+    }
+
+    #[test]
+    fn a_group_is_called_by_its_title() {
+        let mut model = model();
+        let made = client::change(proto::wire::GroupAction::GroupCreate, "Chess\u{1b} club", &[]);
+        let body = client::Body::group(&made);
+        model.message(&client::Message { body, ..message("#17", 1, "bob", "") });
+        let rows = shown(&model, 80, 10);
+        assert!(rows[0].ends_with("│ Chess\u{fffd} club  #17"), "{rows:?}");
+        assert!(rows[1].starts_with("› Chess\u{fffd} club"), "{rows:?}");
+        let made = client::change(proto::wire::GroupAction::GroupRename, "Rooks", &[]);
+        let body = client::Body::group(&made);
+        model.message(&client::Message { body, ..message("#17", 2, "bob", "") });
+        model.typing(&"#17".into(), "bob", false, 1);
+        assert!(shown(&model, 80, 10)[0].ends_with("│ Rooks  #17  bob is writing …"));
     }
 
     #[test]

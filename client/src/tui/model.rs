@@ -186,14 +186,22 @@ impl Model {
 
     /// A message of a chat, in order and once as far as the library knows.
     pub fn message(&mut self, message: &Message) {
+        let mut title = String::new();
         match message.body.content() {
             Content::Hide { chat, history, seq } => return self.hide(&chat, (history, seq)),
-            Content::Group(_) if self.open.as_ref() == Some(&message.chat) => self.want_members(),
+            Content::Group(change) => {
+                if self.open.as_ref() == Some(&message.chat) {
+                    self.want_members();
+                }
+                // Others have none.
+                title = change.title;
+            }
             _ => {}
         }
         let text = message.body.describe();
         self.stopped_writing(&message.chat, &message.sender);
         self.stored(&message.chat, (message.history, message.seq), &message.sender, message.time_us, &text);
+        self.titled(&message.chat, &title);
     }
 
     /// The server has nothing to show there.

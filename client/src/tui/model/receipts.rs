@@ -4,6 +4,7 @@
 
 use super::{Effect, Model};
 use crate::tui::chat::Chat;
+use crate::tui::text::harmless_line;
 use crate::tui::transcript::Record;
 use client::Group;
 use std::sync::Arc;
@@ -33,8 +34,16 @@ impl Model {
     pub fn members(&mut self, chat: &str, group: Option<&Group>) {
         let (mut again, me) = (false, self.me.clone());
         self.of_chat(chat, |chat| again = chat.circle.told(&me, group));
+        group.iter().for_each(|group| self.titled(chat, &group.title));
         if again {
             self.effects.push_back(Effect::Members { chat: chat.into() });
+        }
+    }
+
+    /// A group is called so.
+    pub(super) fn titled(&mut self, chat: &str, title: &str) {
+        if !title.is_empty() {
+            self.of_chat(chat, |chat| chat.title = harmless_line(title));
         }
     }
 
