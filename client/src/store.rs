@@ -60,7 +60,19 @@ struct Disk {
     log_bytes: u64,
     /// Size at which the log is looked at again.
     rewrite_at_bytes: u64,
-    _lock: File,
+    _lock: Held,
+}
+
+/// A locked file. Let go of by name and not by closing it: a program that is just starting another one has every file open twice until
+/// that one runs, and the lock would stay as long.
+#[derive(Debug)]
+struct Held(File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Closing it is the second best.
+        let _ = self.0.unlock();
+    }
 }
 
 /// What the records say together.
@@ -123,7 +135,7 @@ impl Store {
             (create(&log_path).map_err(at(&log_path))?, bytes.len() as u64)
         };
         let rewrite_at_bytes = REWRITE_BYTES_MIN.max(log_bytes * 4);
-        let disk = Disk { folder, log: Arc::new(log), log_bytes, rewrite_at_bytes, _lock: lock };
+        let disk = Disk { folder, log: Arc::new(log), log_bytes, rewrite_at_bytes, _lock: Held(lock) };
         Ok(Store { disk: Some(disk), state, pending: Vec::new(), must_sync: false })
     }
 
@@ -278,6 +290,16 @@ const REWRITE_BYTES_MIN: u64 = 1 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_lets_go_leaves_no_lock_behind_in_a_program_that_is_starting_another() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path(), "alice", "phone").unwrap();
+        let inherited = store.disk.as_ref().unwrap()._lock.0.try_clone().unwrap();
+        drop(store);
+        Store::open(root.path(), "alice", "phone").expect("nobody has it");
+        drop(inherited);
+    }
 
     #[test]
     fn what_was_put_is_there_after_a_restart_also_behind_rewrites() {
