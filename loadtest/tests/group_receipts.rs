@@ -85,8 +85,14 @@ fn reached(of: usize, delivered: usize, read: usize) -> Reached {
     Reached { of, delivered, read }
 }
 
-async fn members_hear_of_each_other(options: ClusterOptions) {
-    let cluster = Cluster::start(options).unwrap();
+/// On Redis with two state servers and gateways.
+fn options(embedded: bool) -> ClusterOptions {
+    let servers = if embedded { 1 } else { 2 };
+    ClusterOptions { embedded, states: servers, gateways: servers, ..ClusterOptions::default() }
+}
+
+async fn members_hear_of_each_other(embedded: bool) {
+    let cluster = Cluster::start(options(embedded)).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let login = async |user: &str, device: &str| Device::login(&cluster, folder.path(), user, device).await;
     let (mut phone, mut desk) = (login("ann", "phone").await, login("ann", "desk").await);
@@ -156,9 +162,9 @@ async fn members_hear_of_each_other(options: ClusterOptions) {
 }
 
 /// A group that is larger than that: who wants to know asks.
-async fn members_of_large_groups_ask(options: ClusterOptions) {
+async fn members_of_large_groups_ask(embedded: bool) {
     let state_sets = vec!["limits.receipt_members_max=2".into()];
-    let cluster = Cluster::start(ClusterOptions { state_sets, ..options }).unwrap();
+    let cluster = Cluster::start(ClusterOptions { state_sets, ..options(embedded) }).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let login = async |user: &str, device: &str| Device::login(&cluster, folder.path(), user, device).await;
     let (mut ann, mut bob) = (login("ann", "phone").await, login("bob", "phone").await);
@@ -186,25 +192,7 @@ async fn members_of_large_groups_ask(options: ClusterOptions) {
     desk.until("what is unread", good).await;
 }
 
-/// Each story on Redis with two state servers and gateways, and on the embedded store.
-macro_rules! on_both {
-    ($($story:ident)*) => {
-        mod on_services {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $story() {
-                super::$story(super::ClusterOptions { states: 2, gateways: 2, ..Default::default() }).await;
-            })*
-        }
-        mod embedded {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $story() {
-                super::$story(super::ClusterOptions { embedded: true, ..Default::default() }).await;
-            })*
-        }
-    };
-}
-
-on_both! {
+loadtest::on_both! {
     members_hear_of_each_other
     members_of_large_groups_ask
 }

@@ -180,25 +180,7 @@ async fn what_is_hidden_is_hidden_on_every_device(embedded: bool) {
     assert!(matches!(never, Err(SendError::Refused { .. })), "{never:?}");
 }
 
-/// Each story on Redis and etcd, and on the embedded store and registry.
-macro_rules! on_both {
-    ($($story:ident)*) => {
-        mod on_services {
-            $(#[tokio::test]
-            async fn $story() {
-                super::$story(false).await;
-            })*
-        }
-        mod embedded {
-            $(#[tokio::test]
-            async fn $story() {
-                super::$story(true).await;
-            })*
-        }
-    };
-}
-
-on_both! {
+loadtest::on_both! {
     a_new_device_looks_back
     what_is_hidden_is_hidden_on_every_device
 }

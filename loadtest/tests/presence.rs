@@ -247,25 +247,7 @@ async fn whoever_is_elsewhere_is_told_of_too() {
     }
 }
 
-/// Each story on Redis and etcd, and on the embedded store and registry.
-macro_rules! on_both {
-    ($($story:ident)*) => {
-        mod on_services {
-            $(#[tokio::test]
-            async fn $story() {
-                super::$story(false).await;
-            })*
-        }
-        mod embedded {
-            $(#[tokio::test]
-            async fn $story() {
-                super::$story(true).await;
-            })*
-        }
-    };
-}
-
-on_both! {
+loadtest::on_both! {
     coming_and_going_is_told
     whoever_writes_is_told_of_and_strangers_are_not_heard
     without_presence_nobody_is_told

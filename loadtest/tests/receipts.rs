@@ -183,25 +183,7 @@ async fn without_receipts_nobody_is_told(embedded: bool) {
     assert!(matches!(told, Event::Message(_)), "{told:?}");
 }
 
-/// Each story on Redis and etcd, and on the embedded store and registry.
-macro_rules! on_both {
-    ($($story:ident)*) => {
-        mod on_services {
-            $(#[tokio::test]
-            async fn $story() {
-                super::$story(false).await;
-            })*
-        }
-        mod embedded {
-            $(#[tokio::test]
-            async fn $story() {
-                super::$story(true).await;
-            })*
-        }
-    };
-}
-
-on_both! {
+loadtest::on_both! {
     delivered_and_read_reach_every_device
     what_is_read_survives_a_dead_state_server
     without_receipts_nobody_is_told

@@ -280,25 +280,7 @@ async fn devices_come_and_go(embedded: bool) {
     others[0].0.send("bob", "still here").await.unwrap();
 }
 
-/// Each story on Redis and etcd, and on the embedded store and registry.
-macro_rules! on_both {
-    ($($story:ident)*) => {
-        mod on_services {
-            $(#[tokio::test]
-            async fn $story() {
-                super::$story(false).await;
-            })*
-        }
-        mod embedded {
-            $(#[tokio::test]
-            async fn $story() {
-                super::$story(true).await;
-            })*
-        }
-    };
-}
-
-on_both! {
+loadtest::on_both! {
     two_people_chat
     who_was_away_gets_everything_in_order_once
     kills_during_sending_lose_and_double_nothing

@@ -4,10 +4,11 @@
 //! Trap: a gateway that does not read must not hold up the others. What a turn answers waits for room, because only its
 //! own gateway waits with it; what goes to other gateways (pushes, kicks) never waits, and is noted as missed instead.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use parking_lot::RwLock;
 use proto::link::{DownFrame, Push};
 use tokio::sync::mpsc;
@@ -122,6 +123,26 @@ impl Gateways {
         self.streams.read().len()
     }
 
+    /// Pushes each frame to its connections with their users, where their gateways take it now. To how many connections it went.
+    pub fn hint(&self, frames: impl IntoIterator<Item = (Bytes, Vec<(u64, u64)>)>) -> u64 {
+        let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
+        for (frame, targets) in frames {
+            let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
+            for (connection, user) in targets {
+                by_gateway.entry(proto::incarnation_of(connection)).or_default().push((connection, user));
+            }
+            for (incarnation, targets) in by_gateway {
+                let (pushes, count) = per_gateway.entry(incarnation).or_default();
+                *count += targets.len() as u64;
+                pushes.push(push_to(frame.clone(), &targets));
+            }
+        }
+        let taken = |(incarnation, (pushes, count))| {
+            self.try_send(incarnation, Outgoing::Hints(pushes)).map_or(0, |()| count)
+        };
+        per_gateway.into_iter().map(taken).sum()
+    }
+
     /// Sends without waiting. Given back: there is no such gateway here, or it does not read.
     pub fn try_send(&self, incarnation: u32, outgoing: Outgoing) -> Result<(), Outgoing> {
         let streams = self.streams.read();
@@ -202,7 +223,7 @@ impl Drop for Waiting {
 }
 
 /// A push to several connections, as columns.
-pub fn push_to(frame: bytes::Bytes, targets: &[(u64, u64)]) -> Push {
+pub fn push_to(frame: Bytes, targets: &[(u64, u64)]) -> Push {
     Push {
         frame,
         connections: targets.iter().map(|(connection, _)| *connection).collect(),

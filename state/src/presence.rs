@@ -11,12 +11,13 @@
 mod run;
 mod watches;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use futures_util::poll;
 use lru::LruCache;
 use parking_lot::Mutex;
 use proto::link::UpFrame;
@@ -29,7 +30,6 @@ use watches::{Full, There, Watches};
 
 use crate::answer;
 use crate::config::Limits;
-use crate::gateways::{Outgoing, push_to};
 use crate::server::Core;
 use crate::store::{Answer, Hides, Op, Outcome, Route, Seen, StoreError, read};
 use crate::turn::{Ask, Outcomes};
@@ -148,8 +148,9 @@ pub fn take(asks: &mut Vec<(UpFrame, Ask)>) -> Vec<(UpFrame, Ask)> {
     }
 }
 
-/// Answers that, by then.
-pub async fn answer(core: &Core, asks: Vec<(UpFrame, Ask)>, until: Instant, out: &mut Outcomes) {
+/// Answers that, by then. What nobody waits for is begun here and goes on in a task of its own: the acknowledgements of the turn do
+/// not wait for it.
+pub async fn answer(core: &Arc<Core>, asks: Vec<(UpFrame, Ask)>, until: Instant, out: &mut Outcomes) {
     for (frame, ask) in asks {
         match ask {
             Ask::Watch(watch) => out.answers.push(match watched(core, &frame, &watch, until).await {
@@ -160,7 +161,12 @@ pub async fn answer(core: &Core, asks: Vec<(UpFrame, Ask)>, until: Instant, out:
                 Ok(ack) => answer::reply(&frame, Command::SettingsAck, &ack),
                 Err(error) => answer::error(&frame, wire::Error { request: settings.request, ..error }),
             }),
-            Ask::Typing(typing) => note_typing(core, &frame, &typing, until).await,
+            Ask::Typing(typing) => {
+                let mut note = Box::pin(note_typing(core.clone(), frame, typing, until));
+                if poll!(note.as_mut()).is_pending() {
+                    tokio::spawn(note);
+                }
+            }
             _ => {}
         }
     }
@@ -300,7 +306,8 @@ async fn set(
 }
 
 /// Tells the others in the chat, if there are not too many. What is wrong with it is passed over: nobody waits for an answer.
-async fn note_typing(core: &Core, frame: &UpFrame, typing: &wire::Typing, until: Instant) {
+async fn note_typing(core: Arc<Core>, frame: UpFrame, typing: wire::Typing, until: Instant) {
+    let core = &*core;
     let limits = &core.config.limits;
     let may_note = || {
         let mut inner = core.presence.inner.lock();
@@ -332,7 +339,7 @@ async fn note_typing(core: &Core, frame: &UpFrame, typing: &wire::Typing, until:
     let note =
         frame::encode(Command::TypingNote, &wire::TypingNote { chat, user: name, stopped: typing.stopped });
     let routes = routes_of(readers.into_iter(), outcomes);
-    core.metrics.typing_notes.inc_by(push(core, [(note, routes)]));
+    core.metrics.typing_notes.inc_by(core.gateways.hint([(note, routes)]));
 }
 
 async fn name_of(core: &Core, user: u64, until: Instant) -> Option<String> {
@@ -369,26 +376,6 @@ fn routes_of(users: impl Iterator<Item = u64>, outcomes: Vec<Outcome>) -> Vec<(u
     let on_each =
         |(user, routes): (u64, Vec<Route>)| routes.into_iter().map(move |route| (route.connection, user));
     users.zip(outcomes).filter_map(read).flat_map(on_each).collect()
-}
-
-/// Pushes each frame to its connections with their users; to how many, of those whose gateways take it.
-fn push(core: &Core, frames: impl IntoIterator<Item = (Bytes, Vec<(u64, u64)>)>) -> u64 {
-    let mut per_gateway: BTreeMap<u32, (Vec<proto::link::Push>, u64)> = BTreeMap::new();
-    for (frame, targets) in frames {
-        let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
-        for (connection, user) in targets {
-            by_gateway.entry(proto::incarnation_of(connection)).or_default().push((connection, user));
-        }
-        for (incarnation, targets) in by_gateway {
-            let (pushes, count) = per_gateway.entry(incarnation).or_default();
-            *count += targets.len() as u64;
-            pushes.push(push_to(frame.clone(), &targets));
-        }
-    }
-    let taken = |(incarnation, (pushes, count))| {
-        core.gateways.try_send(incarnation, Outgoing::Hints(pushes)).map_or(0, |()| count)
-    };
-    per_gateway.into_iter().map(taken).sum()
 }
 
 #[cfg(test)]

@@ -4,13 +4,10 @@
 //! Trap: routes are read behind the cursors, in the same call of the store: a device that logs in later sees them in its first
 //! Sync. Nothing is repeated, and nothing waits: a Receipt that is lost is made good by the next one or by a Sync.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-use proto::link::Push;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::answer;
 use crate::circle::Place;
-use crate::gateways::{Outgoing, push_to};
 use crate::server::Core;
 use crate::store::{Moved, Op, Outcome, Route, peer, read};
 
@@ -106,30 +103,15 @@ impl Readers {
         // Nobody's any more: the next receipt goes to whoever has the name by then.
         let gone = self.numbers.iter().filter(|(_, number)| !routes.contains_key(number));
         gone.for_each(|(name, number)| core.users.forget_user(name, *number));
-        let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
-        for (written, moved) in moved.iter().filter(|(_, moved)| *moved != Moved::default()) {
-            let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
+        let news = moved.iter().filter(|(_, moved)| *moved != Moved::default());
+        let frames = news.filter_map(|(written, moved)| {
             let names = written.readers().filter_map(|name| self.numbers.get(name).copied());
-            for number in names.chain(written.members()) {
-                for route in routes.get(&number).into_iter().flatten() {
-                    let incarnation = proto::incarnation_of(route.connection);
-                    by_gateway.entry(incarnation).or_default().push((route.connection, number));
-                }
-            }
-            if by_gateway.is_empty() {
-                continue;
-            }
-            let frame = answer::receipt(written.chat, written.history, written.user, *moved);
-            for (incarnation, targets) in by_gateway {
-                let (pushes, count) = per_gateway.entry(incarnation).or_default();
-                *count += targets.len() as u64;
-                pushes.push(push_to(frame.clone(), &targets));
-            }
-        }
-        for (incarnation, (pushes, count)) in per_gateway {
-            if core.gateways.try_send(incarnation, Outgoing::Hints(pushes)).is_ok() {
-                core.metrics.receipts.inc_by(count);
-            }
-        }
+            let of =
+                |user| routes.get(&user).into_iter().flatten().map(move |route| (route.connection, user));
+            let targets: Vec<(u64, u64)> = names.chain(written.members()).flat_map(of).collect();
+            let frame = || answer::receipt(written.chat, written.history, written.user, *moved);
+            (!targets.is_empty()).then(|| (frame(), targets))
+        });
+        core.metrics.receipts.inc_by(core.gateways.hint(frames));
     }
 }

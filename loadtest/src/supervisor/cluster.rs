@@ -256,3 +256,22 @@ fn push<T>(all: &mut Vec<T>, one: T) -> &mut T {
     let last = all.len() - 1;
     &mut all[last]
 }
+
+/// Each story, an `async fn(embedded: bool)` of the file that names it, as two tests: on Redis and etcd, and on the embedded store.
+#[macro_export]
+macro_rules! on_both {
+    ($($story:ident)*) => {
+        mod on_services {
+            $(#[tokio::test]
+            async fn $story() {
+                super::$story(false).await;
+            })*
+        }
+        mod embedded {
+            $(#[tokio::test]
+            async fn $story() {
+                super::$story(true).await;
+            })*
+        }
+    };
+}

@@ -15,7 +15,7 @@ use proto::{Command, frame};
 use tonic::transport::Channel;
 
 use super::watches::Change;
-use super::{look, numbers, push};
+use super::{look, numbers};
 use crate::server::Core;
 
 /// Between two looks. Who came or went is looked at in the second one behind it, so that a short reconnect says nothing.
@@ -66,7 +66,7 @@ fn push_changes(core: &Core, changes: impl IntoIterator<Item = Change>) {
         let presence = wire::Presence { users: vec![seen], ..Default::default() };
         (frame::encode(Command::Presence, &presence), targets)
     });
-    core.metrics.presence_changes.inc_by(push(core, frames));
+    core.metrics.presence_changes.inc_by(core.gateways.hint(frames));
 }
 
 fn expire(core: &Core, now: Instant, has_peers: bool) {
