@@ -21,7 +21,7 @@ finds its own processes and leaves them alone. A port that somebody else holds i
                       scripts/systemd (Debian's package systemd; nothing of it is started), python3, and what loadtest torture
                       makes faults with: strace, nft, ip and tc, faketime; and into target/schemathesis/, from PyPI, what holds
                       api/src/openapi.json against the running server. When that cannot be had its test is left out
-  --install-for-build only see that what cargo needs beside Rust is installed: a C compiler and make, for the gateway's jemalloc
+  --install-for-build only see that what cargo needs beside Rust is installed: a C compiler and make, for jemalloc
   --install-wrk       what scripts/bench http calls api with
   --install-peers     the servers that scripts/bench density compares us with: mosquitto, nginx, haproxy. One that cannot be
                       installed is named and left out; that is no error. They are not started
