@@ -85,6 +85,7 @@ enum Answer {
     Sent(u64, Result<Sent, SendError>),
     Members(Arc<str>, Result<Group, AskError>),
     Older(Arc<str>, Result<Page, AskError>),
+    Hidden(Result<Sent, SendError>),
 }
 
 type Waiting = Pin<Box<dyn Future<Output = Answer>>>;
@@ -214,6 +215,7 @@ impl Edge {
             Answer::Sent(ticket, answer) => self.model.answered(ticket, answer),
             Answer::Members(chat, answer) => self.model.members(&chat, answer.ok().as_ref()),
             Answer::Older(chat, answer) => self.model.older(&chat, answer),
+            Answer::Hidden(answer) => self.model.hid(&answer),
         }
     }
 
@@ -245,6 +247,10 @@ impl Edge {
                         Answer::Older(chat.clone(), client.pull(&chat, before, OLDER, true).await)
                     };
                     self.answers.push(Box::pin(pull));
+                }
+                Effect::Hide { chat, seq } => {
+                    let client = self.client.clone();
+                    self.answers.push(Box::pin(async move { Answer::Hidden(client.hide(&chat, seq).await) }));
                 }
                 Effect::Redraw => self.must_clear = true,
                 Effect::Quit => quit = true,

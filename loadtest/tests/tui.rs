@@ -401,7 +401,7 @@ fn what_was_typed_offline_is_sent_by_the_next_start() {
 fn a_new_device_scrolls_back_and_a_group_counts() {
     let cluster = Cluster::start(ClusterOptions::default()).unwrap();
     let state = tempfile::tempdir().unwrap();
-    let (mut alice, bob) = (chat(&cluster, "alice", state.path()), chat(&cluster, "bob", state.path()));
+    let (mut alice, mut bob) = (chat(&cluster, "alice", state.path()), chat(&cluster, "bob", state.path()));
     alice.enter("/group Rooks");
     alice.shows("✓ alice: [makes the group Rooks]");
     alice.enter("/add bob");
@@ -410,6 +410,10 @@ fn a_new_device_scrolls_back_and_a_group_counts() {
     // He looks at it; she was never here.
     bob.shows("  alice: hello, all");
     alice.shows("✓ alice: hello, all  ✓✓ 1/2 ●✓ 1/2");
+    // From himself alone.
+    bob.enter("/hide");
+    bob.until("that it is gone", |screen| !screen.contains("hello, all"));
+    assert!(alice.screen().contains("hello, all"));
 
     let gateway = cluster.gateways[0].client.to_string();
     let mut dave = Command::new(binary("client").unwrap())

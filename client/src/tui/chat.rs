@@ -170,6 +170,16 @@ impl Chat {
         })
     }
 
+    /// The seq of the message that stands so far from the end, of those that the server still has; 1: the newest.
+    pub fn seq_from_end(&self, place: usize) -> Option<u64> {
+        let (history, _) = self.newest()?;
+        let mut seqs = self.entries.iter().rev().filter_map(|entry| match &entry.what {
+            What::Message { id, .. } if id.0 == history => Some(id.1),
+            _ => None,
+        });
+        seqs.nth(place.checked_sub(1)?)
+    }
+
     /// It is one.
     pub fn is_group(&self) -> bool {
         self.name.starts_with('#')
@@ -381,6 +391,7 @@ mod tests {
         let mut chat = Chat::new("alice:bob".into(), "alice");
         (1..=4).for_each(|seq| assert!(put(&mut chat, 7, seq)));
         chat.unread = 2;
+        assert_eq!([0, 1, 4, 5].map(|place| chat.seq_from_end(place)), [None, Some(4), Some(1), None]);
         assert!(chat.hide((7, 1)) && !chat.hide((7, 1)) && !chat.hide((8, 2)));
         assert_eq!((chat.unread, seqs(&chat)), (2, vec![(7, 2), (7, 3), (7, 4)]));
         assert!(chat.hide((7, 3)));

@@ -13,6 +13,8 @@ pub enum Command<'a> {
     Group(&'a str),
     /// Change the group that is open: with this title, or these members.
     Change(GroupAction, &'a str, Vec<(&'a str, Role)>),
+    /// Hide the message that stands so far from the end from oneself; 1 is the newest.
+    Hide(usize),
     /// Show what there is.
     Help,
     /// Leave.
@@ -40,6 +42,12 @@ pub fn parse(line: &str) -> Command<'_> {
         ("/add", name) if !name.is_empty() => Command::Change(GroupAction::GroupAdd, "", one(name)),
         ("/remove", name) if !name.is_empty() => Command::Change(GroupAction::GroupRemove, "", one(name)),
         ("/leave", _) => Command::Change(GroupAction::GroupLeave, "", Vec::new()),
+        ("/hide", "") => Command::Hide(1),
+        ("/hide", place) => place
+            .parse()
+            .ok()
+            .filter(|place| *place > 0)
+            .map_or(Command::Unknown("/hide without a number"), Command::Hide),
         ("/help", _) => Command::Help,
         ("/quit", _) => Command::Quit,
         #[cfg(debug_assertions)]
@@ -66,6 +74,7 @@ pub const HELP: &[(&str, &str)] = &[
     ("/group TITLE", "make a group, and open it"),
     ("/add NAME", "bring somebody into the group (/remove NAME: take out)"),
     ("/leave", "leave the group (/rename TITLE: give it another title)"),
+    ("/hide", "hide the newest message from yourself (/hide 3: the third)"),
     ("/help", "this page"),
     ("/quit", "leave"),
     ("//text", "send a line that starts with /"),
@@ -88,6 +97,8 @@ mod tests {
         let add = Command::Change(GroupAction::GroupAdd, "", vec![("bob smith", Role::Member)]);
         assert_eq!(parse("/add bob smith"), add);
         assert_eq!(parse("/add"), Command::Unknown("/add"));
+        assert_eq!((parse("/hide"), parse("/hide 3")), (Command::Hide(1), Command::Hide(3)));
+        assert_eq!(parse("/hide 0"), Command::Unknown("/hide without a number"));
         assert_eq!(parse("/nonsense x"), Command::Unknown("/nonsense"));
         assert_eq!(parse("/"), Command::Unknown("/"));
     }

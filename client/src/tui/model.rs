@@ -4,6 +4,7 @@
 //! Trap: a message counts as read when it comes into the open chat or its chat is opened. What is kept of it says so at
 //! once, so that nothing is new twice after a restart, however this run ends.
 
+mod effect;
 mod older;
 mod presence;
 mod receipts;
@@ -23,51 +24,8 @@ use super::command::{self, Command};
 use super::editor::{Edit, Editor, Recall};
 use super::text::harmless_line;
 use super::transcript::Record;
+pub use effect::Effect;
 use scroll::keep_view;
-
-/// What is to be done now, in this order.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Effect {
-    /// Send this; its answer goes to [`Model::answered`].
-    Send {
-        /// Names the message.
-        ticket: u64,
-        /// Where to.
-        chat: Arc<str>,
-        /// What.
-        body: Body,
-    },
-    /// Keep this over restarts.
-    Keep {
-        /// The chat.
-        chat: Arc<str>,
-        /// What.
-        record: Record,
-    },
-    /// Tell the others in a chat that our user is writing, or not any more.
-    Typing {
-        /// The chat.
-        chat: Arc<str>,
-        /// Not any more.
-        stopped: bool,
-    },
-    /// Ask who is in this group; the answer goes to [`Model::members`].
-    Members {
-        /// The group.
-        chat: Arc<str>,
-    },
-    /// Ask for messages before this one (0: the newest); the answer goes to [`Model::older`].
-    Older {
-        /// The chat.
-        chat: Arc<str>,
-        /// The seq.
-        before: u64,
-    },
-    /// Draw everything anew, whatever the terminal shows.
-    Redraw,
-    /// Leave.
-    Quit,
-}
 
 /// What a key asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -363,6 +321,7 @@ impl Model {
                 }
                 _ => self.remark = Some("open a group first: /group TITLE makes one".to_owned()),
             },
+            Command::Hide(place) => self.want_hidden(place),
             Command::Help => self.help = true,
             Command::Quit => self.effects.push_back(Effect::Quit),
             #[cfg(debug_assertions)]

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use client::{AskError, Content, Page};
+use client::{AskError, Content, Page, SendError, Sent};
 
 use super::{Effect, Model};
 use crate::tui::chat::{Older, Stored};
@@ -63,6 +63,22 @@ impl Model {
         }
         chat.older = Older::Asked;
         self.effects.push_back(Effect::Older { chat: name.clone(), before });
+    }
+
+    /// Our user does not want to see the message that stands so far from the end. It goes when its hiding comes back as a message.
+    pub(super) fn want_hidden(&mut self, place: usize) {
+        let open = self.open.as_ref().and_then(|open| self.chats.iter().find(|chat| chat.name == *open));
+        match open.and_then(|chat| Some((chat.name.clone(), chat.seq_from_end(place)?))) {
+            Some((chat, seq)) => self.effects.push_back(Effect::Hide { chat, seq }),
+            None => self.remark = Some("there is no such message here".to_owned()),
+        }
+    }
+
+    /// What became of that.
+    pub fn hid(&mut self, answer: &Result<Sent, SendError>) {
+        if let Err(error) = answer {
+            self.say(format!("not hidden: {error}"));
+        }
     }
 
     /// Our user has hidden this message.

@@ -151,6 +151,27 @@ fn a_message_goes_from_sending_to_accepted_whichever_way_it_is_heard_of() {
 }
 
 #[test]
+fn what_is_to_be_hidden_goes_when_its_hiding_comes_back() {
+    let mut model = model();
+    enter(&mut model, "/hide");
+    assert!(model.remark().is_some(), "no chat is open");
+    enter(&mut model, "/chat bob");
+    (1..=3).for_each(|seq| model.message(&message("alice:bob", seq, "bob", &format!("m{seq}"))));
+    effects(&mut model);
+    enter(&mut model, "/hide 2");
+    let chat: Arc<str> = "alice:bob".into();
+    assert!(effects(&mut model).contains(&Effect::Hide { chat: chat.clone(), seq: 2 }));
+    assert_eq!(texts(&model).len(), 3);
+    model.hid(&Err(SendError::NotSent));
+    assert!(model.remark().is_some_and(|remark| remark.contains("not hidden")));
+    let hides = Message { body: Body::hide("alice:bob", 7, 2), ..message("alice:alice", 1, "alice", "") };
+    model.message(&hides);
+    assert_eq!(texts(&model), ["m1", "m3"]);
+    enter(&mut model, "/hide 3");
+    assert!(model.remark().is_some(), "there are two");
+}
+
+#[test]
 fn refused_and_unknown_are_marked() {
     let mut model = model();
     enter(&mut model, "/chat #17");

@@ -1,5 +1,5 @@
-//! A9: a message to everybody in a group of ten thousand, again and again, and those who have nothing to do with it. Main
-//! thread.
+//! A9: a message to everybody in a group of ten thousand, each of whom acknowledges it, again and again, and those who have nothing
+//! to do with it. Main thread.
 //!
 //! Trap: how long the last delivery took is read off by whoever receives all of them, on the same two cores: it is an upper bound.
 
@@ -57,12 +57,17 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
         let began = Instant::now();
         group.say(Kind::Text, b"to everybody".to_vec())?;
         round.facts.acked += 1;
+        let acknowledgement = wire::PushAck { chat: group.chat.clone(), history: 0, seq: group.seq };
+        let acknowledgement = encode(Command::PushAck, &acknowledgement);
         let mut missing = MEMBERS;
         while missing > 0 && began.elapsed() < PATIENCE {
             for index in members.pump_ready(&watch, Duration::from_millis(100)).map_err(attacked)? {
                 let heard = std::mem::take(&mut members.members[index].heard);
                 let news = heard.iter().flat_map(seqs_of).filter(|seq| *seq == group.seq).count() as u32;
                 round.facts.doubled += u64::from(news.saturating_sub(1));
+                if news > 0 {
+                    members.say(index, &acknowledgement);
+                }
                 missing -= news.min(1);
             }
         }
