@@ -33,6 +33,9 @@ pub struct Limits {
     pub hole_ms_max: u64,
     /// Least time between two acknowledgements of one chat.
     pub ack_ms_min: u64,
+    /// Where in the time that a server gives for the acknowledgements of a large group this device's falls, thousandths: drawn once, so
+    /// that other devices' fall elsewhere.
+    pub ack_permille: u32,
     /// How long a Sync or Pull may stay unanswered before it is asked again, while nothing else comes either. Longer where
     /// answers turn out to take longer.
     pub answer_ms_max: u64,
@@ -51,6 +54,7 @@ impl Default for Limits {
         Limits {
             hole_ms_max: 100,
             ack_ms_min: 50,
+            ack_permille: 500,
             answer_ms_max: 5_000,
             early_messages_max: 1_024,
             unconfirmed_messages_max: 1_024,
@@ -219,6 +223,13 @@ impl Inbox {
     pub fn push(&mut self, push: wire::Push, now: Instant) {
         self.patience.heard(now);
         if let Some(message) = push.message {
+            let within_ms = u64::from(push.ack_within_ms.min(ACK_WITHIN_MS_MAX));
+            let wait = within_ms * u64::from(self.limits.ack_permille) / 1_000;
+            if wait > 0
+                && let Some(chat) = self.chats.get_mut(&*push.chat)
+            {
+                chat.acknowledge_later(now + Duration::from_millis(wait));
+            }
             self.offer(&push.chat, push.history, message, now);
         }
     }
@@ -411,6 +422,8 @@ fn wake(deadline: &mut Option<Instant>, at: Instant) {
 const SYNC_OVERHEAD_BYTES: usize = 512;
 /// Pulls that were asked again and whose answer would still be taken.
 const LATE_MAX: usize = 32;
+/// Longest that a server may ask for.
+const ACK_WITHIN_MS_MAX: u32 = 60_000;
 /// An Error without `retry_after_ms` is not asked again faster than this.
 const RETRY_MS_MIN: u64 = 100;
 /// A Sync that was refused for good. Without one nothing is known, so it is asked again all the same, rarely.

@@ -64,9 +64,26 @@ impl Device {
     }
 
     fn push(&mut self, history: u64, seq: u64) {
-        let push = wire::Push { chat: "a:0".into(), history, message: Some(message(seq)) };
+        self.push_to_many(history, seq, 0);
+    }
+
+    fn push_to_many(&mut self, history: u64, seq: u64, ack_within_ms: u32) {
+        let push = wire::Push { chat: "a:0".into(), history, message: Some(message(seq)), ack_within_ms };
         self.inbox.push(push, self.now);
         self.drain();
+    }
+
+    fn confirm(&mut self, seq: u64) {
+        self.inbox.confirm("a:0", 9, seq, self.now);
+        self.drain();
+    }
+
+    /// Seqs that were acknowledged since the last look.
+    fn acknowledged(&mut self) -> Vec<u64> {
+        self.drain();
+        let told = std::mem::take(&mut self.told);
+        let seq = |action| if let Action::Ack(ack) = action { Some(ack.seq) } else { None };
+        told.into_iter().filter_map(seq).collect()
     }
 
     /// Seqs that were handed out since the last look.
@@ -83,6 +100,26 @@ fn answer_to(pull: &wire::Pull) -> wire::PullAck {
 
 fn message(seq: u64) -> wire::Message {
     wire::Message { seq, sender: "a".into(), ..Default::default() }
+}
+
+#[test]
+fn one_of_many_readers_acknowledges_at_its_time_and_before_it_closes() {
+    let mut device = Device::behind(1, 0, Limits { ack_permille: 250, ..Limits::default() });
+    device.push_to_many(9, 1, 10_000);
+    device.confirm(1);
+    device.until(2_000);
+    device.push_to_many(9, 2, 10_000);
+    device.confirm(2);
+    device.until(2_499);
+    assert!(device.acknowledged().is_empty());
+    device.until(2_500);
+    assert_eq!(device.acknowledged(), [2]);
+    device.push_to_many(9, 3, u32::MAX);
+    device.confirm(3);
+    device.until(17_499);
+    assert!(device.acknowledged().is_empty(), "a quarter of the longest that a server may ask for");
+    device.inbox.flush_acks();
+    assert_eq!(device.acknowledged(), [3]);
 }
 
 /// 64 KiB each 0.7 s: the eighth answer takes longer than an answer may, and is on its way all the time.

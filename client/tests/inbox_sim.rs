@@ -92,7 +92,12 @@ fn run(world: &mut World, events: &[Event]) {
                 if let Some(chat) = world.chats.get(&name).filter(|chat| world.connected && seq <= chat.head)
                 {
                     let message = Some(message(chat.history, seq));
-                    world.pushes.push(wire::Push { chat: name, history: chat.history, message });
+                    world.pushes.push(wire::Push {
+                        chat: name,
+                        history: chat.history,
+                        message,
+                        ack_within_ms: 0,
+                    });
                 }
             }
             Event::OtherDevice(chat) => {

@@ -70,7 +70,7 @@ MESSAGES = {name: table(text) for name, text in {
     "Members": "1 request uint32, 2 chat string, 3 after string",
     "MembersAck": "1 request uint32, 2 chat string, 3 version uint64, 4 title string, 5 count uint32,"
                   "6 members repeated Member, 7 has_more bool, 8 next string, 9 history fixed64",
-    "Push": "1 chat string, 2 history fixed64, 3 message Message",
+    "Push": "1 chat string, 2 history fixed64, 3 message Message, 4 ack_within_ms uint32",
     "PushAck": "1 chat string, 2 history fixed64, 3 seq uint64",
     "Read": "1 chat string, 2 history fixed64, 3 seq uint64",
     "Receipt": "1 chat string, 2 history fixed64, 3 user string, 4 delivered uint64, 5 read uint64",

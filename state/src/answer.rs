@@ -91,9 +91,9 @@ pub fn receipt(chat: &str, history: u64, user: &str, moved: Moved) -> Bytes {
     frame::encode(Command::Receipt, &body)
 }
 
-/// One push, as every receiver gets it.
-pub fn push(chat: &str, history: u64, message: wire::Message) -> Bytes {
-    let body = wire::Push { chat: chat.to_owned(), history, message: Some(message) };
+/// One push, as every receiver gets it. `ack_within_ms`: over so long they are to acknowledge it; 0: at once.
+pub fn push(chat: &str, history: u64, message: wire::Message, ack_within_ms: u32) -> Bytes {
+    let body = wire::Push { chat: chat.to_owned(), history, message: Some(message), ack_within_ms };
     let mut out = BytesMut::new();
     frame::put(Command::Push, &body, &mut out);
     out.freeze()

@@ -96,6 +96,9 @@ const PARTS_FROM_READERS: usize = 1024;
 /// Readers of one part: what takes a gateway's workers about a millisecond, so that who else is written to waits no longer.
 const READERS_PER_PART: usize = 256;
 
+/// A thousand acknowledgements a second of one group.
+const ACK_MS_PER_READER: u32 = 1;
+
 /// Messages taken at a time.
 const MESSAGES_PER_ROUND: usize = 1024;
 
@@ -204,7 +207,8 @@ async fn push_from(
             }
             _ => Audience::Pair(numbers_in(&numbers, chat)),
         };
-        addressed.push(Addressed { accepted, audience, frame: None });
+        let ack_within_ms = ack_within_ms(audience.among(&ALL).count());
+        addressed.push(Addressed { accepted, audience, ack_within_ms, frame: None });
     }
     let mut everybody: Vec<u64> = addressed.iter().flat_map(|one| one.audience.among(&ALL)).collect();
     everybody.sort_unstable();
@@ -260,8 +264,14 @@ async fn push_from(
 struct Addressed<'a> {
     accepted: &'a Accepted,
     audience: Audience,
+    ack_within_ms: u32,
     /// One for all, made for the first of them.
     frame: Option<Bytes>,
+}
+
+/// Over how long so many readers acknowledge a message. Theirs cost as much as the pushes, and all at once held up everybody else.
+fn ack_within_ms(readers: usize) -> u32 {
+    if readers < PARTS_FROM_READERS { 0 } else { readers as u32 * ACK_MS_PER_READER }
 }
 
 impl Addressed<'_> {
@@ -285,7 +295,9 @@ impl Addressed<'_> {
             }
         }
         for (incarnation, targets) in by_gateway {
-            let frame = self.frame.get_or_insert_with(|| answer::push(chat, *history, message.clone()));
+            let frame = self
+                .frame
+                .get_or_insert_with(|| answer::push(chat, *history, message.clone(), self.ack_within_ms));
             let (pushes, since_us) = per_gateway.entry(incarnation).or_insert((Vec::new(), u64::MAX));
             pushes.push(push_to(frame.clone(), &targets));
             *since_us = message.time_us.min(*since_us);

@@ -399,7 +399,7 @@ mod tests {
             assert!(frame.len() <= frame_bytes_max as usize, "{of_state} {frame_bytes_max} {}", frame.len());
             let sender = "a".repeat(longest);
             let message = wire::Message { seq: n, sender, time_us: u64::MAX, body: send.body, kind: 4 };
-            let push = answer::push(&chat, u64::MAX, message);
+            let push = answer::push(&chat, u64::MAX, message, 0);
             assert!(push.len() <= frame_bytes_max as usize, "{of_state} {frame_bytes_max} {}", push.len());
         }
         assert_eq!(message_bytes_max(32_768, 65_536), 32_768);

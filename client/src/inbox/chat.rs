@@ -272,6 +272,13 @@ impl Chat {
         None
     }
 
+    /// What comes now is acknowledged at that time, unless something waits for it already.
+    pub fn acknowledge_later(&mut self, at: Instant) {
+        if self.acked >= self.cursor {
+            self.ack_at = self.ack_at.max(Some(at));
+        }
+    }
+
     pub fn acknowledge_now(&mut self, name: &Arc<str>, actions: &mut VecDeque<Action>) {
         if self.confirmed > self.acked {
             self.acked = self.confirmed;

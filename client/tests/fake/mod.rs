@@ -204,7 +204,12 @@ impl World {
             ..Default::default()
         };
         messages.push(message.clone());
-        let push = wire::Push { chat: chat.to_owned(), history: self.history, message: Some(message) };
+        let push = wire::Push {
+            chat: chat.to_owned(),
+            history: self.history,
+            message: Some(message),
+            ack_within_ms: 0,
+        };
         let bytes = frame::encode(Command::Push, &push);
         let mut late = std::mem::take(&mut self.late);
         for conn in &self.connections {

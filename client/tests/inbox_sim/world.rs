@@ -190,7 +190,12 @@ impl World {
         if own && self.connected {
             self.inbox.sent(name, history, message, self.now);
         } else if self.connected {
-            self.pushes.push(wire::Push { chat: name.to_owned(), history, message: Some(message) });
+            self.pushes.push(wire::Push {
+                chat: name.to_owned(),
+                history,
+                message: Some(message),
+                ack_within_ms: 0,
+            });
         }
         self.drain();
     }

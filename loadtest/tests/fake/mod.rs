@@ -240,7 +240,12 @@ impl World {
             ..Default::default()
         };
         log.messages.push(message.clone());
-        let push = wire::Push { chat: send.chat.clone(), history: HISTORY, message: Some(message) };
+        let push = wire::Push {
+            chat: send.chat.clone(),
+            history: HISTORY,
+            message: Some(message),
+            ack_within_ms: 0,
+        };
         for name in send.chat.split(':').filter(|name| *name != sender) {
             if let Some(out) = self.users.get(name) {
                 put(out, Command::Push, &push);

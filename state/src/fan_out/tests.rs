@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::poll;
+use prost::Message as _;
 use proto::wire::Role;
 
 use super::*;
@@ -59,6 +60,10 @@ fn taken(waiting: &mut crate::gateways::Waiting) -> Vec<Pushes> {
     waiting.take_now().into_iter().filter_map(pushes).collect()
 }
 
+fn ack_within_ms_of(push: &Push) -> u32 {
+    wire::Push::decode(&push.frame[proto::frame::HEADER_BYTES..]).unwrap().ack_within_ms
+}
+
 #[tokio::test]
 async fn a_message_for_many_leaves_in_parts_and_each_waits_for_the_one_before() {
     let many = PARTS_FROM_READERS as u64;
@@ -83,6 +88,7 @@ async fn a_message_for_many_leaves_in_parts_and_each_waits_for_the_one_before() 
         let [first, second] = &part.pushes[..] else { panic!("both messages, in their order") };
         assert_eq!(first.connections, second.connections);
         assert_eq!(first.connections.len(), READERS_PER_PART);
+        assert_eq!(ack_within_ms_of(first), PARTS_FROM_READERS as u32, "a millisecond each");
         connections.extend(first.connections.clone());
     }
     assert_eq!(parts, many / READERS_PER_PART as u64);
@@ -98,6 +104,7 @@ async fn a_message_for_fewer_leaves_at_once() {
     let left = taken(&mut waiting);
     let [part] = &left[..] else { panic!("{} parts", left.len()) };
     assert!(part.turn.is_none() && part.pushes[0].connections.len() == PARTS_FROM_READERS - 1);
+    assert_eq!(ack_within_ms_of(&part.pushes[0]), 0);
 }
 
 #[tokio::test]

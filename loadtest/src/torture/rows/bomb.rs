@@ -53,23 +53,23 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
     let mut beside = Beside::start(round, &mut world, "messages to a group of 10,000")?;
     let mut took_ms = Vec::new();
     let mut pinged = Instant::now();
+    let mut acknowledgements = Acknowledgements { due: vec![None; MEMBERS as usize] };
     for _ in 0..MESSAGES {
         let began = Instant::now();
         group.say(Kind::Text, b"to everybody".to_vec())?;
         round.facts.acked += 1;
-        let acknowledgement = wire::PushAck { chat: group.chat.clone(), history: 0, seq: group.seq };
-        let acknowledgement = encode(Command::PushAck, &acknowledgement);
         let mut missing = MEMBERS;
         while missing > 0 && began.elapsed() < PATIENCE {
             for index in members.pump_ready(&watch, Duration::from_millis(100)).map_err(attacked)? {
                 let heard = std::mem::take(&mut members.members[index].heard);
                 let news = heard.iter().flat_map(seqs_of).filter(|seq| *seq == group.seq).count() as u32;
                 round.facts.doubled += u64::from(news.saturating_sub(1));
-                if news > 0 {
-                    members.say(index, &acknowledgement);
+                if let Some(within_ms) = heard.iter().find_map(ack_within_ms) {
+                    acknowledgements.owe(index, within_ms);
                 }
                 missing -= news.min(1);
             }
+            acknowledgements.send(&mut members, &group);
         }
         round.expect(missing == 0, || format!("{missing} of {MEMBERS} had nothing after {PATIENCE:?}"));
         took_ms.push(began.elapsed().as_secs_f64() * 1_000.0);
@@ -80,6 +80,7 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
         }
         // So many a second, however long each takes.
         while began.elapsed() < EVERY {
+            acknowledgements.send(&mut members, &group);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -93,6 +94,35 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
     let ratio = beside.end(round)?;
     round.expect(ratio <= 2.0, || format!("the p99 of the others became {ratio:.1} times what it was"));
     round.keep(world)
+}
+
+fn ack_within_ms(frame: &ServerFrame) -> Option<u32> {
+    match frame {
+        ServerFrame::Push(push) => Some(push.ack_within_ms),
+        _ => None,
+    }
+}
+
+/// When each member acknowledges what it has: as the client library does, at a time of its own in what the server gives.
+struct Acknowledgements {
+    due: Vec<Option<Instant>>,
+}
+
+impl Acknowledgements {
+    fn owe(&mut self, index: usize, within_ms: u32) {
+        let at = Instant::now() + Duration::from_millis(rand::random_range(0..=u64::from(within_ms)));
+        self.due[index].get_or_insert(at);
+    }
+
+    fn send(&mut self, members: &mut Horde, group: &Group) {
+        let (chat, now) = (group.chat.clone(), Instant::now());
+        let push_ack = encode(Command::PushAck, &wire::PushAck { chat, history: 0, seq: group.seq });
+        for (index, due) in self.due.iter_mut().enumerate() {
+            if due.take_if(|at| *at <= now).is_some() {
+                members.say(index, &push_ack);
+            }
+        }
+    }
 }
 
 /// The owner of a group.
