@@ -64,12 +64,12 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
                 let heard = std::mem::take(&mut members.members[index].heard);
                 let news = heard.iter().flat_map(seqs_of).filter(|seq| *seq == group.seq).count() as u32;
                 round.facts.doubled += u64::from(news.saturating_sub(1));
-                if let Some(within_ms) = heard.iter().find_map(ack_within_ms) {
-                    acknowledgements.owe(index, within_ms);
-                }
+                heard.iter().filter_map(pushed).for_each(|(seq, within_ms)| {
+                    acknowledgements.owe(index, seq, within_ms);
+                });
                 missing -= news.min(1);
             }
-            acknowledgements.send(&mut members, &group);
+            acknowledgements.send(&mut members, &group.chat);
         }
         round.expect(missing == 0, || format!("{missing} of {MEMBERS} had nothing after {PATIENCE:?}"));
         took_ms.push(began.elapsed().as_secs_f64() * 1_000.0);
@@ -80,7 +80,7 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
         }
         // So many a second, however long each takes.
         while began.elapsed() < EVERY {
-            acknowledgements.send(&mut members, &group);
+            acknowledgements.send(&mut members, &group.chat);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -96,30 +96,32 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
     round.keep(world)
 }
 
-fn ack_within_ms(frame: &ServerFrame) -> Option<u32> {
+/// Its seq, and over how long it is to be acknowledged.
+fn pushed(frame: &ServerFrame) -> Option<(u64, u32)> {
     match frame {
-        ServerFrame::Push(push) => Some(push.ack_within_ms),
+        ServerFrame::Push(push) => Some((push.message.as_ref()?.seq, push.ack_within_ms)),
         _ => None,
     }
 }
 
-/// When each member acknowledges what it has: as the client library does, at a time of its own in what the server gives.
+/// When each member acknowledges, and up to where: at a time drawn anew in what the server gives, as wire.md allows.
 struct Acknowledgements {
-    due: Vec<Option<Instant>>,
+    due: Vec<Option<(Instant, u64)>>,
 }
 
 impl Acknowledgements {
-    fn owe(&mut self, index: usize, within_ms: u32) {
-        let at = Instant::now() + Duration::from_millis(rand::random_range(0..=u64::from(within_ms)));
-        self.due[index].get_or_insert(at);
+    fn owe(&mut self, index: usize, seq: u64, within_ms: u32) {
+        let wait = Duration::from_millis(rand::random_range(0..=u64::from(within_ms)));
+        let (_, owed) = self.due[index].get_or_insert_with(|| (Instant::now() + wait, 0));
+        *owed = seq.max(*owed);
     }
 
-    fn send(&mut self, members: &mut Horde, group: &Group) {
-        let (chat, now) = (group.chat.clone(), Instant::now());
-        let push_ack = encode(Command::PushAck, &wire::PushAck { chat, history: 0, seq: group.seq });
+    fn send(&mut self, members: &mut Horde, chat: &str) {
+        let now = Instant::now();
         for (index, due) in self.due.iter_mut().enumerate() {
-            if due.take_if(|at| *at <= now).is_some() {
-                members.say(index, &push_ack);
+            if let Some((_, seq)) = due.take_if(|(at, _)| *at <= now) {
+                let push_ack = wire::PushAck { chat: chat.to_owned(), history: 0, seq };
+                members.say(index, &encode(Command::PushAck, &push_ack));
             }
         }
     }
