@@ -33,8 +33,8 @@ pub struct Limits {
     pub hole_ms_max: u64,
     /// Least time between two acknowledgements of one chat.
     pub ack_ms_min: u64,
-    /// Where in the time that a server gives for the acknowledgements of a large group this device's falls, thousandths: drawn once, so
-    /// that other devices' fall elsewhere.
+    /// Where in the time that a server gives for the acknowledgements of a large group this device's fall, thousandths. Each
+    /// [`Limits::default`] draws it, so that other devices' fall elsewhere.
     pub ack_permille: u32,
     /// How long a Sync or Pull may stay unanswered before it is asked again, while nothing else comes either. Longer where
     /// answers turn out to take longer.
@@ -54,13 +54,25 @@ impl Default for Limits {
         Limits {
             hole_ms_max: 100,
             ack_ms_min: 50,
-            ack_permille: 500,
+            ack_permille: rand::random_range(0..1_000),
             answer_ms_max: 5_000,
             early_messages_max: 1_024,
             unconfirmed_messages_max: 1_024,
             pulls_max: 8,
             sync_bytes_max: proto::FRAME_BYTES_MAX - SYNC_OVERHEAD_BYTES,
         }
+    }
+}
+
+impl Limits {
+    /// How long an acknowledgement waits that is to fall into `within`, `elapsed` after a clock of this device's own began: until this device's
+    /// turn comes round, which it does once in each `within`, however many messages come meanwhile. 0 for 0.
+    pub fn ack_wait(&self, elapsed: Duration, within: Duration) -> Duration {
+        let within_ms = within.as_millis();
+        let Some(into_ms) = elapsed.as_millis().checked_rem(within_ms) else { return Duration::ZERO };
+        let turn_ms = within_ms * u128::from(self.ack_permille) / 1_000 % within_ms;
+        let wait_ms = if turn_ms > into_ms { turn_ms - into_ms } else { turn_ms + within_ms - into_ms };
+        Duration::from_millis(wait_ms as u64)
     }
 }
 
@@ -151,6 +163,8 @@ pub struct Inbox {
     behind: bool,
     /// Nothing is due earlier. May be early, never late.
     deadline: Option<Instant>,
+    /// What turns of acknowledging are counted from.
+    began: Option<Instant>,
 }
 
 impl Inbox {
@@ -172,6 +186,7 @@ impl Inbox {
             lag: 0,
             behind: false,
             deadline: None,
+            began: None,
         }
     }
 
@@ -223,14 +238,14 @@ impl Inbox {
     pub fn push(&mut self, push: wire::Push, now: Instant) {
         self.patience.heard(now);
         if let Some(message) = push.message {
-            let within_ms = u64::from(push.ack_within_ms.min(ACK_WITHIN_MS_MAX));
-            let wait = within_ms * u64::from(self.limits.ack_permille) / 1_000;
-            if wait > 0
+            self.offer(&push.chat, push.history, message, now);
+            let began = *self.began.get_or_insert(now);
+            let within = Duration::from_millis(push.ack_within_ms.min(ACK_WITHIN_MS_MAX).into());
+            if !within.is_zero()
                 && let Some(chat) = self.chats.get_mut(&*push.chat)
             {
-                chat.acknowledge_later(now + Duration::from_millis(wait));
+                chat.acknowledge_at(now + self.limits.ack_wait(now - began, within));
             }
-            self.offer(&push.chat, push.history, message, now);
         }
     }
 

@@ -70,7 +70,7 @@ impl Options {
             receipts: true,
             token: Token::none(),
             agent: concat!("rookery-client/", env!("CARGO_PKG_VERSION")).to_owned(),
-            inbox: inbox::Limits { ack_permille: rand::random_range(0..=1_000), ..Default::default() },
+            inbox: inbox::Limits::default(),
             outbox: outbox::Limits::default(),
             connect_ms_max: 3_000,
             login_ms_max: 10_000,

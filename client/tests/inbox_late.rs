@@ -103,23 +103,87 @@ fn message(seq: u64) -> wire::Message {
 }
 
 #[test]
-fn one_of_many_readers_acknowledges_at_its_time_and_before_it_closes() {
+fn one_of_many_readers_acknowledges_when_its_turn_comes_and_before_it_closes() {
     let mut device = Device::behind(1, 0, Limits { ack_permille: 250, ..Limits::default() });
-    device.push_to_many(9, 1, 10_000);
-    device.confirm(1);
+    let say = |device: &mut Device, seq, within_ms| {
+        device.push_to_many(9, seq, within_ms);
+        device.confirm(seq);
+    };
+    say(&mut device, 1, 10_000);
     device.until(2_000);
-    device.push_to_many(9, 2, 10_000);
-    device.confirm(2);
+    say(&mut device, 2, 10_000);
     device.until(2_499);
     assert!(device.acknowledged().is_empty());
     device.until(2_500);
     assert_eq!(device.acknowledged(), [2]);
-    device.push_to_many(9, 3, u32::MAX);
-    device.confirm(3);
-    device.until(17_499);
+    // Once in that time, however many come.
+    for seq in 3..=12 {
+        device.until(seq * 1_000);
+        say(&mut device, seq, 10_000);
+    }
+    device.until(12_499);
+    assert!(device.acknowledged().is_empty());
+    device.until(12_500);
+    assert_eq!(device.acknowledged(), [12]);
+    say(&mut device, 13, u32::MAX);
+    device.until(14_999);
     assert!(device.acknowledged().is_empty(), "a quarter of the longest that a server may ask for");
+    device.until(15_000);
+    assert_eq!(device.acknowledged(), [13]);
+    say(&mut device, 14, 10_000);
     device.inbox.flush_acks();
-    assert_eq!(device.acknowledged(), [3]);
+    assert_eq!(device.acknowledged(), [14]);
+}
+
+#[test]
+fn a_push_that_comes_twice_puts_no_acknowledgement_off() {
+    let mut device = Device::behind(1, 0, Limits { ack_permille: 500, ..Limits::default() });
+    device.push_to_many(9, 1, 10_000);
+    device.confirm(1);
+    device.until(4_999);
+    device.push_to_many(9, 1, 10_000);
+    // Due, and the clock has not been asked yet.
+    device.now = device.start + Duration::from_millis(5_001);
+    device.push_to_many(9, 1, 10_000);
+    device.until(5_001);
+    assert_eq!(device.acknowledged(), [1]);
+}
+
+/// Ten thousand who are brought in acknowledge together once, unless the first message of a chat waits too.
+#[test]
+fn the_first_message_of_a_chat_waits_for_the_turn_too() {
+    for complete in [true, false] {
+        let mut device = Device::behind(0, 0, Limits { ack_permille: 300, ..Limits::default() });
+        if !complete {
+            device.inbox = Inbox::new(Limits { ack_permille: 300, ..Limits::default() });
+            device.inbox.connected(device.now);
+            let Some(Action::Sync(sync)) = device.inbox.next_action() else { panic!("a Sync") };
+            device.push_to_many(9, 1, 10_000);
+            let head = wire::ChatHead { chat: "a:0".into(), history: 9, head: 1, ..Default::default() };
+            let ack = wire::SyncAck { request: sync.request, chats: vec![head], ..Default::default() };
+            device.inbox.sync_ack(ack, device.now);
+            device.drain();
+        } else {
+            device.push_to_many(9, 1, 10_000);
+        }
+        assert_eq!(device.inbox.cursor("a:0"), Some((9, 1)), "complete: {complete}");
+        device.confirm(1);
+        device.until(2_999);
+        assert!(device.acknowledged().is_empty(), "complete: {complete}");
+        device.until(3_000);
+        assert_eq!(device.acknowledged(), [1], "complete: {complete}");
+    }
+}
+
+#[test]
+fn turns_to_acknowledge_are_spread_over_the_time_given() {
+    let ms = Duration::from_millis;
+    let wait = |ack_permille, elapsed, within| {
+        Limits { ack_permille, ..Limits::default() }.ack_wait(ms(elapsed), ms(within)).as_millis()
+    };
+    assert_eq!((wait(0, 0, 1_000), wait(0, 1, 1_000), wait(999, 0, 1_000)), (1_000, 999, 999));
+    assert_eq!((wait(400, 1_400, 1_000), wait(400, 1_399, 1_000), wait(1_000, 250, 1_000)), (1_000, 1, 750));
+    assert_eq!((wait(700, 5, 0), wait(700, 5, 1)), (0, 1));
 }
 
 /// 64 KiB each 0.7 s: the eighth answer takes longer than an answer may, and is on its way all the time.

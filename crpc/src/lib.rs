@@ -11,6 +11,7 @@ pub mod config;
 mod config_sections;
 pub mod failpoint;
 pub mod health;
+pub mod heap;
 pub mod http;
 pub mod listen;
 pub mod log;

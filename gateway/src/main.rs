@@ -9,7 +9,7 @@ use gateway::machine::{self, Verdict};
 
 /// Configured when it is built, by `.cargo/config.toml`.
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: crpc::heap::Jemalloc = crpc::heap::Jemalloc;
 
 /// Terminates client connections and carries their frames to and from state servers.
 ///
@@ -43,27 +43,6 @@ fn start(args: &ServerArgs) -> Result<(), Fatal> {
             false => Ok(()),
         };
     }
-    if !heap_is_ours() {
-        eprintln!(
-            "gateway: jemalloc runs with other settings than .cargo/config.toml has, so what a storm needed may not be given back: build \
-             within the source tree, and leave _RJEM_MALLOC_CONF alone"
-        );
-    }
+    crpc::heap::warn_unless_ours("gateway");
     gateway::server::run(config)
-}
-
-/// Whether jemalloc runs with our settings. Cargo reads them only when it is called within the source tree.
-fn heap_is_ours() -> bool {
-    use tikv_jemalloc_ctl::opt;
-    opt::narenas::read() == Ok(1)
-        && opt::tcache::read() == Ok(false)
-        && opt::background_thread::read() == Ok(true)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_heap_is_built_as_it_should_be() {
-        assert!(super::heap_is_ours());
-    }
 }

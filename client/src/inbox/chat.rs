@@ -86,7 +86,7 @@ impl Chat {
         let held = early.last_key_value().map_or(cursor, |(seq, _)| *seq);
         // Also what was told and could not be held.
         let told = if history == self.history { held.max(self.told) } else { held };
-        *self = Chat { early, told, ..Chat::known(history, cursor) };
+        *self = Chat { early, told, ack_at: self.ack_at, ..Chat::known(history, cursor) };
     }
 
     /// Messages that the application has and did not confirm.
@@ -272,9 +272,9 @@ impl Chat {
         None
     }
 
-    /// What comes now is acknowledged at that time, unless something waits for it already.
-    pub fn acknowledge_later(&mut self, at: Instant) {
-        if self.acked >= self.cursor {
+    /// What comes now is acknowledged at that time, or with what is confirmed and waits already.
+    pub fn acknowledge_at(&mut self, at: Instant) {
+        if self.confirmed <= self.acked {
             self.ack_at = self.ack_at.max(Some(at));
         }
     }

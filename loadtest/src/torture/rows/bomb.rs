@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use client::inbox;
 use prost::Message;
 use proto::Command;
 use proto::command::ServerFrame;
@@ -53,7 +54,7 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
     let mut beside = Beside::start(round, &mut world, "messages to a group of 10,000")?;
     let mut took_ms = Vec::new();
     let mut pinged = Instant::now();
-    let mut acknowledgements = Acknowledgements { due: vec![None; MEMBERS as usize] };
+    let mut acknowledgements = Acknowledgements::of(MEMBERS as usize);
     for _ in 0..MESSAGES {
         let began = Instant::now();
         group.say(Kind::Text, b"to everybody".to_vec())?;
@@ -104,15 +105,23 @@ fn pushed(frame: &ServerFrame) -> Option<(u64, u32)> {
     }
 }
 
-/// When each member acknowledges, and up to where: at a time drawn anew in what the server gives, as wire.md allows.
+/// When each member acknowledges, and up to where: once in the time that the server gives, as the library does.
 struct Acknowledgements {
+    began: Instant,
+    limits: Vec<inbox::Limits>,
     due: Vec<Option<(Instant, u64)>>,
 }
 
 impl Acknowledgements {
+    fn of(members: usize) -> Self {
+        let limits = std::iter::repeat_with(inbox::Limits::default).take(members).collect();
+        Acknowledgements { began: Instant::now(), limits, due: vec![None; members] }
+    }
+
     fn owe(&mut self, index: usize, seq: u64, within_ms: u32) {
-        let wait = Duration::from_millis(rand::random_range(0..=u64::from(within_ms)));
-        let (_, owed) = self.due[index].get_or_insert_with(|| (Instant::now() + wait, 0));
+        let now = Instant::now();
+        let wait = self.limits[index].ack_wait(now - self.began, Duration::from_millis(within_ms.into()));
+        let (_, owed) = self.due[index].get_or_insert_with(|| (now + wait, 0));
         *owed = seq.max(*owed);
     }
 
