@@ -110,4 +110,6 @@ pub struct DownItem {
     pub push: bool,
     /// It refuses a login that may have been a guess.
     pub guess: bool,
+    /// Written behind whatever else there is to write.
+    pub later: bool,
 }

@@ -284,6 +284,7 @@ impl Bridge {
             login: frame.binding,
             push: false,
             guess: false,
+            later: false,
         })
     }
 
@@ -460,9 +461,10 @@ pub fn deliveries(batch: DownBatch) -> (usize, impl Iterator<Item = DownItem>) {
         login: frame.login,
         push: false,
         guess: frame.guess,
+        later: false,
     });
     let pushes = batch.pushes.into_iter().flat_map(|push| {
-        let frame = push.frame;
+        let (frame, later) = (push.frame, push.later);
         let targets = push.connections.into_iter().zip(push.users);
         targets.map(move |(connection, user)| DownItem {
             connection,
@@ -473,6 +475,7 @@ pub fn deliveries(batch: DownBatch) -> (usize, impl Iterator<Item = DownItem>) {
             login: 0,
             push: true,
             guess: false,
+            later,
         })
     });
     (count, answers.chain(pushes))

@@ -79,6 +79,8 @@ pub(crate) struct Worker {
     buffer_used: bool,
     pub(crate) batch: UpBatch,
     pub(crate) dirty: VecDeque<Place>,
+    /// The same of what is to be written later: parts of what goes to many, and what nothing rests on.
+    pub(crate) bulk: VecDeque<Place>,
     pub(crate) logins: Expiry,
     pub(crate) stalls: Expiry,
     pub(crate) lingers: Expiry,
@@ -152,6 +154,7 @@ impl Worker {
             buffer_used: false,
             batch: UpBatch::default(),
             dirty: VecDeque::new(),
+            bulk: VecDeque::new(),
             logins: Expiry::new(limits.login_ms_max),
             stalls: Expiry::new(limits.stalled_ms_max),
             lingers: Expiry::new(limits.linger_ms_max),
@@ -256,7 +259,8 @@ impl Worker {
     }
 
     fn timeout(&self) -> Duration {
-        if self.down_waiting || !self.dirty.is_empty() || self.drain_page.is_some() {
+        let is_written = self.dirty.is_empty() && self.bulk.is_empty();
+        if self.down_waiting || !is_written || self.drain_page.is_some() {
             return Duration::ZERO;
         }
         if self.held_back {
@@ -343,8 +347,10 @@ impl Worker {
         for deadlines in [&mut self.logins, &mut self.stalls, &mut self.lingers] {
             deadlines.shrink();
         }
-        if self.dirty.is_empty() {
-            self.dirty = VecDeque::new();
+        for written in [&mut self.dirty, &mut self.bulk] {
+            if written.is_empty() {
+                *written = VecDeque::new();
+            }
         }
         self.small_frames = BytesMut::new();
         if !std::mem::take(&mut self.buffer_used) {
@@ -402,6 +408,7 @@ impl Worker {
             page = next;
         }
         self.dirty.clear();
+        self.bulk.clear();
         self.urgent = true;
         while !self.batch.is_empty() {
             self.send_up();

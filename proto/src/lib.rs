@@ -65,3 +65,8 @@ pub const PULL_LIMIT_MAX: u32 = 100;
 pub fn incarnation_of(connection: u64) -> u32 {
     (connection >> 40) as u32
 }
+
+/// The worker of that gateway: the next 8 bits.
+pub fn worker_of(connection: u64) -> u8 {
+    (connection >> 32) as u8
+}

@@ -90,11 +90,11 @@ pub const UNKNOWN: u64 = u64::MAX;
 /// Routes that are read at a time: others have their turn in between.
 const ROUTES_AT_ONCE: usize = 512;
 
-/// Messages of groups that so many read leave in parts.
+/// Messages of groups that so many read leave in parts: of so many that are to be written to, those of one worker.
 const PARTS_FROM_READERS: usize = 1024;
 
-/// Readers of one part: what takes a gateway's workers about a millisecond, so that who else is written to waits no longer.
-const READERS_PER_PART: usize = 256;
+/// Readers of many whose routes are read at a time: others wait that long for store and server.
+const READERS_PER_READING: usize = 64;
 
 /// A thousand acknowledgements a second of one group.
 const ACK_MS_PER_READER: u32 = 1;
@@ -215,9 +215,12 @@ async fn push_from(
     everybody.dedup();
     let is_for_many = everybody.len() >= PARTS_FROM_READERS
         && addressed.iter().any(|one| matches!(one.audience, Audience::Group(..)));
-    let part = if is_for_many { READERS_PER_PART } else { everybody.len().max(1) };
+    let at_once = if is_for_many { READERS_PER_READING } else { everybody.len().max(1) };
     let held = tokens(taken);
-    for some in everybody.chunks(part) {
+    let mut parts: BTreeMap<Stop, Part> = BTreeMap::new();
+    let mut left = everybody.len();
+    for some in everybody.chunks(at_once) {
+        left -= some.len();
         let some = some[0]..=some[some.len() - 1];
         let mut unread = BTreeSet::new();
         for Addressed { accepted, audience, .. } in &addressed {
@@ -236,11 +239,14 @@ async fn push_from(
         if !gone.is_empty() && !std::mem::replace(looked_anew, true) {
             return false;
         }
-        let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
-        for one in &mut addressed {
+        for (index, one) in addressed.iter().enumerate() {
             let accepted = one.accepted;
             let routes = |number: u64| accepted.routes_of(number, generation).or_else(|| read.get(&number));
-            one.address(&some, routes, only, &mut per_gateway);
+            for (connection, number) in one.targets(&some, routes, only) {
+                let worker = if is_for_many { proto::worker_of(connection) } else { 0 };
+                let stop = (proto::incarnation_of(connection), worker);
+                parts.entry(stop).or_default().add(index, connection, number);
+            }
             let sender = accepted.message.sender.as_str();
             if let Some(number) = numbers.get(sender).copied().or_else(|| core.users.number(sender))
                 && some.contains(&number)
@@ -250,11 +256,14 @@ async fn push_from(
                 tell(core, end);
             }
         }
-        // Read already, so that the next part can leave as soon as it may.
-        let turn = if is_for_many && !per_gateway.is_empty() { core.pace.turn().await } else { None };
-        for (incarnation, (pushes, since_us)) in per_gateway {
-            let (held, turn) = (held.clone(), turn.clone());
-            hand_over(core, incarnation, Pushes { pushes, since_us, held, second: false, turn });
+        while let Some(((incarnation, _), part)) = next_part(&mut parts, left == 0) {
+            let (pushes, since_us) = part.pushes(&mut addressed, is_for_many);
+            let turn = if is_for_many { core.pace.turn().await } else { None };
+            hand_over(
+                core,
+                incarnation,
+                Pushes { pushes, since_us, held: held.clone(), second: false, turn },
+            );
         }
     }
     core.generation() == generation
@@ -275,33 +284,72 @@ fn ack_within_ms(readers: usize) -> u32 {
 }
 
 impl Addressed<'_> {
-    /// Adds what goes to some of its readers.
-    fn address<'a>(
-        &mut self,
+    /// Connection and user of some of its readers.
+    fn targets<'a>(
+        &self,
         some: &RangeInclusive<u64>,
         routes: impl Fn(u64) -> Option<&'a Vec<Route>>,
         only: &BTreeMap<u32, u64>,
-        per_gateway: &mut BTreeMap<u32, (Vec<Push>, u64)>,
-    ) {
-        let Accepted { chat, history, message, from, .. } = self.accepted;
-        let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
-        for number in self.audience.among(some) {
-            for Route { connection, .. } in routes(number).into_iter().flatten() {
-                let incarnation = proto::incarnation_of(*connection);
-                let is_missing = only.get(&incarnation).is_some_and(|since_us| message.time_us > *since_us);
-                if *connection != from.connection && (only.is_empty() || is_missing) {
-                    by_gateway.entry(incarnation).or_default().push((*connection, number));
-                }
-            }
+    ) -> impl Iterator<Item = (u64, u64)> {
+        let Accepted { message, from, .. } = self.accepted;
+        let all = self.audience.among(some).flat_map(move |number| {
+            routes(number).into_iter().flatten().map(move |route| (route.connection, number))
+        });
+        all.filter(move |(connection, _)| {
+            let since = only.get(&proto::incarnation_of(*connection));
+            let is_missing = since.is_some_and(|since_us| message.time_us > *since_us);
+            *connection != from.connection && (only.is_empty() || is_missing)
+        })
+    }
+
+    fn frame(&mut self) -> Bytes {
+        let Accepted { chat, history, message, .. } = self.accepted;
+        let make = || answer::push(chat, *history, message.clone(), self.ack_within_ms);
+        self.frame.get_or_insert_with(make).clone()
+    }
+}
+
+/// Where a part goes: a gateway, and for many one of its workers, or each part would wake all of them for a few writes.
+type Stop = (u32, u8);
+
+/// The largest part, if there are enough readers in all of them that the next ones are read while it is on its way.
+fn next_part(parts: &mut BTreeMap<Stop, Part>, is_last: bool) -> Option<(Stop, Part)> {
+    let readers: usize = parts.values().map(Part::readers).sum();
+    if !is_last && readers < PARTS_FROM_READERS {
+        return None;
+    }
+    let stop = *parts.iter().max_by_key(|(_, part)| part.readers())?.0;
+    parts.remove_entry(&stop)
+}
+
+/// What leaves together: connections and users, by the message's place in the round.
+#[derive(Default)]
+struct Part {
+    targets: Vec<Vec<(u64, u64)>>,
+}
+
+impl Part {
+    fn add(&mut self, message: usize, connection: u64, user: u64) {
+        if self.targets.len() <= message {
+            self.targets.resize_with(message + 1, Vec::new);
         }
-        for (incarnation, targets) in by_gateway {
-            let frame = self
-                .frame
-                .get_or_insert_with(|| answer::push(chat, *history, message.clone(), self.ack_within_ms));
-            let (pushes, since_us) = per_gateway.entry(incarnation).or_insert((Vec::new(), u64::MAX));
-            pushes.push(push_to(frame.clone(), &targets));
-            *since_us = message.time_us.min(*since_us);
-        }
+        self.targets[message].push((connection, user));
+    }
+
+    /// Several messages for one reader leave in one write.
+    fn readers(&self) -> usize {
+        self.targets.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// A push for each message, and the store time of the oldest.
+    fn pushes(self, addressed: &mut [Addressed<'_>], later: bool) -> (Vec<Push>, u64) {
+        let mut since_us = u64::MAX;
+        let mut push = |(one, targets): (&mut Addressed<'_>, Vec<(u64, u64)>)| {
+            since_us = one.accepted.message.time_us.min(since_us);
+            push_to(one.frame(), &targets, later)
+        };
+        let all = addressed.iter_mut().zip(self.targets).filter(|(_, targets)| !targets.is_empty());
+        (all.map(&mut push).collect(), since_us)
     }
 }
 

@@ -134,7 +134,7 @@ impl Gateways {
             for (incarnation, targets) in by_gateway {
                 let (pushes, count) = per_gateway.entry(incarnation).or_default();
                 *count += targets.len() as u64;
-                pushes.push(push_to(frame.clone(), &targets));
+                pushes.push(push_to(frame.clone(), &targets, true));
             }
         }
         let taken = |(incarnation, (pushes, count))| {
@@ -222,10 +222,11 @@ impl Drop for Waiting {
     }
 }
 
-/// A push to several connections, as columns.
-pub fn push_to(frame: Bytes, targets: &[(u64, u64)]) -> Push {
+/// A push to several connections, as columns. `later`: behind whatever else their gateway has to write.
+pub fn push_to(frame: Bytes, targets: &[(u64, u64)], later: bool) -> Push {
     Push {
         frame,
+        later,
         connections: targets.iter().map(|(connection, _)| *connection).collect(),
         users: targets.iter().map(|(_, user)| *user).collect(),
     }

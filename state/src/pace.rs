@@ -2,8 +2,8 @@
 //! as it took. So others come in between, and a third of the time is theirs alone, however fast the machine is. On the state
 //! server's thread.
 //!
-//! Trap: a part has taken as long as its slowest gateway says. One that stands still must hold up no other: a part that is
-//! not placed in time is not waited for, and until one is again the next ones are waited for but shortly.
+//! Trap: a part has taken as long as its gateway says. One that stands still must hold up no other: a part that is not placed
+//! in time is not waited for, and until one is again the next ones are waited for but shortly.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -276,7 +276,7 @@ pub(crate) async fn after_gone(core: Arc<Core>, gone: Gone) {
             let first =
                 || Pushes { since_us: u64::MAX, held: back.held.clone(), second: true, ..Pushes::default() };
             let pushes = per_gateway.entry(incarnation).or_insert_with(first);
-            pushes.pushes.push(push_to(back.frame.clone(), &targets));
+            pushes.pushes.push(push_to(back.frame.clone(), &targets, false));
             pushes.since_us = back.since_us.min(pushes.since_us);
         }
     }

@@ -159,7 +159,7 @@ mod tests {
     fn pushes(ledger: &Ledger, since_us: u64, targets: &[(u64, u64)]) -> Pushes {
         let frame = Bytes::from(format!("message of {since_us}"));
         Pushes {
-            pushes: vec![push_to(frame, targets)],
+            pushes: vec![push_to(frame, targets, false)],
             since_us,
             held: Arc::from([ledger.hold()]),
             second: false,

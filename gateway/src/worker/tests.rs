@@ -282,7 +282,8 @@ fn that_a_part_for_many_is_placed_is_told_behind_its_writes_and_at_once() {
     };
     let place = |rig: &mut Rig, number, awaited| {
         let frames = Bytes::from_static(&[0, 0, 0, Command::Resync as u8]);
-        let item = DownItem { connection, user: 7, frames, push: true, ..DownItem::default() };
+        let item =
+            DownItem { connection, user: 7, frames, push: true, later: awaited, ..DownItem::default() };
         rig.worker.place(vec![item], Some(Ticket { stream: 1, number, awaited }));
     };
     place(&mut rig, 1, false);
@@ -298,4 +299,27 @@ fn that_a_part_for_many_is_placed_is_told_behind_its_writes_and_at_once() {
     rig.worker.tell_placed();
     assert_eq!(news(&rig), [1, 2]);
     client.read_exact(&mut [0; 8]).unwrap();
+}
+
+#[test]
+fn somebody_else_is_written_to_before_the_end_of_a_part_for_many() {
+    let mut rig = Rig::new(1 << 20);
+    let mut clients: Vec<_> = (1..=21).map(|user| rig.bound(user)).collect();
+    let frames = Bytes::from_static(&[0, 0, 0, Command::Resync as u8]);
+    let item = |user, connection, later| {
+        let frames = frames.clone();
+        DownItem { connection, user, frames, push: true, later, ..DownItem::default() }
+    };
+    let mut others = clients.split_off(20);
+    let part = (1..).zip(&clients).map(|(user, (_, connection))| item(user, *connection, true));
+    let all = part.chain([item(21, others[0].1, false)]).collect();
+    rig.worker.place(all, Some(Ticket { stream: 1, number: 1, awaited: true }));
+    rig.worker.flush();
+    assert_eq!((rig.worker.dirty.len(), rig.worker.bulk.len()), (0, 4), "all of the one, some of the other");
+    assert_eq!(rig.worker.timeout(), Duration::ZERO, "the rest follows in the next turn");
+    rig.worker.flush();
+    assert!(rig.worker.bulk.is_empty());
+    for (client, _) in clients.iter_mut().chain(&mut others) {
+        client.read_exact(&mut [0; 4]).unwrap();
+    }
 }

@@ -15,7 +15,7 @@ use super::live::{Latency, Live, Talk};
 use super::plan::*;
 use super::probe::Probe;
 use super::report::MillionReport;
-use super::system::{Gateway, System};
+use super::system::{Gateway, System, Turns};
 use super::usage::{Kernel, settle};
 use super::{MillionArgs, Phase};
 use crate::fsync::FsyncProbe;
@@ -52,6 +52,7 @@ struct Before {
 struct Heartbeats {
     cpu: Duration,
     time: Duration,
+    turns: Turns,
 }
 
 impl<'a> Try<'a> {
@@ -96,7 +97,8 @@ impl<'a> Try<'a> {
         if self.time_for("floors, after", self.floors_took) {
             (self.floors.accept.after, self.floors.echo.after) = self.floor_pair("after")?;
         }
-        let Heartbeats { cpu, time } = self.heartbeats;
+        let Heartbeats { cpu, time, turns } = self.heartbeats;
+        self.report.heartbeat_turns_over_1ms = turns.share_over();
         if !time.is_zero() {
             self.report.heartbeat_cpu_seconds = Some(time.as_secs_f64());
             self.report.heartbeat_cpu_cores = Some(cpu.as_secs_f64() / time.as_secs_f64());
@@ -202,6 +204,7 @@ impl<'a> Try<'a> {
         if let Some(live) = &mut live {
             live.begin_stretch();
         }
+        let turns = gateway.turns()?;
         crowd.begin();
         while !crowd.is_settled() && !crowd.is_over() {
             crowd.step();
@@ -210,6 +213,7 @@ impl<'a> Try<'a> {
             }
         }
         self.left()?;
+        self.report.storm_turns_over_1ms = gateway.turns()?.since(turns).share_over();
         let sum = crowd.sum();
         self.say(&format!(
             "  {:.1} s, {} logged in, {} failed, {} told to come again {:?}",
@@ -266,8 +270,10 @@ impl<'a> Try<'a> {
             return Ok(());
         }
         self.say("messages among the idle");
+        let turns = gateway.turns()?;
         let Some(heard) = self.speak(system, gateway)? else { return Ok(()) };
         let report = &mut self.report;
+        report.latency_turns_over_1ms = gateway.turns()?.since(turns).share_over();
         report.latency_p50_ms = Some(heard.latency.p50_ms);
         report.latency_p99_ms = Some(heard.latency.p99_ms);
         report.latency_messages_open = Some(heard.open);
@@ -398,8 +404,11 @@ impl<'a> Try<'a> {
 
     /// Does something while nothing but heartbeats goes on, and counts the gateway's CPU.
     fn only_heartbeats(&mut self, gateway: &Gateway, wait: impl FnOnce(&Self)) -> Result<(), RunError> {
-        let (cpu, began) = (gateway.cpu()?, Instant::now());
+        let (turns, cpu, began) = (gateway.turns()?, gateway.cpu()?, Instant::now());
         wait(self);
+        let turns = gateway.turns()?.since(turns);
+        self.heartbeats.turns.all += turns.all;
+        self.heartbeats.turns.over += turns.over;
         self.heartbeats.cpu += gateway.cpu()?.saturating_sub(cpu);
         self.heartbeats.time += began.elapsed();
         Ok(())

@@ -144,13 +144,50 @@ impl System {
     }
 }
 
+/// Turns of workers.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Turns {
+    /// All of them.
+    pub all: f64,
+    /// Those that took more than a millisecond of CPU.
+    pub over: f64,
+}
+
+impl Turns {
+    /// What came since.
+    pub fn since(self, before: Turns) -> Turns {
+        Turns { all: self.all - before.all, over: self.over - before.over }
+    }
+
+    /// How many of all took more than a millisecond, 0 to 1.
+    pub fn share_over(self) -> Option<f64> {
+        (self.all > 0.0).then(|| self.over / self.all)
+    }
+}
+
 impl Gateway {
     /// A number from its metrics.
     pub fn metric(&self, name: &str) -> Result<f64, RunError> {
+        self.find(name, &self.metrics()?)
+    }
+
+    /// Its workers' turns so far.
+    pub fn turns(&self) -> Result<Turns, RunError> {
+        let metrics = self.metrics()?;
+        let all = self.find("turn_cpu_seconds_count", &metrics)?;
+        let within = self.find("turn_cpu_seconds_bucket{le=\"0.001\"}", &metrics)?;
+        Ok(Turns { all, over: all - within })
+    }
+
+    fn metrics(&self) -> Result<String, RunError> {
         let answer = http_get(self.admin, "/metrics", ASK_MAX).map_err(|error| {
             RunError::Unreachable(format!("metrics of {}: {error}", self.process.label()))
         })?;
-        metric(&answer.body, &format!("rookery_gateway_{name}"))
+        Ok(answer.body)
+    }
+
+    fn find(&self, name: &str, metrics: &str) -> Result<f64, RunError> {
+        metric(metrics, &format!("rookery_gateway_{name}"))
             .ok_or_else(|| RunError::Unreachable(format!("{} has no metric {name}", self.process.label())))
     }
 

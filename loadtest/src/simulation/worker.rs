@@ -85,5 +85,6 @@ pub fn refuse(frame: &UpFrame, retry_after_ms: u64) -> Option<DownItem> {
         login: frame.binding,
         push: false,
         guess: false,
+        later: false,
     })
 }

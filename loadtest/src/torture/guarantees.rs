@@ -36,8 +36,10 @@ fn page(before: &str, rows: &[&'static Row], results: &[RowResult], seed: u64, d
     let mut lines: BTreeMap<String, Line> =
         before.lines().filter_map(Line::read).map(|line| (line.cells[ROW].clone(), line)).collect();
     for one in results {
-        // A row that could not be run here says nothing against what it showed elsewhere.
-        if one.missing.is_none() || lines.get(one.row.name).is_none_or(|line| line.number(ROUNDS) == 0) {
+        // A row that could not be run here, or was cut short, says nothing against what it showed elsewhere.
+        let was_run_before = lines.get(one.row.name).is_some_and(|line| line.number(ROUNDS) > 0);
+        let is_news = if one.missing.is_some() { !was_run_before } else { one.rounds > 0 };
+        if is_news {
             lines.insert(one.row.name.to_owned(), Line::of(one, seed, day));
         }
     }
@@ -282,6 +284,8 @@ mod tests {
         assert_eq!(line(&second, "Z3")[RESULT], "not run yet");
         assert!(second.contains("4 of 1500"), "{second}");
         assert_eq!(page(&second, &ALL, &[], 9, "2026-01-04"), second);
+        let cut_short = RowResult { rounds: 0, ..result(&ONE, Facts::default()) };
+        assert_eq!(page(&second, &ALL, &[cut_short], 9, "2026-01-04"), second);
     }
 
     #[test]

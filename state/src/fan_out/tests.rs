@@ -32,6 +32,11 @@ fn of_group(seq: u64) -> Accepted {
     Accepted { version: 1, ..Accepted::pushed_again("#1".into(), 7, message) }
 }
 
+/// Every other one at another worker of the same gateway.
+fn connection_of(user: u64) -> u64 {
+    (1 << 40) + ((user % 2) << 32) + user
+}
+
 /// A store with a group of so many, each connected once; and how many routes were asked for.
 fn store_of_group(members: u64) -> (Scripted, Arc<AtomicU64>) {
     let routes_read = Arc::new(AtomicU64::new(0));
@@ -47,7 +52,7 @@ fn store_of_group(members: u64) -> (Scripted, Arc<AtomicU64>) {
             }
             Op::Routes { user } => {
                 reads.fetch_add(1, Ordering::Relaxed);
-                Answer::Routes(vec![Route { device: 1, attempt: 1, connection: (1 << 40) + user }])
+                Answer::Routes(vec![Route { device: 1, attempt: 1, connection: connection_of(*user) }])
             }
             _ => Answer::User(None),
         })
@@ -65,14 +70,14 @@ fn ack_within_ms_of(push: &Push) -> u32 {
 }
 
 #[tokio::test]
-async fn a_message_for_many_leaves_in_parts_and_each_waits_for_the_one_before() {
-    let many = PARTS_FROM_READERS as u64;
+async fn a_message_for_many_leaves_in_parts_for_one_worker_and_each_waits_for_the_one_before() {
+    let many = 2 * PARTS_FROM_READERS as u64;
     let (store, routes_read) = store_of_group(many);
     let core = core_over(store);
     let (_stream, mut waiting) = core.gateways.open(proto::incarnation_of(1 << 40));
     let mut two = vec![of_group(1), of_group(2)];
     let mut round = std::pin::pin!(round(&core, &mut two));
-    let (mut connections, mut parts, mut is_over) = (Vec::new(), 0, false);
+    let (mut connections, mut parts, mut is_over) = (Vec::new(), 0_usize, false);
     while !is_over {
         is_over = poll!(round.as_mut()).is_ready();
         let left = taken(&mut waiting);
@@ -83,16 +88,19 @@ async fn a_message_for_many_leaves_in_parts_and_each_waits_for_the_one_before() 
         };
         parts += 1;
         assert_eq!((left.len(), part.turn.is_some()), (1, true), "the next one waits until this is placed");
-        let read = many.min((parts + 1) * READERS_PER_PART as u64);
-        assert_eq!(routes_read.load(Ordering::Relaxed), read, "and its routes are read meanwhile");
         let [first, second] = &part.pushes[..] else { panic!("both messages, in their order") };
         assert_eq!(first.connections, second.connections);
-        assert_eq!(first.connections.len(), READERS_PER_PART);
-        assert_eq!(ack_within_ms_of(first), PARTS_FROM_READERS as u32, "a millisecond each");
+        let worker = proto::worker_of(first.connections[0]);
+        assert!(first.connections.iter().all(|connection| proto::worker_of(*connection) == worker));
+        assert_eq!(ack_within_ms_of(first), many as u32, "a millisecond each");
         connections.extend(first.connections.clone());
+        // Meanwhile routes are read, until as many wait again.
+        let read = routes_read.load(Ordering::Relaxed) as usize;
+        assert!(read == many as usize || read - connections.len() == PARTS_FROM_READERS, "{read}");
     }
-    assert_eq!(parts, many / READERS_PER_PART as u64);
-    assert!(connections.into_iter().eq((1..=many).map(|user| (1 << 40) + user)));
+    assert_eq!(parts, 4);
+    connections.sort_unstable_by_key(|connection| *connection as u32);
+    assert!(connections.into_iter().eq((1..=many).map(connection_of)));
 }
 
 #[tokio::test]
