@@ -312,7 +312,8 @@ impl Addressed<'_> {
 /// Where a part goes: a gateway, and for many one of its workers, or each part would wake all of them for a few writes.
 type Stop = (u32, u8);
 
-/// The largest part, if there are enough readers in all of them that the next ones are read while it is on its way.
+/// The largest part, if there are enough readers in all of them that the next ones are read while it is on its way. With twice as
+/// many a message for 10,000 was out in 0.8 s instead of 1.3 s, and others' p99 three times as long instead of 1.6 (row A9).
 fn next_part(parts: &mut BTreeMap<Stop, Part>, is_last: bool) -> Option<(Stop, Part)> {
     let readers: usize = parts.values().map(Part::readers).sum();
     if !is_last && readers < PARTS_FROM_READERS {
