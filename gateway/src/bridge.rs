@@ -188,7 +188,7 @@ impl Bridge {
                 // Before the batch counts as placed.
                 touched.extend(link.gone(ticket.stream, pushed));
             }
-            if link.placed(ticket.stream, ticket.number) {
+            if link.placed(*ticket) {
                 touched.push(ticket.stream);
             }
         }

@@ -50,7 +50,7 @@ pub struct Connection {
 
 /// Bits of [`Connection::flags`].
 pub mod flag {
-    /// It stands in this turn's list of connections to write to.
+    /// It stands in the list of connections to write to.
     pub const DIRTY: u8 = 1;
     /// The socket takes no more for now; epoll tells when it does.
     pub const BLOCKED: u8 = 2;
@@ -64,6 +64,8 @@ pub mod flag {
     pub const STALL: u8 = 32;
     /// Its last frame may wait for its reader no longer than that of one that is shut.
     pub const LAST: u8 = 64;
+    /// It stands in the list of those that are written to behind everybody else.
+    pub const BULK: u8 = 128;
 }
 
 impl Connection {

@@ -15,7 +15,7 @@ use crate::metrics::Why;
 use crate::receive::refusal;
 use crate::send_queue::Detached;
 use crate::sys::{self, Interest};
-use crate::worker::Worker;
+use crate::worker::{Part, Worker};
 
 impl Worker {
     /// Takes batches from the bridge until the writes of this turn are enough. `false`: told to stop.
@@ -24,7 +24,8 @@ impl Worker {
         self.down_waiting = false;
         // One at least: clients that keep us writing must not keep everybody else from getting anything.
         for taken in 0.. {
-            if taken > 0 && self.dirty.len() >= self.shared.config.workers.writes_per_turn_max {
+            let waiting = self.dirty.len() + self.bulk.len();
+            if taken > 0 && waiting >= self.shared.config.workers.writes_per_turn_max {
                 self.down_waiting = true;
                 break;
             }
@@ -41,29 +42,56 @@ impl Worker {
         true
     }
 
-    /// Places what came together, and notes that for whoever sent it.
+    /// Places what came together, and notes that for whoever sent it; of what is awaited when it is written.
     pub(crate) fn place(&mut self, items: Vec<DownItem>, ticket: Option<Ticket>) {
         let gone_before = self.batch.gone.len();
         for item in items {
             let (later, dirty_before) = (item.later, self.dirty.len());
             self.deliver(item);
             if later {
-                self.bulk.extend(self.dirty.drain(dirty_before..));
+                self.postpone(dirty_before);
             }
         }
-        let gone = self.batch.gone.len() - gone_before;
-        self.awaited |= ticket.is_some_and(|ticket| ticket.awaited);
-        self.batch.placed.extend(ticket.map(|ticket| Placed { ticket, gone }));
+        let Some(ticket) = ticket else { return };
+        if ticket.awaited {
+            let upto = self.bulk_written + self.bulk.len() as u64;
+            let gone = self.batch.gone.split_off(gone_before);
+            self.parts.push_back(Part { upto, ticket, gone });
+        } else {
+            let gone = self.batch.gone.len() - gone_before;
+            self.batch.placed.push(Placed { ticket, gone });
+        }
     }
 
-    /// Behind its writes, a part of what goes to many is told to be placed at once: the next one waits for that. Earlier, it would
-    /// come while we still write.
+    /// Whoever is to be written to from this one on is written to behind everybody else.
+    fn postpone(&mut self, from: usize) {
+        for place in self.dirty.drain(from..) {
+            let Some(connection) = self.table.get_mut(place) else { continue };
+            connection.flags &= !flag::DIRTY;
+            if !connection.has(flag::BULK) {
+                connection.flags |= flag::BULK;
+                self.bulk.push_back(place);
+            }
+        }
+    }
+
+    /// The news of parts of what goes to many, behind their writes and at once: the next ones wait for it.
     pub(crate) fn tell_placed(&mut self) {
-        if self.awaited && self.dirty.is_empty() && self.bulk.is_empty() {
-            self.awaited = false;
-            self.urgent |= !self.batch.placed.is_empty();
+        if self.note_written() {
+            self.urgent = true;
             self.send_up();
         }
+    }
+
+    /// Puts what is awaited and written into the batch. Whether there was any.
+    pub(crate) fn note_written(&mut self) -> bool {
+        let mut any = false;
+        while let Some(part) = self.parts.pop_front_if(|part| part.upto <= self.bulk_written) {
+            self.batch.placed.push(Placed { ticket: part.ticket, gone: part.gone.len() });
+            self.batch.gone.extend(part.gone);
+            any = true;
+        }
+        any
     }
 
     /// Places one delivery, or notes that its connection is gone.
@@ -245,6 +273,7 @@ impl Worker {
         }
         for _ in 0..left.clamp(1, BULK_WRITES_PER_TURN) {
             let Some(place) = self.bulk.pop_front() else { return };
+            self.bulk_written += 1;
             self.flush_one(place);
         }
     }
@@ -252,7 +281,7 @@ impl Worker {
     pub(crate) fn flush_one(&mut self, place: Place) {
         let now_ms = self.now_ms;
         let Some(connection) = self.table.get_mut(place) else { return };
-        connection.flags &= !flag::DIRTY;
+        connection.flags &= !(flag::DIRTY | flag::BULK);
         if connection.queue == NONE {
             return self.written_out(place);
         }

@@ -14,6 +14,7 @@ use std::collections::hash_map::Entry;
 
 use proto::link::{DownDone, Gone, LinkPing, Up, UpBatch, UpFrame, up};
 
+use crate::batch::Ticket;
 use crate::login_rate::{Pace, Returns};
 use lane::{Lane, Room, held_bytes};
 use pins::{Pin, Pins};
@@ -102,6 +103,7 @@ struct Stream {
     ping_due: Option<u64>,
     placing: VecDeque<(u64, usize)>,
     done_due: Option<u64>,
+    done_also: Vec<u64>,
     gone: Vec<Gone>,
 }
 
@@ -138,6 +140,7 @@ impl Link {
             ping_due: None,
             placing: VecDeque::new(),
             done_due: None,
+            done_also: Vec::new(),
             gone: Vec::new(),
         });
         key
@@ -282,9 +285,10 @@ impl Link {
         let stream = self.streams.iter_mut().find(|stream| stream.key == key)?;
         let kind = if let Some(nonce) = stream.ping_due.take() {
             up::Kind::Ping(LinkPing { nonce })
-        } else if stream.done_due.is_some() || !stream.gone.is_empty() {
+        } else if stream.done_due.is_some() || !stream.gone.is_empty() || !stream.done_also.is_empty() {
             let number = stream.done_due.take().unwrap_or(0);
-            up::Kind::Done(DownDone { number, gone: std::mem::take(&mut stream.gone) })
+            let (gone, also) = (std::mem::take(&mut stream.gone), std::mem::take(&mut stream.done_also));
+            up::Kind::Done(DownDone { number, gone, also })
         } else {
             up::Kind::Batch(stream.next_batch(bounds, now_ms)?)
         };
@@ -353,13 +357,21 @@ impl Link {
         stream.count_done()
     }
 
-    /// One worker has placed its part of a down batch. `true`: there is something to tell.
-    pub fn placed(&mut self, key: StreamKey, number: u64) -> bool {
+    /// One worker has placed its part of a down batch. `true`: there is something to tell. What is awaited does not wait for the
+    /// batches before it, of which workers tell in their own time.
+    pub fn placed(&mut self, ticket: Ticket) -> bool {
+        let Ticket { stream: key, number, awaited } = ticket;
         let Some(stream) = self.streams.iter_mut().find(|stream| stream.key == key) else { return false };
-        if let Some((_, parts)) = stream.placing.iter_mut().find(|(n, _)| *n == number) {
-            *parts = parts.saturating_sub(1);
+        let Some((_, parts)) = stream.placing.iter_mut().find(|(n, _)| *n == number) else { return false };
+        *parts = parts.saturating_sub(1);
+        let is_whole = *parts == 0;
+        if stream.count_done() {
+            return true;
         }
-        stream.count_done()
+        if awaited && is_whole {
+            stream.done_also.push(number);
+        }
+        awaited && is_whole
     }
 
     /// Deliveries that found nobody, to be told to the state server that sent them; if it is not there any more, to any: the

@@ -9,7 +9,7 @@ use gateway::machine::{self, Verdict};
 
 /// Configured when it is built, by `.cargo/config.toml`.
 #[global_allocator]
-static ALLOCATOR: crpc::heap::Jemalloc = crpc::heap::Jemalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Terminates client connections and carries their frames to and from state servers.
 ///
@@ -43,6 +43,14 @@ fn start(args: &ServerArgs) -> Result<(), Fatal> {
             false => Ok(()),
         };
     }
-    crpc::heap::warn_unless_ours("gateway");
+    crpc::heap::warn_unless(crpc::heap_is_ours!(), "gateway");
     gateway::server::run(config)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_heap_is_built_as_it_should_be() {
+        assert!(crpc::heap_is_ours!());
+    }
 }

@@ -62,13 +62,15 @@ pub struct WorkerStats {
     pub up_full: Cell,
     /// Closes by [`CLOSES`].
     pub closes: [Cell; CLOSES.len()],
-    /// Turns by the CPU time that they took: bucket n up to `TURN_FIRST_NS` << n, the last one above all.
+    /// Turns by the CPU time that they took: bucket n up to [`turn_bound_ns`], the last one above all.
     pub turn_buckets: [Cell; TURN_BUCKETS],
     pub turn_ns: Cell,
 }
 
-/// Upper bound of the first bucket of turns; with it 1 ms, which a turn is to stay below, is the bound of the eighth.
-const TURN_FIRST_NS: u64 = 1_000_000 >> 7;
+/// Upper bound of a bucket of turns. That of the eighth is 1 ms, which a turn is to stay below.
+fn turn_bound_ns(bucket: usize) -> u64 {
+    (1_000_000 << bucket) >> 7
+}
 
 const TURN_BUCKETS: usize = 16;
 
@@ -109,7 +111,7 @@ impl WorkerStats {
     /// Counts a turn.
     pub fn turn(&self, cpu: Duration) {
         let ns = cpu.as_nanos() as u64;
-        let bucket = (0..TURN_BUCKETS - 1).find(|n| ns <= TURN_FIRST_NS << n).unwrap_or(TURN_BUCKETS - 1);
+        let bucket = (0..TURN_BUCKETS - 1).find(|n| ns <= turn_bound_ns(*n)).unwrap_or(TURN_BUCKETS - 1);
         self.turns.add(1);
         self.turn_ns.add(ns);
         self.turn_buckets[bucket].add(1);
@@ -313,7 +315,7 @@ impl Sums {
         let buckets: Vec<(f64, u64)> = (0..TURN_BUCKETS)
             .map(|n| {
                 let bound =
-                    if n + 1 < TURN_BUCKETS { (TURN_FIRST_NS << n) as f64 / 1e9 } else { f64::INFINITY };
+                    if n + 1 < TURN_BUCKETS { turn_bound_ns(n) as f64 / 1e9 } else { f64::INFINITY };
                 (bound, sum(&self.workers, |w| &w.turn_buckets[n]))
             })
             .collect();

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::admission::Admission;
-use crate::batch::{Down, UpBatch, UpFrame};
+use crate::batch::{Down, Ticket, UpBatch, UpFrame};
 use crate::burst::Burst;
 use crate::config::Config;
 use crate::connection::{Stage, flag};
@@ -60,6 +60,14 @@ pub struct Inbox {
     pub starved: Starved,
 }
 
+/// A delivery whose sender waits for the news that it is written.
+pub(crate) struct Part {
+    /// It is when so many of [`Worker::bulk`] are.
+    pub upto: u64,
+    pub ticket: Ticket,
+    pub gone: Vec<proto::link::Gone>,
+}
+
 /// How a worker ended its loop.
 type Ended = io::Result<()>;
 
@@ -81,6 +89,10 @@ pub(crate) struct Worker {
     pub(crate) dirty: VecDeque<Place>,
     /// The same of what is to be written later: parts of what goes to many, and what nothing rests on.
     pub(crate) bulk: VecDeque<Place>,
+    /// Of all that ever stood in `bulk`, how many stand there no more.
+    pub(crate) bulk_written: u64,
+    /// What is awaited and not written, in the order of `bulk`.
+    pub(crate) parts: VecDeque<Part>,
     pub(crate) logins: Expiry,
     pub(crate) stalls: Expiry,
     pub(crate) lingers: Expiry,
@@ -110,8 +122,6 @@ pub(crate) struct Worker {
     pub(crate) batch_bytes: usize,
     /// Deliveries are left in the inbox.
     pub(crate) down_waiting: bool,
-    /// A state server waits for the news that these deliveries are placed.
-    pub(crate) awaited: bool,
     /// The next page to tell GoAway, while draining.
     drain_page: Option<(usize, u32)>,
 }
@@ -155,6 +165,8 @@ impl Worker {
             batch: UpBatch::default(),
             dirty: VecDeque::new(),
             bulk: VecDeque::new(),
+            bulk_written: 0,
+            parts: VecDeque::new(),
             logins: Expiry::new(limits.login_ms_max),
             stalls: Expiry::new(limits.stalled_ms_max),
             lingers: Expiry::new(limits.linger_ms_max),
@@ -175,7 +187,6 @@ impl Worker {
             batch_frames: 0,
             batch_bytes: 0,
             down_waiting: false,
-            awaited: false,
             drain_page: None,
             shared,
         }))
@@ -408,7 +419,8 @@ impl Worker {
             page = next;
         }
         self.dirty.clear();
-        self.bulk.clear();
+        self.bulk_written += self.bulk.drain(..).count() as u64;
+        self.note_written();
         self.urgent = true;
         while !self.batch.is_empty() {
             self.send_up();

@@ -93,6 +93,9 @@ const ROUTES_AT_ONCE: usize = 512;
 /// Messages of groups that so many read leave in parts: of so many that are to be written to, those of one worker.
 const PARTS_FROM_READERS: usize = 1024;
 
+/// A part is of one worker, if that has so many.
+const READERS_PER_PART: usize = 128;
+
 /// Readers of many whose routes are read at a time: others wait that long for store and server.
 const READERS_PER_READING: usize = 64;
 
@@ -256,8 +259,8 @@ async fn push_from(
                 tell(core, end);
             }
         }
-        while let Some(((incarnation, _), part)) = next_part(&mut parts, left == 0) {
-            let (pushes, since_us) = part.pushes(&mut addressed, is_for_many);
+        while let Some((incarnation, part)) = next_part(&mut parts, left == 0) {
+            let (pushes, since_us) = part.pushes(&mut addressed);
             let turn = if is_for_many { core.pace.turn().await } else { None };
             hand_over(
                 core,
@@ -312,15 +315,22 @@ impl Addressed<'_> {
 /// Where a part goes: a gateway, and for many one of its workers, or each part would wake all of them for a few writes.
 type Stop = (u32, u8);
 
-/// The largest part, if there are enough readers in all of them that the next ones are read while it is on its way. With twice as
-/// many a message for 10,000 was out in 0.8 s instead of 1.3 s, and others' p99 three times as long instead of 1.6 (row A9).
-fn next_part(parts: &mut BTreeMap<Stop, Part>, is_last: bool) -> Option<(Stop, Part)> {
+/// The largest part, if there are enough readers in all of them that the next ones are read while it is on its way. Of a gateway with many
+/// workers those of several, or there would be hundreds of parts to wait for.
+fn next_part(parts: &mut BTreeMap<Stop, Part>, is_last: bool) -> Option<(u32, Part)> {
     let readers: usize = parts.values().map(Part::readers).sum();
     if !is_last && readers < PARTS_FROM_READERS {
         return None;
     }
-    let stop = *parts.iter().max_by_key(|(_, part)| part.readers())?.0;
-    parts.remove_entry(&stop)
+    let (incarnation, _) = *parts.iter().max_by_key(|(_, part)| part.readers())?.0;
+    let mut whole = Part::default();
+    while whole.readers() < READERS_PER_PART {
+        let theirs = parts.range((incarnation, 0)..=(incarnation, u8::MAX));
+        let Some((stop, _)) = theirs.max_by_key(|(_, part)| part.readers()) else { break };
+        let stop = *stop;
+        whole.append(parts.remove(&stop).unwrap_or_default());
+    }
+    Some((incarnation, whole))
 }
 
 /// What leaves together: connections and users, by the message's place in the round.
@@ -337,17 +347,23 @@ impl Part {
         self.targets[message].push((connection, user));
     }
 
+    fn append(&mut self, other: Part) {
+        for (message, targets) in other.targets.into_iter().enumerate() {
+            targets.into_iter().for_each(|(connection, user)| self.add(message, connection, user));
+        }
+    }
+
     /// Several messages for one reader leave in one write.
     fn readers(&self) -> usize {
         self.targets.iter().map(Vec::len).max().unwrap_or(0)
     }
 
     /// A push for each message, and the store time of the oldest.
-    fn pushes(self, addressed: &mut [Addressed<'_>], later: bool) -> (Vec<Push>, u64) {
+    fn pushes(self, addressed: &mut [Addressed<'_>]) -> (Vec<Push>, u64) {
         let mut since_us = u64::MAX;
         let mut push = |(one, targets): (&mut Addressed<'_>, Vec<(u64, u64)>)| {
             since_us = one.accepted.message.time_us.min(since_us);
-            push_to(one.frame(), &targets, later)
+            push_to(one.frame(), &targets, one.ack_within_ms > 0)
         };
         let all = addressed.iter_mut().zip(self.targets).filter(|(_, targets)| !targets.is_empty());
         (all.map(&mut push).collect(), since_us)

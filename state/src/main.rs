@@ -9,7 +9,7 @@ use state::ctl::Task;
 
 /// Gives back what a busy second needed, where glibc's kept it. Configured when it is built, by `.cargo/config.toml`.
 #[global_allocator]
-static ALLOCATOR: crpc::heap::Jemalloc = crpc::heap::Jemalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Keeps users, chats and messages, and is the only part that says "accepted".
 ///
@@ -46,6 +46,14 @@ fn start(args: &ServerArgs) -> Result<(), Fatal> {
         println!("ok: state would listen on {} and keep its data at {}", config.rpc.listen, config.store.url);
         return Ok(());
     }
-    crpc::heap::warn_unless_ours("state");
+    crpc::heap::warn_unless(crpc::heap_is_ours!(), "state");
     state::server::run(config)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_heap_is_built_as_it_should_be() {
+        assert!(crpc::heap_is_ours!());
+    }
 }

@@ -130,7 +130,7 @@ mod tests {
         passes(8);
         drop(first);
         let mut second = std::pin::pin!(pace.turn());
-        assert!(poll!(second.as_mut()).is_pending(), "one gateway has placed it, another has not");
+        assert!(poll!(second.as_mut()).is_pending(), "it has left, and is not placed");
         drop(copy);
         assert!(poll!(second.as_mut()).is_pending());
         passes(3);

@@ -248,6 +248,7 @@ impl Gone {
 pub(crate) fn placed(down: &GatewayStream, done: DownDone) -> Gone {
     let returned = down.unplaced().gone(&done.gone);
     down.unplaced().placed(done.number);
+    done.also.iter().for_each(|number| down.unplaced().may_follow(*number));
     let stale = done.gone.iter().filter(|gone| gone.user != 0);
     Gone { connections: stale.map(|gone| (gone.user, gone.connection)).collect(), returned }
 }

@@ -62,7 +62,7 @@ struct Batch {
     number: u64,
     since_us: u64,
     held: Arc<[Token]>,
-    _turn: Option<Turn>,
+    turn: Option<Turn>,
     frames: Vec<Bytes>,
     /// Who gets them: connection, and place in `frames`. Empty for a second push.
     targets: Vec<(u64, u32)>,
@@ -92,8 +92,8 @@ impl Unplaced {
             }
         }
         let bytes = frames.iter().map(Bytes::len).sum::<usize>() + 16 * targets.len() + size_of::<Batch>();
-        let (held, _turn) = (pushes.held.clone(), pushes.turn.clone());
-        let batch = Batch { number, since_us: pushes.since_us, held, _turn, frames, targets, bytes };
+        let (held, turn) = (pushes.held.clone(), pushes.turn.clone());
+        let batch = Batch { number, since_us: pushes.since_us, held, turn, frames, targets, bytes };
         let mut batches = self.batches.lock();
         batches.bytes += bytes;
         batches.queue.push_back(batch);
@@ -136,6 +136,14 @@ impl Unplaced {
         }
     }
 
+    /// This down batch is placed, but not all before it: what waits for it alone may leave.
+    pub fn may_follow(&self, number: u64) {
+        let mut batches = self.batches.lock();
+        let begin = batches.queue.partition_point(|batch| batch.number < number);
+        let end = batches.queue.partition_point(|batch| batch.number <= number);
+        batches.queue.range_mut(begin..end).for_each(|batch| batch.turn = None);
+    }
+
     /// These pushes will never leave: the stream has ended.
     pub fn never_left(&self, pushes: &Pushes) {
         self.missed.note(self.incarnation, pushes.since_us, &pushes.held);
@@ -154,7 +162,10 @@ impl Drop for Unplaced {
 mod tests {
     use super::*;
     use crate::gateways::push_to;
+    use crate::clock::TokioClock;
     use crate::ledger::Ledger;
+    use crate::pace::Pace;
+    use futures_util::poll;
 
     fn pushes(ledger: &Ledger, since_us: u64, targets: &[(u64, u64)]) -> Pushes {
         let frame = Bytes::from(format!("message of {since_us}"));
@@ -188,6 +199,24 @@ mod tests {
         assert!(unplaced.gone(&[gone(101, 2)]).is_empty() && ledger.is_clear());
         drop(unplaced);
         assert!(missed.incarnations().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_next_part_follows_what_is_awaited_and_nothing_else_is_forgotten() {
+        let ledger = Ledger::default();
+        let unplaced = Unplaced::new(3, Arc::new(Missed::default()));
+        let pace = Pace::new(Arc::new(TokioClock));
+        unplaced.leaves(1, &pushes(&ledger, 10, &[(100, 1)]));
+        unplaced.leaves(2, &Pushes { turn: pace.turn().await, ..pushes(&ledger, 20, &[(101, 2)]) });
+        unplaced.may_follow(1);
+        unplaced.may_follow(9);
+        assert!(poll!(std::pin::pin!(pace.turn())).is_pending());
+        unplaced.may_follow(2);
+        assert!(pace.turn().await.is_some());
+        assert_eq!(unplaced.gone(&[gone(100, 1), gone(101, 2)]).len(), 2);
+        assert!(!ledger.is_clear());
+        unplaced.placed(2);
+        assert!(ledger.is_clear());
     }
 
     #[test]

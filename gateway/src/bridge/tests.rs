@@ -80,7 +80,7 @@ fn what_was_gone_is_told_to_whoever_sent_it_before_its_batch_counts_as_placed() 
         placed(vec![(ticket(one), vec![pushed(1), pushed(2)]), (ticket(two), vec![pushed(3)])]),
         &mut Vec::new(),
     );
-    let done = |gone| vec![DownDone { number: 1, gone }];
+    let done = |gone| vec![DownDone { number: 1, gone, also: Vec::new() }];
     assert_eq!(rig.said(one).0, done(vec![pushed(1), pushed(2)]));
     assert_eq!(rig.said(two).0, done(vec![pushed(3)]));
 }

@@ -187,11 +187,32 @@ fn done_is_told_in_order_when_every_worker_has_placed() {
     let key = link.opened("s-1", 1 << 20, 0);
     link.placing(key, 1, 2);
     link.placing(key, 2, 1);
-    assert!(!link.placed(key, 2) && !link.placed(key, 1));
+    let mut placed = |link: &mut Link, number| link.placed(Ticket { stream: key, number, awaited: false });
+    assert!(!placed(&mut link, 2) && !placed(&mut link, 1));
     assert!(link.next_up(key, 0).is_none());
-    assert!(link.placed(key, 1));
+    assert!(placed(&mut link, 1));
     let Some(up::Kind::Done(done)) = link.next_up(key, 0).unwrap().kind else { panic!() };
     assert_eq!(done.number, 2);
+}
+
+#[test]
+fn what_is_awaited_is_told_before_what_came_before_it() {
+    let mut link = Link::new(bounds());
+    let key = link.opened("s-1", 1 << 20, 0);
+    let ticket = |number, awaited| Ticket { stream: key, number, awaited };
+    let done = |link: &mut Link| match link.next_up(key, 0).and_then(|up| up.kind) {
+        Some(up::Kind::Done(DownDone { number, also, .. })) => (number, also),
+        other => panic!("{other:?}"),
+    };
+    (1..=3).for_each(|number| drop(link.placing(key, number, 2)));
+    assert!(!link.placed(ticket(2, true)), "half of it");
+    assert!(link.placed(ticket(2, true)));
+    assert_eq!(done(&mut link), (0, vec![2]));
+    assert!(!link.placed(ticket(3, false)) && !link.placed(ticket(3, false)), "nobody waits for it");
+    assert!(!link.placed(ticket(1, true)));
+    assert!(link.placed(ticket(1, true)));
+    assert_eq!(done(&mut link), (3, vec![]));
+    assert!(link.next_up(key, 0).is_none());
 }
 
 #[test]

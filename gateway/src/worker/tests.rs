@@ -295,9 +295,12 @@ fn that_a_part_for_many_is_placed_is_told_behind_its_writes_and_at_once() {
     rig.worker.send_up();
     rig.worker.tell_placed();
     assert_eq!(news(&rig), [0; 0], "it is not written");
+    rig.worker.urgent = true;
+    rig.worker.send_up();
+    assert_eq!(news(&rig), [1], "nor told with what leaves meanwhile");
     rig.worker.flush();
     rig.worker.tell_placed();
-    assert_eq!(news(&rig), [1, 2]);
+    assert_eq!(news(&rig), [2]);
     client.read_exact(&mut [0; 8]).unwrap();
 }
 
@@ -312,11 +315,13 @@ fn somebody_else_is_written_to_before_the_end_of_a_part_for_many() {
     };
     let mut others = clients.split_off(20);
     let part = (1..).zip(&clients).map(|(user, (_, connection))| item(user, *connection, true));
-    let all = part.chain([item(21, others[0].1, false)]).collect();
+    let answers = [item(21, others[0].1, false), item(20, clients[19].1, false)];
+    let all = part.chain(answers).collect();
     rig.worker.place(all, Some(Ticket { stream: 1, number: 1, awaited: true }));
     rig.worker.flush();
     assert_eq!((rig.worker.dirty.len(), rig.worker.bulk.len()), (0, 4), "all of the one, some of the other");
     assert_eq!(rig.worker.timeout(), Duration::ZERO, "the rest follows in the next turn");
+    clients[19].0.read_exact(&mut [0; 4]).expect("who has an answer to get is not behind the others");
     rig.worker.flush();
     assert!(rig.worker.bulk.is_empty());
     for (client, _) in clients.iter_mut().chain(&mut others) {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use gateway::batch::DownItem;
+use gateway::batch::{DownItem, Ticket};
 use gateway::bridge::deliveries;
 use gateway::connection::{Stage, Verdict, judge};
 use gateway::heard::{Heard, Hearing};
@@ -252,7 +252,7 @@ impl GatewayHost {
         if !pushed.is_empty() {
             self.link.gone(key, pushed);
         }
-        self.link.placed(key, number);
+        self.link.placed(Ticket { stream: key, number, awaited: false });
         self.pump_soon(net);
     }
 

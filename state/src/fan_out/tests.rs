@@ -90,6 +90,7 @@ async fn a_message_for_many_leaves_in_parts_for_one_worker_and_each_waits_for_th
         assert_eq!((left.len(), part.turn.is_some()), (1, true), "the next one waits until this is placed");
         let [first, second] = &part.pushes[..] else { panic!("both messages, in their order") };
         assert_eq!(first.connections, second.connections);
+        assert!(first.later && second.later, "behind everybody else");
         let worker = proto::worker_of(first.connections[0]);
         assert!(first.connections.iter().all(|connection| proto::worker_of(*connection) == worker));
         assert_eq!(ack_within_ms_of(first), many as u32, "a millisecond each");
@@ -111,7 +112,8 @@ async fn a_message_for_fewer_leaves_at_once() {
     round(&core, &mut vec![of_group(1)]).await;
     let left = taken(&mut waiting);
     let [part] = &left[..] else { panic!("{} parts", left.len()) };
-    assert!(part.turn.is_none() && part.pushes[0].connections.len() == PARTS_FROM_READERS - 1);
+    assert!(part.turn.is_none() && !part.pushes[0].later);
+    assert!(part.pushes[0].connections.len() == PARTS_FROM_READERS - 1);
     assert_eq!(ack_within_ms_of(&part.pushes[0]), 0);
 }
 
