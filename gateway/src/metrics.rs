@@ -314,8 +314,7 @@ impl Sums {
     fn encode_turns(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let buckets: Vec<(f64, u64)> = (0..TURN_BUCKETS)
             .map(|n| {
-                let bound =
-                    if n + 1 < TURN_BUCKETS { turn_bound_ns(n) as f64 / 1e9 } else { f64::INFINITY };
+                let bound = if n + 1 < TURN_BUCKETS { turn_bound_ns(n) as f64 / 1e9 } else { f64::INFINITY };
                 (bound, sum(&self.workers, |w| &w.turn_buckets[n]))
             })
             .collect();

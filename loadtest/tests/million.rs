@@ -52,7 +52,10 @@ fn a_small_million_measures_and_leaves_nothing() {
         assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key} in {report:#}\n{said}");
     }
     for key in ["storm_turns_over_1ms", "heartbeat_turns_over_1ms", "latency_turns_over_1ms"] {
-        assert!(report[key].as_f64().is_some_and(|share| (0.0..=1.0).contains(&share)), "{key} in {report:#}");
+        assert!(
+            report[key].as_f64().is_some_and(|share| (0.0..=1.0).contains(&share)),
+            "{key} in {report:#}"
+        );
     }
     assert_eq!((&report["burst_over_budget"], &report["latency_over_quiet"]), (&Value::Null, &Value::Null));
     let pids = std::fs::read_to_string(data.join("pids")).unwrap();

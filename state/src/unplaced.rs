@@ -161,8 +161,8 @@ impl Drop for Unplaced {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateways::push_to;
     use crate::clock::TokioClock;
+    use crate::gateways::push_to;
     use crate::ledger::Ledger;
     use crate::pace::Pace;
     use futures_util::poll;

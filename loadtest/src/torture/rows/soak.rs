@@ -86,6 +86,14 @@ fn soak(round: &mut Round) -> Result<(), TortureError> {
             samples.push((began.elapsed().as_secs_f64(), bytes, files));
         }
         round.judge(&load.finish(QUIET_MAX)?);
+        if let Some((at_s, [gateway, state], _)) = samples.last() {
+            eprintln!(
+                "S1: {:.1} min, gateway {:.0} kB, state {:.0} kB",
+                at_s / 60.0,
+                gateway / 1_024.0,
+                state / 1_024.0
+            );
+        }
         if crate::monitor::interrupted() {
             break;
         }
