@@ -187,7 +187,7 @@ fn done_is_told_in_order_when_every_worker_has_placed() {
     let key = link.opened("s-1", 1 << 20, 0);
     link.placing(key, 1, 2);
     link.placing(key, 2, 1);
-    let mut placed = |link: &mut Link, number| link.placed(Ticket { stream: key, number, awaited: false });
+    let placed = |link: &mut Link, number| link.placed(Ticket { stream: key, number, awaited: false });
     assert!(!placed(&mut link, 2) && !placed(&mut link, 1));
     assert!(link.next_up(key, 0).is_none());
     assert!(placed(&mut link, 1));
@@ -204,7 +204,9 @@ fn what_is_awaited_is_told_before_what_came_before_it() {
         Some(up::Kind::Done(DownDone { number, also, .. })) => (number, also),
         other => panic!("{other:?}"),
     };
-    (1..=3).for_each(|number| drop(link.placing(key, number, 2)));
+    for number in 1..=3 {
+        assert!(!link.placing(key, number, 2));
+    }
     assert!(!link.placed(ticket(2, true)), "half of it");
     assert!(link.placed(ticket(2, true)));
     assert_eq!(done(&mut link), (0, vec![2]));
