@@ -6,6 +6,8 @@
 //! message in its first Sync. A turn reads them right behind its appends, in the same call of the store; what it read is good
 //! for its own messages alone, because another turn's may have been stored later.
 
+mod parts;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use crate::roster::Readers;
 use crate::server::Core;
 use crate::store::{Op, Outcome, Route, StoreError, chat_bucket, read};
 use crate::unplaced::Pushes;
+use parts::{Part, Parts};
 
 /// A message that has been stored, on its way to its readers.
 #[derive(Debug)]
@@ -92,9 +95,6 @@ const ROUTES_AT_ONCE: usize = 512;
 
 /// Messages of groups that so many read leave in parts: of so many that are to be written to, those of one worker.
 const PARTS_FROM_READERS: usize = 1024;
-
-/// A part is of one worker, if that has so many.
-const READERS_PER_PART: usize = 128;
 
 /// Readers of many whose routes are read at a time: others wait that long for store and server.
 const READERS_PER_READING: usize = 64;
@@ -220,7 +220,7 @@ async fn push_from(
         && addressed.iter().any(|one| matches!(one.audience, Audience::Group(..)));
     let at_once = if is_for_many { READERS_PER_READING } else { everybody.len().max(1) };
     let held = tokens(taken);
-    let mut parts: BTreeMap<Stop, Part> = BTreeMap::new();
+    let mut parts = Parts::default();
     let mut left = everybody.len();
     for some in everybody.chunks(at_once) {
         left -= some.len();
@@ -248,7 +248,7 @@ async fn push_from(
             for (connection, number) in one.targets(&some, routes, only) {
                 let worker = if is_for_many { proto::worker_of(connection) } else { 0 };
                 let stop = (proto::incarnation_of(connection), worker);
-                parts.entry(stop).or_default().add(index, connection, number);
+                parts.add(stop, index, connection, number);
             }
             let sender = accepted.message.sender.as_str();
             if let Some(number) = numbers.get(sender).copied().or_else(|| core.users.number(sender))
@@ -259,8 +259,8 @@ async fn push_from(
                 tell(core, end);
             }
         }
-        while let Some((incarnation, part)) = next_part(&mut parts, left == 0) {
-            let (pushes, since_us) = part.pushes(&mut addressed);
+        while let Some((incarnation, part)) = parts.next(left == 0) {
+            let (pushes, since_us) = pushes_of(part, &mut addressed);
             let turn = if is_for_many { core.pace.turn().await } else { None };
             hand_over(
                 core,
@@ -312,62 +312,15 @@ impl Addressed<'_> {
     }
 }
 
-/// Where a part goes: a gateway, and for many one of its workers, or each part would wake all of them for a few writes.
-type Stop = (u32, u8);
-
-/// The largest part, if there are enough readers in all of them that the next ones are read while it is on its way. Of a gateway with many
-/// workers those of several, or there would be hundreds of parts to wait for.
-fn next_part(parts: &mut BTreeMap<Stop, Part>, is_last: bool) -> Option<(u32, Part)> {
-    let readers: usize = parts.values().map(Part::readers).sum();
-    if !is_last && readers < PARTS_FROM_READERS {
-        return None;
-    }
-    let (incarnation, _) = *parts.iter().max_by_key(|(_, part)| part.readers())?.0;
-    let mut whole = Part::default();
-    while whole.readers() < READERS_PER_PART {
-        let theirs = parts.range((incarnation, 0)..=(incarnation, u8::MAX));
-        let Some((stop, _)) = theirs.max_by_key(|(_, part)| part.readers()) else { break };
-        let stop = *stop;
-        whole.append(parts.remove(&stop).unwrap_or_default());
-    }
-    Some((incarnation, whole))
-}
-
-/// What leaves together: connections and users, by the message's place in the round.
-#[derive(Default)]
-struct Part {
-    targets: Vec<Vec<(u64, u64)>>,
-}
-
-impl Part {
-    fn add(&mut self, message: usize, connection: u64, user: u64) {
-        if self.targets.len() <= message {
-            self.targets.resize_with(message + 1, Vec::new);
-        }
-        self.targets[message].push((connection, user));
-    }
-
-    fn append(&mut self, other: Part) {
-        for (message, targets) in other.targets.into_iter().enumerate() {
-            targets.into_iter().for_each(|(connection, user)| self.add(message, connection, user));
-        }
-    }
-
-    /// Several messages for one reader leave in one write.
-    fn readers(&self) -> usize {
-        self.targets.iter().map(Vec::len).max().unwrap_or(0)
-    }
-
-    /// A push for each message, and the store time of the oldest.
-    fn pushes(self, addressed: &mut [Addressed<'_>]) -> (Vec<Push>, u64) {
-        let mut since_us = u64::MAX;
-        let mut push = |(one, targets): (&mut Addressed<'_>, Vec<(u64, u64)>)| {
-            since_us = one.accepted.message.time_us.min(since_us);
-            push_to(one.frame(), &targets, one.ack_within_ms > 0)
-        };
-        let all = addressed.iter_mut().zip(self.targets).filter(|(_, targets)| !targets.is_empty());
-        (all.map(&mut push).collect(), since_us)
-    }
+/// A push for each message, and the store time of the oldest.
+fn pushes_of(part: Part, addressed: &mut [Addressed<'_>]) -> (Vec<Push>, u64) {
+    let mut since_us = u64::MAX;
+    let mut push = |(one, targets): (&mut Addressed<'_>, Vec<(u64, u64)>)| {
+        since_us = one.accepted.message.time_us.min(since_us);
+        push_to(one.frame(), &targets, one.ack_within_ms > 0)
+    };
+    let all = addressed.iter_mut().zip(part.targets).filter(|(_, targets)| !targets.is_empty());
+    (all.map(&mut push).collect(), since_us)
 }
 
 /// Who reads a message of a group: out of a list that is as new as the message.
