@@ -1,7 +1,9 @@
-//! Whether the allocator of gateway and state was built as they need it. Macros, because whatever depends on jemalloc runs it, and no
+//! The allocator of gateway and state: whether it was built as they need it, and what it has given out. Macros, because whatever depends on jemalloc runs it, and no
 //! other program is to.
 //!
 //! Trap: its settings come from `.cargo/config.toml`, which Cargo reads only when it is called within the source tree.
+
+use std::sync::OnceLock;
 
 /// Whether jemalloc runs with our settings. The caller depends on `tikv-jemalloc-ctl`.
 #[macro_export]
@@ -11,6 +13,31 @@ macro_rules! heap_is_ours {
             && tikv_jemalloc_ctl::opt::tcache::read() == Ok(false)
             && tikv_jemalloc_ctl::opt::background_thread::read() == Ok(true)
     };
+}
+
+/// Reads the bytes that jemalloc has given out and not got back, for [`tell`].
+#[macro_export]
+macro_rules! heap_in_use {
+    () => {
+        || {
+            tikv_jemalloc_ctl::epoch::advance().ok()?;
+            tikv_jemalloc_ctl::stats::allocated::read().ok()
+        }
+    };
+}
+
+type InUse = fn() -> Option<usize>;
+
+static IN_USE: OnceLock<InUse> = OnceLock::new();
+
+/// Metrics tell from now on what `in_use` reads: what this process keeps, to the byte, where resident memory counts pages.
+pub fn tell(in_use: InUse) {
+    let _ = IN_USE.set(in_use);
+}
+
+/// What is given out, bytes, if this program tells.
+pub(crate) fn in_use() -> Option<u64> {
+    IN_USE.get().and_then(|read| read()).map(|bytes| bytes as u64)
 }
 
 /// Says so on standard error if it does not: the server works, but keeps what a busy second needed.

@@ -91,6 +91,12 @@ impl Collector for ProcessCollector {
             Some(&Unit::Bytes),
             status_field(&status, "VmRSS:").map(|kib| kib * 1024),
         )?;
+        gauge(
+            "heap_in_use",
+            "What the allocator has given out and not got back.",
+            Some(&Unit::Bytes),
+            crate::heap::in_use(),
+        )?;
         gauge("threads", "Threads.", None, status_field(&status, "Threads:"))?;
         gauge("open_fds", "Open descriptors of the main thread's table.", None, open_fds())?;
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();

@@ -23,6 +23,7 @@ use crate::early_end::EarlyEnds;
 use crate::expiry::Expiry;
 use crate::id::{self, Place};
 use crate::metrics::{Metrics, Why, WorkerStats};
+use crate::quiet::Quiet;
 use crate::send_queue::QueuePool;
 use crate::sys::{self, Epoll, Event, Fd, Interest};
 use crate::table::Table;
@@ -76,6 +77,7 @@ pub(crate) struct Worker {
     pub(crate) incarnation: u32,
     pub(crate) shared: Shared,
     pub(crate) epoll: Epoll,
+    pub(crate) quiet: Quiet,
     pub(crate) listener: Option<Fd>,
     pub(crate) door: Door,
     pub(crate) table: Table,
@@ -129,6 +131,7 @@ pub(crate) struct Worker {
 /// Epoll tokens beside places, which are below 2^32.
 pub(crate) const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
+pub(crate) const QUIET: u64 = u64::MAX - 2;
 
 impl Worker {
     /// Binds the listener and makes everything that lives in this thread's fd table. Boxed, because a thread's stack keeps what
@@ -154,6 +157,7 @@ impl Worker {
         Ok(Box::new(Worker {
             index,
             incarnation,
+            quiet: Quiet::new(&epoll, shared.config.workers.quiet_ms)?,
             epoll,
             listener: Some(listener),
             door: Door::new(&shared.config.listen.ipconf_url)?,
@@ -221,6 +225,9 @@ impl Worker {
         }
         self.now_ms = self.started.elapsed().as_millis() as u64;
         let arrivals = self.ready(ready);
+        // As many as this turn has room for, and never nobody.
+        let heard = ready.len().min(events.len() / 2);
+        self.hear_quiet(&mut events[heard..])?;
         if self.down_waiting && !self.take_deliveries() {
             self.stop();
             return Ok(false);
@@ -241,23 +248,37 @@ impl Worker {
 
     /// Handles what epoll has told; whether somebody waits at the listener.
     fn ready(&mut self, events: &[Event]) -> bool {
+        let first = std::mem::take(&mut self.first_event);
+        self.first_event = self.connections_ready(events, first);
         let mut arrivals = false;
-        let mut choked = self.held_back;
-        let read_max = self.shared.config.workers.read_bytes_per_turn_max;
-        // Epoll lists in turn whoever is ready, so those that were left out are where we stopped.
-        let (before, behind) = events.split_at(std::mem::take(&mut self.first_event).min(events.len()));
-        for (index, event) in behind.iter().chain(before).enumerate() {
+        for event in events {
             match event.token() {
                 WAKE => self.down_waiting = true,
                 LISTENER => arrivals = true,
-                token => self.connection_ready(Place::from_bits(token as u32), event, choked),
-            }
-            if !choked && self.batch.bodies.len() >= read_max {
-                choked = true;
-                self.first_event = (before.len() + index + 1) % events.len();
+                QUIET => self.quiet.told = true,
+                _ => {}
             }
         }
         arrivals
+    }
+
+    /// Handles what was told of connections, from the `first` on and around, until enough is read; returns where the next
+    /// turn is to begin. Epoll lists in turn whoever is ready, so those that were left out are where we stopped.
+    pub(crate) fn connections_ready(&mut self, events: &[Event], first: usize) -> usize {
+        let read_max = self.shared.config.workers.read_bytes_per_turn_max;
+        let mut choked = self.held_back || self.batch.bodies.len() >= read_max;
+        let (before, behind) = events.split_at(first.min(events.len()));
+        let mut next_first = 0;
+        for (index, event) in behind.iter().chain(before).enumerate() {
+            if let Some(place) = Place::of_token(event.token()) {
+                self.connection_ready(place, event, choked);
+            }
+            if !choked && self.batch.bodies.len() >= read_max {
+                choked = true;
+                next_first = (before.len() + index + 1) % events.len();
+            }
+        }
+        next_first
     }
 
     fn connection_ready(&mut self, place: Place, event: &Event, choked: bool) {
@@ -279,9 +300,9 @@ impl Worker {
         }
         let next_tick_ms = (self.now_ms / 1000 + 1) * 1000;
         let batch_ms = self.news_due_ms();
-        let door_ms = self.door.opens_ms();
+        let (door_ms, quiet_ms) = (self.door.opens_ms(), self.quiet.looks.next_ms());
         let next_ms =
-            [self.logins.next_ms(), self.stalls.next_ms(), self.lingers.next_ms(), batch_ms, door_ms]
+            [self.logins.next_ms(), self.stalls.next_ms(), self.lingers.next_ms(), batch_ms, door_ms, quiet_ms]
                 .into_iter()
                 .flatten()
                 .fold(next_tick_ms, u64::min);

@@ -47,6 +47,7 @@ fn start(args: &ServerArgs) -> Result<(), Fatal> {
         return Ok(());
     }
     crpc::heap::warn_unless(crpc::heap_is_ours!(), "state");
+    crpc::heap::tell(crpc::heap_in_use!());
     state::server::run(config)
 }
 
@@ -55,5 +56,13 @@ mod tests {
     #[test]
     fn the_heap_is_built_as_it_should_be() {
         assert!(crpc::heap_is_ours!());
+    }
+
+    #[test]
+    fn the_heap_counts_what_it_gives_out() {
+        let in_use = crpc::heap_in_use!();
+        let before = in_use().unwrap();
+        let block = std::hint::black_box(vec![1u8; 64 << 20]);
+        assert!(in_use().unwrap() >= before + block.len() / 2);
     }
 }

@@ -4,7 +4,7 @@
 //! close may still stand in the buffer of this turn.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use libc::c_int;
@@ -73,7 +73,7 @@ impl Event {
     }
 }
 
-/// An epoll instance of this thread.
+/// An epoll instance of this thread. One may watch another: readable is who has somebody to tell of.
 #[derive(Debug)]
 pub struct Epoll {
     fd: Fd,
@@ -94,6 +94,11 @@ impl Epoll {
     /// Changes what `fd` is watched for.
     pub fn modify(&self, fd: &impl AsRawFd, token: u64, interest: Interest) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_MOD, fd, token, interest)
+    }
+
+    /// Watches `fd` no more.
+    pub fn remove(&self, fd: &impl AsRawFd) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_DEL, fd, 0, Interest::Nothing)
     }
 
     fn control(&self, op: c_int, fd: &impl AsRawFd, token: u64, interest: Interest) -> io::Result<()> {
@@ -117,6 +122,12 @@ impl Epoll {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(&[]),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl AsRawFd for Epoll {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.raw
     }
 }
 

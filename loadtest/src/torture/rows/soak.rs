@@ -3,6 +3,7 @@
 //!
 //! Trap: a history of hours would fill the memory, so loads follow each other, each judged by itself.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
@@ -10,7 +11,7 @@ use rand::Rng;
 use super::common::{PATIENCE, QUIET_MAX};
 use crate::million::crowd::{Crowd, Who};
 use crate::supervisor::ClusterOptions;
-use crate::torture::tool::process;
+use crate::torture::tool::{ToolError, process};
 use crate::torture::{Plan, Round, Row, TortureError, World};
 
 /// K100: state killed again and again under load, with a crowd that must not notice.
@@ -70,29 +71,21 @@ fn soak(round: &mut Round) -> Result<(), TortureError> {
     let state_sets = ["limits.user_cache_max=48", "limits.chat_cache_max=96"].map(str::to_owned).into();
     let mut world = round.world(ClusterOptions { state_sets, ..one() })?;
     let mut crowd = crowd(&world, SOAK_PEOPLE, long + Duration::from_secs(600))?;
-    let pids = [world.cluster.gateways[0].process.pid()?, world.cluster.states[0].process.pid()?];
+    let (gateway, state) = (&world.cluster.gateways[0], &world.cluster.states[0]);
+    let servers = [(gateway.process.pid()?, gateway.admin), (state.process.pid()?, state.admin)];
     let began = Instant::now();
-    // Seconds, then bytes and open files of gateway and state.
-    let mut samples: Vec<(f64, [f64; 2], [f64; 2])> = Vec::new();
+    // Seconds, then gateway and state.
+    let mut samples: Vec<(f64, [Sample; 2])> = Vec::new();
     while began.elapsed() < long {
         let load = world.load(Plan { per_s: SOAK_PER_S, ..Plan::default() })?;
         for _ in 0..6 {
             crowd.hold(Duration::from_secs(10));
-            let (mut bytes, mut files) = ([0.0; 2], [0.0; 2]);
-            for (place, pid) in pids.iter().enumerate() {
-                bytes[place] = process::memory(*pid)? as f64;
-                files[place] = process::open_files(*pid)? as f64;
-            }
-            samples.push((began.elapsed().as_secs_f64(), bytes, files));
+            let [gateway, state] = servers.map(|(pid, admin)| Sample::take(pid, admin));
+            samples.push((began.elapsed().as_secs_f64(), [gateway?, state?]));
         }
         round.judge(&load.finish(QUIET_MAX)?);
-        if let Some((at_s, [gateway, state], _)) = samples.last() {
-            eprintln!(
-                "S1: {:.1} min, gateway {:.0} kB, state {:.0} kB",
-                at_s / 60.0,
-                gateway / 1_024.0,
-                state / 1_024.0
-            );
+        if let Some((at_s, [gateway, state])) = samples.last() {
+            eprintln!("S1: {:.1} min, gateway {gateway}, state {state}", at_s / 60.0);
         }
         if crate::monitor::interrupted() {
             break;
@@ -101,19 +94,23 @@ fn soak(round: &mut Round) -> Result<(), TortureError> {
     // The first tenth is for filling what is filled once.
     let settled: Vec<_> = samples.split_off(samples.len() / 10);
     let lasted = Duration::from_secs_f64(settled.last().map_or(0.0, |(at, ..)| *at));
-    for (place, memory, mib, files) in [
-        (0, "gateway_percent_per_h", "gateway_mib", "gateway_files"),
-        (1, "state_percent_per_h", "state_mib", "state_files"),
+    for (place, memory, heap, mib, files) in [
+        (0, "gateway_percent_per_h", "gateway_heap_percent_per_h", "gateway_mib", "gateway_files"),
+        (1, "state_percent_per_h", "state_heap_percent_per_h", "state_mib", "state_files"),
     ] {
-        let line: Vec<(f64, f64)> = settled.iter().map(|(at, bytes, _)| (*at, bytes[place])).collect();
-        let slope = slope_percent_per_h(&line);
+        let line = |of: fn(&Sample) -> f64| -> Vec<(f64, f64)> {
+            settled.iter().map(|(at, servers)| (*at, of(&servers[place]))).collect()
+        };
+        let most = |of: fn(&Sample) -> f64| line(of).iter().fold(0.0, |most: f64, (_, value)| most.max(*value));
+        let slope = slope_percent_per_h(&line(|sample| sample.memory));
         round.worst(memory, slope);
-        round.worst(mib, line.iter().fold(0.0, |most: f64, (_, bytes)| most.max(bytes / f64::from(1 << 20))));
+        round.worst(heap, slope_percent_per_h(&line(|sample| sample.heap)));
+        round.worst(mib, most(|sample| sample.memory) / f64::from(1 << 20));
         // What a cache takes once is no slope, but looks like one to whoever looks for a short while.
         round.expect(slope < SLOPE_MAX || lasted < SLOPE_AFTER, || format!("{memory} is {slope:.2}"));
-        let open = || settled.iter().map(|(_, _, files)| files[place]);
-        let growth = open().next_back().unwrap_or(0.0) - open().next().unwrap_or(0.0);
-        round.worst(files, open().fold(0.0, f64::max));
+        let open = line(|sample| sample.files);
+        let growth = open.last().map_or(0.0, |(_, last)| last - open[0].1);
+        round.worst(files, most(|sample| sample.files));
         round.expect(growth.abs() <= FILES_GROWTH_MAX, || format!("{files} grew by {growth:.0}"));
     }
     let dropped = crowd.sum().dropped;
@@ -122,6 +119,30 @@ fn soak(round: &mut Round) -> Result<(), TortureError> {
     round.worst("minutes", began.elapsed().as_secs_f64() / 60.0);
     crowd.leave()?;
     round.keep(world)
+}
+
+/// What a server takes: bytes that are resident, bytes that its allocator has given out (which tells a leak from pages that
+/// come and go), open files.
+struct Sample {
+    memory: f64,
+    heap: f64,
+    files: f64,
+}
+
+impl Sample {
+    fn take(pid: u32, admin: SocketAddr) -> Result<Sample, ToolError> {
+        Ok(Sample {
+            memory: process::memory(pid)? as f64,
+            heap: process::metric(admin, "process_heap_in_use_bytes")?,
+            files: process::open_files(pid)? as f64,
+        })
+    }
+}
+
+impl std::fmt::Display for Sample {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.0} kB, of these in use {:.0}", self.memory / 1_024.0, self.heap / 1_024.0)
+    }
 }
 
 fn one() -> ClusterOptions {
