@@ -105,9 +105,9 @@ pub struct Workers {
     /// score of them at a time costs a turn and a wake-up where else each costs one. At 53 workers on two cores 50 took a
     /// fifth less time than 20, and messages beside it were a fifth faster; 100 no less than 50.
     pub rush_ms: u64,
-    /// While heartbeats come faster than one in that time, a worker looks at connections of which nothing else is heard only so
-    /// often, and is not woken by them in between; 0: each wakes it. Pongs, and the first word behind a silence, may then
-    /// take that much longer.
+    /// Where a worker has so many connections that it gets a heartbeat in that time, it looks at those of which nothing else is
+    /// heard only so often, and is not woken by them in between; 0: each wakes it. Pongs, and the first word behind a
+    /// silence, may then take that much longer.
     pub quiet_ms: u64,
     /// Connections accepted per turn, after the frames of that turn. Their Logins, if they are there, are read in it too.
     pub accepts_per_turn_max: usize,

@@ -131,7 +131,6 @@ pub(crate) struct Worker {
 /// Epoll tokens beside places, which are below 2^32.
 pub(crate) const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
-pub(crate) const QUIET: u64 = u64::MAX - 2;
 
 impl Worker {
     /// Binds the listener and makes everything that lives in this thread's fd table. Boxed, because a thread's stack keeps what
@@ -157,8 +156,8 @@ impl Worker {
         Ok(Box::new(Worker {
             index,
             incarnation,
-            quiet: Quiet::new(&epoll, shared.config.workers.quiet_ms)?,
             epoll,
+            quiet: Quiet::new()?,
             listener: Some(listener),
             door: Door::new(&shared.config.listen.ipconf_url)?,
             table: Table::new(connections_max),
@@ -255,7 +254,6 @@ impl Worker {
             match event.token() {
                 WAKE => self.down_waiting = true,
                 LISTENER => arrivals = true,
-                QUIET => self.quiet.told = true,
                 _ => {}
             }
         }
@@ -300,12 +298,18 @@ impl Worker {
         }
         let next_tick_ms = (self.now_ms / 1000 + 1) * 1000;
         let batch_ms = self.news_due_ms();
-        let (door_ms, quiet_ms) = (self.door.opens_ms(), self.quiet.looks.next_ms());
-        let next_ms =
-            [self.logins.next_ms(), self.stalls.next_ms(), self.lingers.next_ms(), batch_ms, door_ms, quiet_ms]
-                .into_iter()
-                .flatten()
-                .fold(next_tick_ms, u64::min);
+        let (door_ms, quiet_ms) = (self.door.opens_ms(), self.quiet.look_ms());
+        let next_ms = [
+            self.logins.next_ms(),
+            self.stalls.next_ms(),
+            self.lingers.next_ms(),
+            batch_ms,
+            door_ms,
+            quiet_ms,
+        ]
+        .into_iter()
+        .flatten()
+        .fold(next_tick_ms, u64::min);
         Duration::from_millis(next_ms.saturating_sub(self.started.elapsed().as_millis() as u64))
     }
 
@@ -475,6 +479,9 @@ impl Worker {
             self.tails.remove(connection.tail);
         }
         self.early_ends.forget(place);
+        if connection.has(flag::QUIET) {
+            self.quiet.closed();
+        }
         self.shared.admission.leave(connection.address);
         if connection.user != 0 {
             self.stats().bound.set(self.stats().bound.get() - 1);

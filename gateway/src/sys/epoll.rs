@@ -4,7 +4,7 @@
 //! close may still stand in the buffer of this turn.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use libc::c_int;
@@ -73,7 +73,7 @@ impl Event {
     }
 }
 
-/// An epoll instance of this thread. One may watch another: readable is who has somebody to tell of.
+/// An epoll instance of this thread.
 #[derive(Debug)]
 pub struct Epoll {
     fd: Fd,
@@ -122,12 +122,6 @@ impl Epoll {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(&[]),
             Err(error) => Err(error),
         }
-    }
-}
-
-impl AsRawFd for Epoll {
-    fn as_raw_fd(&self) -> RawFd {
-        self.fd.raw
     }
 }
 

@@ -101,7 +101,8 @@ fn soak(round: &mut Round) -> Result<(), TortureError> {
         let line = |of: fn(&Sample) -> f64| -> Vec<(f64, f64)> {
             settled.iter().map(|(at, servers)| (*at, of(&servers[place]))).collect()
         };
-        let most = |of: fn(&Sample) -> f64| line(of).iter().fold(0.0, |most: f64, (_, value)| most.max(*value));
+        let most =
+            |of: fn(&Sample) -> f64| line(of).iter().fold(0.0, |most: f64, (_, value)| most.max(*value));
         let slope = slope_percent_per_h(&line(|sample| sample.memory));
         round.worst(memory, slope);
         round.worst(heap, slope_percent_per_h(&line(|sample| sample.heap)));
