@@ -105,10 +105,6 @@ pub struct Workers {
     /// score of them at a time costs a turn and a wake-up where else each costs one. At 53 workers on two cores 50 took a
     /// fifth less time than 20, and messages beside it were a fifth faster; 100 no less than 50.
     pub rush_ms: u64,
-    /// Where a worker has so many connections that it gets a heartbeat in that time, it looks at those of which nothing else is
-    /// heard only so often, and is not woken by them in between; 0: each wakes it. Pongs, and the first word behind a
-    /// silence, may then take that much longer.
-    pub quiet_ms: u64,
     /// Connections accepted per turn, after the frames of that turn. Their Logins, if they are there, are read in it too.
     pub accepts_per_turn_max: usize,
     /// Connections written to per turn: 64 keep a turn at 1 ms where a write costs 15 µs, which it does when the other end is on
@@ -133,7 +129,6 @@ impl Default for Workers {
             count: 0,
             events_per_turn_max: 256,
             rush_ms: 50,
-            quiet_ms: 20,
             accepts_per_turn_max: 64,
             writes_per_turn_max: 64,
             down_batches_max: 32,
@@ -426,7 +421,6 @@ impl Config {
             ),
             (self.link.batch_beside_frames_min == 0, "link.batch_beside_frames_min must be at least 1"),
             (self.workers.rush_ms > 1_000, "workers.rush_ms must be at most 1000"),
-            (self.workers.quiet_ms > 1_000, "workers.quiet_ms must be at most 1000"),
             (
                 self.link.login_retry_ms_max < u64::from(self.link.retry_after_ms)
                     || self.link.login_retry_ms_max > 3_600_000,

@@ -45,31 +45,27 @@ pub struct Connection {
     /// How far it has come.
     pub stage: Stage,
     /// Bits of [`flag`].
-    pub flags: u16,
+    pub flags: u8,
 }
 
 /// Bits of [`Connection::flags`].
 pub mod flag {
     /// It stands in the list of connections to write to.
-    pub const DIRTY: u16 = 1;
+    pub const DIRTY: u8 = 1;
     /// The socket takes no more for now; epoll tells when it does.
-    pub const BLOCKED: u16 = 2;
+    pub const BLOCKED: u8 = 2;
     /// Pushes were skipped: a Resync is owed at the low mark.
-    pub const RESYNC: u16 = 4;
+    pub const RESYNC: u8 = 4;
     /// Its reads wait until its own queue has shrunk.
-    pub const PARKED: u16 = 8;
+    pub const PARKED: u8 = 8;
     /// The sending direction has been shut down.
-    pub const SHUT: u16 = 16;
+    pub const SHUT: u8 = 16;
     /// It stands among the deadlines of stalled writes.
-    pub const STALL: u16 = 32;
+    pub const STALL: u8 = 32;
     /// Its last frame may wait for its reader no longer than that of one that is shut.
-    pub const LAST: u16 = 64;
+    pub const LAST: u8 = 64;
     /// It stands in the list of those that are written to behind everybody else.
-    pub const BULK: u16 = 128;
-    /// Something else than Ping, PushAck and Login was heard since the last Ping.
-    pub const SPOKE: u16 = 256;
-    /// It is watched among those of whom only heartbeats are heard.
-    pub const QUIET: u16 = 512;
+    pub const BULK: u8 = 128;
 }
 
 impl Connection {
@@ -88,9 +84,9 @@ impl Connection {
         }
     }
 
-    /// Whether a flag is set, of several any.
-    pub fn has(&self, bits: u16) -> bool {
-        self.flags & bits != 0
+    /// Whether a flag is set.
+    pub fn has(&self, bit: u8) -> bool {
+        self.flags & bit != 0
     }
 }
 

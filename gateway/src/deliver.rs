@@ -418,7 +418,6 @@ impl Worker {
 
     /// Brings epoll's interest in line with the flags.
     fn watch(&mut self, place: Place) {
-        self.stir(place);
         let Some(connection) = self.table.get_mut(place) else { return };
         let interest = match (connection.has(flag::PARKED), connection.has(flag::BLOCKED)) {
             (false, false) => Interest::Read,
@@ -426,8 +425,7 @@ impl Worker {
             (true, true) => Interest::Write,
             (true, false) => Interest::Nothing,
         };
-        let epoll = if connection.has(flag::QUIET) { &self.quiet.epoll } else { &self.epoll };
-        if epoll.modify(&connection.fd, u64::from(place.bits()), interest).is_err() {
+        if self.epoll.modify(&connection.fd, u64::from(place.bits()), interest).is_err() {
             self.close(place, Some(Why::Socket));
         }
     }

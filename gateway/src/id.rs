@@ -29,11 +29,6 @@ impl Place {
     pub fn from_bits(bits: u32) -> Self {
         Place { slot: bits >> GENERATION_BITS, generation: (bits as u16) & (GENERATIONS - 1) }
     }
-
-    /// The place that an epoll token names, if it names one.
-    pub fn of_token(token: u64) -> Option<Self> {
-        u32::try_from(token).ok().map(Place::from_bits)
-    }
 }
 
 /// The id of `place` in a worker of this life of the gateway.

@@ -24,7 +24,6 @@ pub mod login_rate;
 pub mod machine;
 pub mod metrics;
 mod outbox;
-mod quiet;
 mod receive;
 pub mod send_queue;
 pub mod server;

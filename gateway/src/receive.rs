@@ -223,7 +223,6 @@ impl Worker {
             body_bytes: frame.body.len() as u32,
         };
         self.batch_up(up, frame.body);
-        self.spoke(place, frame.command);
         crpc::failpoint::here("gateway_after_decode");
     }
 
@@ -249,7 +248,6 @@ impl Worker {
         self.small_frames.extend_from_slice(body);
         let pong = self.small_frames.split().freeze();
         self.enqueue(place, pong, false);
-        self.beat(place);
     }
 }
 

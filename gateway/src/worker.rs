@@ -23,7 +23,6 @@ use crate::early_end::EarlyEnds;
 use crate::expiry::Expiry;
 use crate::id::{self, Place};
 use crate::metrics::{Metrics, Why, WorkerStats};
-use crate::quiet::Quiet;
 use crate::send_queue::QueuePool;
 use crate::sys::{self, Epoll, Event, Fd, Interest};
 use crate::table::Table;
@@ -77,7 +76,6 @@ pub(crate) struct Worker {
     pub(crate) incarnation: u32,
     pub(crate) shared: Shared,
     pub(crate) epoll: Epoll,
-    pub(crate) quiet: Quiet,
     pub(crate) listener: Option<Fd>,
     pub(crate) door: Door,
     pub(crate) table: Table,
@@ -157,7 +155,6 @@ impl Worker {
             index,
             incarnation,
             epoll,
-            quiet: Quiet::new()?,
             listener: Some(listener),
             door: Door::new(&shared.config.listen.ipconf_url)?,
             table: Table::new(connections_max),
@@ -224,9 +221,6 @@ impl Worker {
         }
         self.now_ms = self.started.elapsed().as_millis() as u64;
         let arrivals = self.ready(ready);
-        // As many as this turn has room for, and never nobody.
-        let heard = ready.len().min(events.len() / 2);
-        self.hear_quiet(&mut events[heard..])?;
         if self.down_waiting && !self.take_deliveries() {
             self.stop();
             return Ok(false);
@@ -247,36 +241,23 @@ impl Worker {
 
     /// Handles what epoll has told; whether somebody waits at the listener.
     fn ready(&mut self, events: &[Event]) -> bool {
-        let first = std::mem::take(&mut self.first_event);
-        self.first_event = self.connections_ready(events, first);
         let mut arrivals = false;
-        for event in events {
+        let mut choked = self.held_back;
+        let read_max = self.shared.config.workers.read_bytes_per_turn_max;
+        // Epoll lists in turn whoever is ready, so those that were left out are where we stopped.
+        let (before, behind) = events.split_at(std::mem::take(&mut self.first_event).min(events.len()));
+        for (index, event) in behind.iter().chain(before).enumerate() {
             match event.token() {
                 WAKE => self.down_waiting = true,
                 LISTENER => arrivals = true,
-                _ => {}
-            }
-        }
-        arrivals
-    }
-
-    /// Handles what was told of connections, from the `first` on and around, until enough is read; returns where the next
-    /// turn is to begin. Epoll lists in turn whoever is ready, so those that were left out are where we stopped.
-    pub(crate) fn connections_ready(&mut self, events: &[Event], first: usize) -> usize {
-        let read_max = self.shared.config.workers.read_bytes_per_turn_max;
-        let mut choked = self.held_back || self.batch.bodies.len() >= read_max;
-        let (before, behind) = events.split_at(first.min(events.len()));
-        let mut next_first = 0;
-        for (index, event) in behind.iter().chain(before).enumerate() {
-            if let Some(place) = Place::of_token(event.token()) {
-                self.connection_ready(place, event, choked);
+                token => self.connection_ready(Place::from_bits(token as u32), event, choked),
             }
             if !choked && self.batch.bodies.len() >= read_max {
                 choked = true;
-                next_first = (before.len() + index + 1) % events.len();
+                self.first_event = (before.len() + index + 1) % events.len();
             }
         }
-        next_first
+        arrivals
     }
 
     fn connection_ready(&mut self, place: Place, event: &Event, choked: bool) {
@@ -298,18 +279,12 @@ impl Worker {
         }
         let next_tick_ms = (self.now_ms / 1000 + 1) * 1000;
         let batch_ms = self.news_due_ms();
-        let (door_ms, quiet_ms) = (self.door.opens_ms(), self.quiet.look_ms());
-        let next_ms = [
-            self.logins.next_ms(),
-            self.stalls.next_ms(),
-            self.lingers.next_ms(),
-            batch_ms,
-            door_ms,
-            quiet_ms,
-        ]
-        .into_iter()
-        .flatten()
-        .fold(next_tick_ms, u64::min);
+        let door_ms = self.door.opens_ms();
+        let next_ms =
+            [self.logins.next_ms(), self.stalls.next_ms(), self.lingers.next_ms(), batch_ms, door_ms]
+                .into_iter()
+                .flatten()
+                .fold(next_tick_ms, u64::min);
         Duration::from_millis(next_ms.saturating_sub(self.started.elapsed().as_millis() as u64))
     }
 
@@ -479,9 +454,6 @@ impl Worker {
             self.tails.remove(connection.tail);
         }
         self.early_ends.forget(place);
-        if connection.has(flag::QUIET) {
-            self.quiet.closed();
-        }
         self.shared.admission.leave(connection.address);
         if connection.user != 0 {
             self.stats().bound.set(self.stats().bound.get() - 1);

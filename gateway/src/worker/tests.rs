@@ -15,7 +15,6 @@ use crate::config::Limits;
 use crate::sys::EventFd;
 
 mod attack;
-mod quiet;
 mod slow_reader;
 mod split;
 mod tokens;

@@ -61,7 +61,7 @@ impl Rig {
         unreachable!()
     }
 
-    fn has(&mut self, connection: u64, bit: u16) -> bool {
+    fn has(&mut self, connection: u64, bit: u8) -> bool {
         self.worker.table.get_mut(id::place(connection)).is_some_and(|connection| connection.has(bit))
     }
 
