@@ -406,9 +406,7 @@ impl<'a> Try<'a> {
     fn only_heartbeats(&mut self, gateway: &Gateway, wait: impl FnOnce(&Self)) -> Result<(), RunError> {
         let (turns, cpu, began) = (gateway.turns()?, gateway.cpu()?, Instant::now());
         wait(self);
-        let turns = gateway.turns()?.since(turns);
-        self.heartbeats.turns.all += turns.all;
-        self.heartbeats.turns.over += turns.over;
+        self.heartbeats.turns = self.heartbeats.turns.and(gateway.turns()?.since(turns));
         self.heartbeats.cpu += gateway.cpu()?.saturating_sub(cpu);
         self.heartbeats.time += began.elapsed();
         Ok(())

@@ -154,6 +154,11 @@ pub struct Turns {
 }
 
 impl Turns {
+    /// Both.
+    pub fn and(self, more: Turns) -> Turns {
+        Turns { all: self.all + more.all, over: self.over + more.over }
+    }
+
     /// What came since.
     pub fn since(self, before: Turns) -> Turns {
         Turns { all: self.all - before.all, over: self.over - before.over }
