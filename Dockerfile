@@ -16,9 +16,9 @@ COPY . .
 # The caches keep a second build short. They are no part of the layer, so what was built is copied out in the same step.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --workspace --bins \
+    cargo build --profile dist --locked --workspace --bins \
  && for name in api client gateway ipconf loadtest state; do \
-      install -D "target/release/$name" "/out/rookery-$name" || exit 1; \
+      install -D "target/dist/$name" "/out/rookery-$name" || exit 1; \
     done
 
 # The same Debian as that of the build: the programs are linked with its libc.
