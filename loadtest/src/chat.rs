@@ -10,6 +10,7 @@ pub(crate) mod plan;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use serde::Serialize;
 
 use crate::checker::{Checker, Verdict};
 use crate::engine::{Engine, Plan, Sample, millis};
+use crate::hdr_log::HdrLogs;
 use crate::monitor::{Monitor, RunError};
 use crate::session::random_run;
 use mode::{ChatMode, ChatRun};
@@ -44,6 +46,8 @@ pub struct ChatOptions {
     pub timeout: Duration,
     /// No progress lines.
     pub quiet: bool,
+    /// Prefix of HdrHistogram logs.
+    pub hdr_log: Option<PathBuf>,
 }
 
 /// The JSON object.
@@ -60,9 +64,20 @@ pub struct ChatReport {
     pub messages_per_chat_min: u64,
     pub seed: u64,
     pub p50_ms: Option<f64>,
+    pub p90_ms: Option<f64>,
     pub p99_ms: Option<f64>,
     pub p999_ms: Option<f64>,
+    pub p9999_ms: Option<f64>,
     pub max_ms: Option<f64>,
+    /// Connections that broke while they were logged in.
+    pub dropped: u64,
+    /// Messages that were refused, or whose fate nobody knows.
+    pub unsure: u64,
+    /// Deliveries that no sender of this run can have caused.
+    pub foreign: u64,
+    pub generator_is_bottleneck: bool,
+    /// Faults by name.
+    pub errors: BTreeMap<String, u64>,
 }
 
 /// A report, and what stands beside it.
@@ -70,14 +85,6 @@ pub struct ChatReport {
 pub struct ChatResult {
     /// The JSON object.
     pub report: ChatReport,
-    /// Faults by name.
-    pub errors: BTreeMap<String, u64>,
-    /// Connections that broke while they were logged in.
-    pub dropped: u64,
-    /// Messages that were refused, or whose fate nobody knows.
-    pub unsure: u64,
-    /// Deliveries that no sender of this run can have caused.
-    pub foreign: u64,
     /// How long the login of all took.
     pub login_seconds: f64,
 }
@@ -85,13 +92,15 @@ pub struct ChatResult {
 impl ChatResult {
     /// Whether the promise was kept.
     pub fn is_clean(&self) -> bool {
-        self.report.lost == 0 && self.report.doubled == 0 && self.report.reordered == 0 && self.foreign == 0
+        let report = &self.report;
+        [report.lost, report.doubled, report.reordered, report.foreign] == [0; 4]
     }
 }
 
 /// Runs it.
 pub fn run(options: &ChatOptions) -> Result<ChatResult, RunError> {
     let plan = check(options)?;
+    let hdr = options.hdr_log.as_deref().map(HdrLogs::create).transpose()?;
     let participants = plan.participants().len() as u64;
     let messages = plan.messages;
     let run = Arc::new(ChatRun { name: random_run(), number: rand::rng().random(), plan });
@@ -104,7 +113,8 @@ pub fn run(options: &ChatOptions) -> Result<ChatResult, RunError> {
         prompt: true,
     };
     let engine = Engine::start(engine_plan, move |share| ChatMode::new(run.clone(), share))?;
-    let mut monitor = Monitor::new(u64::from(options.connections), options.timeout, options.quiet);
+    let mut monitor =
+        Monitor::new(u64::from(options.connections), options.timeout, options.quiet).log_to(hdr);
     let begun_us = engine.begin();
     let all = u64::from(options.connections);
     let logged_in = monitor.watch(&engine, |sum| sum.ready_now() >= all && sum.synced >= participants);
@@ -123,7 +133,7 @@ pub fn run(options: &ChatOptions) -> Result<ChatResult, RunError> {
     }
     let mut checker = Checker::default();
     parts.into_iter().for_each(|part| checker.merge(part));
-    let result = result(options, &checker.verdict(), monitor.sum(), login_seconds);
+    let result = result(options, &checker.verdict(), &monitor, login_seconds);
     let least = result.report.messages_per_chat_min;
     if least < MESSAGES_PER_CHAT_MIN && result.is_clean() {
         return Err(too_few(least));
@@ -187,7 +197,8 @@ fn wait_for_quiet<P: Send + 'static>(monitor: &mut Monitor, engine: &Engine<P>) 
     }
 }
 
-fn result(options: &ChatOptions, verdict: &Verdict, sum: &Sample, login_seconds: f64) -> ChatResult {
+fn result(options: &ChatOptions, verdict: &Verdict, monitor: &Monitor, login_seconds: f64) -> ChatResult {
+    let sum = monitor.sum();
     let at = |quantile| millis(&sum.latency, quantile);
     ChatResult {
         report: ChatReport {
@@ -201,14 +212,17 @@ fn result(options: &ChatOptions, verdict: &Verdict, sum: &Sample, login_seconds:
             messages_per_chat_min: verdict.messages_per_chat_min,
             seed: options.seed,
             p50_ms: at(0.5),
+            p90_ms: at(0.9),
             p99_ms: at(0.99),
             p999_ms: at(0.999),
+            p9999_ms: at(0.9999),
             max_ms: at(1.0),
+            dropped: sum.dropped,
+            unsure: sum.unsure,
+            foreign: verdict.foreign,
+            generator_is_bottleneck: monitor.strained().is_bottleneck(),
+            errors: sum.faults.clone(),
         },
-        errors: sum.faults.clone(),
-        dropped: sum.dropped,
-        unsure: sum.unsure,
-        foreign: verdict.foreign,
         login_seconds,
     }
 }

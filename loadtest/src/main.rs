@@ -122,7 +122,7 @@ struct StormArgs {
     /// While holding, so many more that log in, ask for 4 MiB of long messages and read none of it
     #[arg(long, value_name = "N", default_value_t = 0)]
     slow_readers: u32,
-    /// HdrHistogram interval logs, a line a second: PREFIX.connect.hlog, .login, .ping, .delivery (microseconds)
+    /// HdrHistogram interval logs, a line a second: PREFIX.connect.hlog, .login, .ping (microseconds; .delivery is chat's)
     #[arg(long, value_name = "PREFIX")]
     hdr_log: Option<PathBuf>,
     /// A server's process on this machine: adds rss_before_bytes, rss_after_bytes and rss_per_conn_bytes (anonymous,
@@ -168,6 +168,9 @@ struct ChatArgs {
     /// Where to measure fsync [default: target/ here, else the temp dir]
     #[arg(long, value_name = "DIR")]
     fsync_dir: Option<PathBuf>,
+    /// HdrHistogram interval logs, a line a second: PREFIX.connect.hlog, .login, .ping, .delivery (microseconds)
+    #[arg(long, value_name = "PREFIX")]
+    hdr_log: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -287,6 +290,20 @@ fn run_storm(args: &StormArgs) -> Result<Failures, RunError> {
 
 /// What is to be spoken if it is not ours; nothing is spoken without a login.
 fn peer_protocol(args: &StormArgs) -> Result<Option<Protocol>, RunError> {
+    let ours = [
+        ("--reconnect", args.reconnect.is_some()),
+        ("--half-frames", args.half_frames > 0),
+        ("--half-open", args.half_open > 0),
+        ("--slow-readers", args.slow_readers > 0),
+        ("--hdr-log", args.hdr_log.is_some()),
+        ("--token-secret", args.token_secret.is_some()),
+    ];
+    if args.protocol != Spoken::Rookery
+        && !args.no_login
+        && let Some((option, _)) = ours.iter().find(|(_, is_given)| *is_given)
+    {
+        return Err(RunError::Usage(format!("{option} needs --protocol rookery")));
+    }
     if args.protocol != Spoken::Mqtt && (args.mqtt_user.is_some() || args.mqtt_subscribe) {
         return Err(RunError::Usage("--mqtt-user and --mqtt-subscribe need --protocol mqtt".into()));
     }
@@ -373,6 +390,7 @@ fn run_chat(args: &ChatArgs) -> Result<Failures, RunError> {
         window: args.common.window,
         timeout: args.common.timeout,
         quiet: args.common.quiet,
+        hdr_log: args.hdr_log.clone(),
     };
     let mut fsync = FsyncProbe::new(args.fsync_dir.as_deref());
     fsync.measure()?;
@@ -382,17 +400,13 @@ fn run_chat(args: &ChatArgs) -> Result<Failures, RunError> {
         ("fsync_p50_ms", format!("{:.3} ({})", fsync.millis(0.5), fsync.folder().display())),
         ("fsync_p99_ms", format!("{:.3}", fsync.millis(0.99))),
         ("login seconds", format!("{:.1}", result.login_seconds)),
-        ("connections dropped", result.dropped.to_string()),
-        ("refused or unknown", result.unsure.to_string()),
-        ("foreign", result.foreign.to_string()),
-        ("errors", listed(&result.errors)),
     ];
     let mut failures = show(&args.common, &report::value(&result.report), &beside)?;
     if !result.is_clean() {
         let r = &result.report;
         failures.push(format!(
             "lost {}, doubled {}, reordered {}, foreign {} (seed {})",
-            r.lost, r.doubled, r.reordered, result.foreign, r.seed
+            r.lost, r.doubled, r.reordered, r.foreign, r.seed
         ));
     }
     Ok(failures)
@@ -453,7 +467,7 @@ fn user_and_password(text: &str) -> Result<(String, String), String> {
 const STORM_KEYS: [&str; 8] =
     ["connections", "failed", "seconds", "per_s", "connect_p99_ms", "login_p50_ms", "login_p99_ms", "errors"];
 const FLOOR_KEYS: [&str; 5] = ["connections", "seconds", "per_s", "kernel_bytes_per_conn", "cpu_us_per_conn"];
-const CHAT_KEYS: [&str; 13] = [
+const CHAT_KEYS: [&str; 20] = [
     "sent",
     "acked",
     "delivered",
@@ -464,9 +478,16 @@ const CHAT_KEYS: [&str; 13] = [
     "messages_per_chat_min",
     "seed",
     "p50_ms",
+    "p90_ms",
     "p99_ms",
     "p999_ms",
+    "p9999_ms",
     "max_ms",
+    "dropped",
+    "unsure",
+    "foreign",
+    "generator_is_bottleneck",
+    "errors",
 ];
 
 const AFTER_HELP: &str = "\

@@ -100,14 +100,40 @@ pub struct StormReport {
 
 /// Keys of a report beside the fields of [`StormReport`]; some stand in it only when they were asked for.
 pub fn more_keys() -> Vec<String> {
-    let names = ["connect", "login", "login_uncorrected", "ping", "ping_uncorrected", "generator_lag"];
+    let names = [
+        "connect",
+        "login",
+        "login_uncorrected",
+        "reconnect_connect",
+        "reconnect_login",
+        "ping",
+        "ping_uncorrected",
+        "generator_lag",
+    ];
     let mut keys: Vec<String> = names.into_iter().flat_map(percentile_keys).collect();
     keys.extend(MORE_KEYS.iter().map(|key| (*key).to_owned()));
     keys
 }
 
+/// What is done while holding needs time for it.
+fn check(options: &StormOptions) -> Result<(), RunError> {
+    let usage = |text: &str| Err(RunError::Usage(text.to_owned()));
+    if !options.misfits.is_empty() && options.hold.is_zero() {
+        return usage(
+            "--half-frames, --half-open and --slow-readers come while holding: give --hold SECONDS",
+        );
+    }
+    if options.reconnect.is_some_and(|(_, every)| every >= options.hold) {
+        return usage(
+            "--reconnect cuts every --reconnect-every seconds (10) while holding: give a longer --hold",
+        );
+    }
+    Ok(())
+}
+
 /// Runs it.
 pub fn run(options: &StormOptions) -> Result<StormReport, RunError> {
+    check(options)?;
     let before = options.pid.map(Memory::of).transpose()?;
     let hdr = options.hdr_log.as_deref().map(HdrLogs::create).transpose()?;
     let plan = Plan {
@@ -195,6 +221,10 @@ fn beside(
     if !options.no_login {
         percentiles(more, "login", &opened.login, &HAS);
         percentiles(more, "login_uncorrected", &opened.login_uncorrected, &HAS);
+    }
+    if options.reconnect.is_some() {
+        percentiles(more, "reconnect_connect", &all.connect.since(&opened.connect), &HAS);
+        percentiles(more, "reconnect_login", &all.login.since(&opened.login), &HAS);
     }
     if !all.ping.is_empty() {
         percentiles(more, "ping", &all.ping, &HAS);

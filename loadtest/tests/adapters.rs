@@ -96,6 +96,10 @@ fn the_program_writes_the_keys_of_a_storm() {
     assert_eq!(report["connections"], 20);
     assert_eq!(run(&["--protocol", "http", "--mqtt-subscribe"]).status.code(), Some(64));
     assert_eq!(run(&["--protocol", "smtp"]).status.code(), Some(64));
+    // What is said in our protocol alone is not left out without a word.
+    let output = run(&["--protocol", "http", "--half-open", "3", "--hold", "1"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--half-open"));
 }
 
 /// The whole bench, small, with whatever is installed here.

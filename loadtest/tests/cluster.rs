@@ -37,6 +37,7 @@ fn sessions_and_messages_cross_a_real_cluster() {
         window: 64,
         timeout: Duration::from_secs(60),
         quiet: true,
+        hdr_log: None,
     })
     .unwrap();
     assert!(chat.is_clean(), "{chat:?}");

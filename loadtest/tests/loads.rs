@@ -40,6 +40,7 @@ fn chat(fake: &Fake, change: impl FnOnce(&mut ChatOptions)) -> Result<ChatResult
         window: 64,
         timeout: Duration::from_secs(60),
         quiet: true,
+        hdr_log: None,
     };
     change(&mut options);
     chat::run(&options)
@@ -106,6 +107,11 @@ fn a_share_that_is_cut_comes_back() {
     let number = |key: &str| report.more[key].as_f64().unwrap();
     assert!(number("reconnect_rounds") >= 1.0 && number("reconnect_back_max_s") > 0.0, "{:?}", report.more);
     assert!(number("reconnect_cut") >= 100.0 * number("reconnect_rounds"), "{:?}", report.more);
+    assert!(
+        number("reconnect_login_p99_ms") > 0.0 && number("reconnect_connect_max_ms") > 0.0,
+        "{:?}",
+        report.more
+    );
     // Heartbeats every 90 ms were answered meanwhile.
     assert!(number("ping_p50_ms") > 0.0);
 }
@@ -126,12 +132,30 @@ fn misfits_do_not_count_as_sessions() {
 }
 
 #[test]
+fn what_comes_while_holding_needs_a_hold() {
+    let fake = Fake::start(Fault::Nothing);
+    let options =
+        StormOptions { targets: vec![fake.address], connections: 1, quiet: true, ..Default::default() };
+    let hold = Duration::from_secs(10);
+    for wrong in [
+        StormOptions { misfits: vec![(Misfit::Silent, 1)], ..options.clone() },
+        StormOptions { reconnect: Some((40, hold)), ..options.clone() },
+        StormOptions { reconnect: Some((40, hold)), hold, ..options },
+    ] {
+        assert!(matches!(storm::run(&wrong), Err(RunError::Usage(_))));
+    }
+}
+
+#[test]
 fn a_chat_run_is_clean() {
     let fake = Fake::start(Fault::Nothing);
-    let result = chat(&fake, |_| {}).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let result = chat(&fake, |options| options.hdr_log = Some(folder.path().join("chat"))).unwrap();
     let report = &result.report;
     assert!(result.is_clean(), "{result:?}");
     assert_eq!((report.sent, report.acked, report.delivered), (500, 500, 500), "{result:?}");
+    let log = std::fs::read_to_string(folder.path().join("chat.delivery.hlog")).unwrap();
+    assert!(log.lines().any(|line| !line.starts_with('#') && !line.starts_with('"')), "{log}");
     assert!(report.chats >= 10 && report.messages_per_chat_min >= 20);
     assert!(report.p50_ms.unwrap() > 0.0 && report.max_ms >= report.p999_ms);
 }
@@ -141,7 +165,7 @@ fn a_connection_that_is_cut_comes_back_and_nothing_is_missing() {
     let fake = Fake::start(Fault::Cut);
     let result = chat(&fake, |_| {}).unwrap();
     assert!(result.is_clean(), "{result:?}");
-    assert_eq!((result.dropped, result.report.delivered), (1, 500), "{result:?}");
+    assert_eq!((result.report.dropped, result.report.delivered), (1, 500), "{result:?}");
 }
 
 #[test]

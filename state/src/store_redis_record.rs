@@ -112,18 +112,26 @@ pub fn promise(config: &HashMap<String, String>) -> Result<(), String> {
         .iter()
         .filter(|(name, value)| config.get(*name).is_none_or(|found| found != value))
         .map(|(name, value)| {
-            format!("{name} is {}, not {value}", config.get(*name).map_or("not told", String::as_str))
+            let found = config.get(*name).map_or("not told", String::as_str);
+            if value.is_empty() {
+                format!("{name} is {found}")
+            } else {
+                format!("{name} is {found}, not {value}")
+            }
         })
         .collect();
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join(", ")) }
 }
 
-/// The settings of a Redis that loses nothing it has answered.
-pub const STRICT: [(&str, &str); 4] = [
+/// The settings of a Redis that loses nothing it has answered. A node of a cluster may be replaced by a copy that lacks some of
+/// it, and a replica is such a copy.
+pub const STRICT: [(&str, &str); 6] = [
     ("appendonly", "yes"),
     ("appendfsync", "always"),
     ("no-appendfsync-on-rewrite", "no"),
     ("maxmemory-policy", "noeviction"),
+    ("cluster-enabled", "no"),
+    ("replicaof", ""),
 ];
 
 /// What this server has seen, shared by its connections.
@@ -259,7 +267,9 @@ mod tests {
         assert_eq!(promise(&config), Ok(()));
         config.insert("appendfsync".to_owned(), "everysec".to_owned());
         config.remove("appendonly");
+        config.insert("replicaof".to_owned(), "10.0.0.1 6379".to_owned());
         let wrong = promise(&config).unwrap_err();
-        assert!(wrong.contains("appendfsync is everysec") && wrong.contains("appendonly is not told"));
+        let expected = "appendonly is not told, not yes, appendfsync is everysec, not always, replicaof is 10.0.0.1 6379";
+        assert_eq!(wrong, expected);
     }
 }

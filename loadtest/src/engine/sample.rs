@@ -170,6 +170,13 @@ impl Times {
             let _ = self.0.add(&other.0);
         }
     }
+
+    /// What was recorded since it was a copy of `before`.
+    pub fn since(&self, before: &Times) -> Times {
+        let mut times = self.clone();
+        let _ = times.0.subtract(&before.0);
+        times
+    }
 }
 
 impl Deref for Times {

@@ -19,7 +19,7 @@ pub fn write(
     path: &Path,
     rows: &[&'static Row],
     results: &[RowResult],
-    seed: u64,
+    run: &Run,
 ) -> Result<(), TortureError> {
     let failed = |error| TortureError::io(format!("cannot write {}", path.display()), error);
     let before = match std::fs::read_to_string(path) {
@@ -27,11 +27,20 @@ pub fn write(
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(failed(error)),
     };
-    let day = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
-    std::fs::write(path, page(&before, rows, results, seed, &day)).map_err(failed)
+    std::fs::write(path, page(&before, rows, results, run)).map_err(failed)
 }
 
-fn page(before: &str, rows: &[&'static Row], results: &[RowResult], seed: u64, day: &str) -> String {
+/// What lines of one run have in common.
+pub struct Run {
+    /// `--seed`.
+    pub seed: u64,
+    /// Its parameters, see [`Terms`](super::round::Terms).
+    pub terms: &'static str,
+    /// Year, month and day.
+    pub day: String,
+}
+
+fn page(before: &str, rows: &[&'static Row], results: &[RowResult], run: &Run) -> String {
     let before = if before.contains(COLUMNS) { before } else { "" };
     let mut lines: BTreeMap<String, Line> =
         before.lines().filter_map(Line::read).map(|line| (line.cells[ROW].clone(), line)).collect();
@@ -40,13 +49,13 @@ fn page(before: &str, rows: &[&'static Row], results: &[RowResult], seed: u64, d
         let was_run_before = lines.get(one.row.name).is_some_and(|line| line.number(ROUNDS) > 0);
         let is_news = if one.missing.is_some() { !was_run_before } else { one.rounds > 0 };
         if is_news {
-            lines.insert(one.row.name.to_owned(), Line::of(one, seed, day));
+            lines.insert(one.row.name.to_owned(), Line::of(one, run));
         }
     }
     let (mut wrong, mut acked, mut faults) = (0, 0, 0);
     let mut table = String::new();
     for row in rows {
-        let line = lines.remove(row.name).unwrap_or_else(|| Line::not_run(row));
+        let line = lines.remove(row.name).map_or_else(|| Line::not_run(row), |line| line.named_as(row));
         // Faults of rows without messages would say nothing about messages; a control's were planted.
         if line.number(ACKED) > 0 && !line.is_control() {
             (wrong, acked, faults) =
@@ -75,27 +84,34 @@ impl Line {
         is_row.then_some(Line { cells })
     }
 
-    fn of(one: &RowResult, seed: u64, day: &str) -> Line {
+    fn of(one: &RowResult, run: &Run) -> Line {
         let facts = &one.facts;
         let (faults, acked) = (facts.faults.to_string(), facts.acked.to_string());
         match one.missing {
-            Some(_) => Line::new(one.row, ["0", "0", "0", &one.result(), "", "", ""]),
+            Some(_) => Line::new(one.row, ["0", "", "0", "0", &one.result(), "", "", ""]),
             None => {
-                let (rounds, seed) = (one.rounds.to_string(), seed.to_string());
-                Line::new(one.row, [&rounds, &faults, &acked, &one.result(), &one.worst(), &seed, day])
+                let (rounds, seed) = (one.rounds.to_string(), run.seed.to_string());
+                let (result, worst) = (one.result(), one.worst());
+                let cells = [&rounds, run.terms, &faults, &acked, &result, &worst, &seed, &run.day];
+                Line::new(one.row, cells)
             }
         }
     }
 
     fn not_run(row: &Row) -> Line {
-        Line::new(row, ["0", "0", "0", "not run yet", "", "", ""])
+        Line::new(row, ["0", "", "0", "0", "not run yet", "", "", ""])
     }
 
-    fn new(row: &Row, cells: [&str; CELLS - 3]) -> Line {
-        let all = [row.name, row.fault, how(row.name)].into_iter().chain(cells);
-        // A bar or a line's end would make columns of its own.
-        let clean = |cell: &str| without_paths(&cell.replace('|', "/").replace('\n', " "));
-        Line { cells: all.map(clean).collect() }
+    fn new(row: &Row, cells: [&str; CELLS - ROUNDS]) -> Line {
+        let line = Line { cells: [""; ROUNDS].into_iter().chain(cells).map(clean).collect() };
+        line.named_as(row)
+    }
+
+    /// The same with what is said of the row today.
+    fn named_as(mut self, row: &Row) -> Line {
+        let named = [row.name, row.fault, how(row.name)].map(clean);
+        self.cells.splice(..ROUNDS, named);
+        self
     }
 
     fn number(&self, cell: usize) -> u64 {
@@ -119,6 +135,11 @@ impl Line {
     }
 }
 
+/// A bar or a line's end would make columns of its own.
+fn clean(cell: &str) -> String {
+    without_paths(&cell.replace('|', "/").replace('\n', " "))
+}
+
 /// Of an absolute path only the last part: where somebody keeps this project is nobody's business.
 fn without_paths(text: &str) -> String {
     let short = |word: &str| match word.find('/') {
@@ -139,10 +160,10 @@ fn how(row: &str) -> &'static str {
 /// Columns.
 const ROW: usize = 0;
 const ROUNDS: usize = 3;
-const FAULTS: usize = 4;
-const ACKED: usize = 5;
-const RESULT: usize = 6;
-const CELLS: usize = 10;
+const FAULTS: usize = 5;
+const ACKED: usize = 6;
+const RESULT: usize = 7;
+const CELLS: usize = 11;
 
 const HOW: &[(&str, &str)] = &[
     ("F1", "SIGKILL, one or two servers, then a restart; a probe asks every 10 ms"),
@@ -184,11 +205,16 @@ const HOW: &[(&str, &str)] = &[
         "random and damaged frames, before and after login; a valid Login in two pieces, cut at every byte",
     ),
     ("A5", "bare sockets from one address of the loopback network, others from another"),
+    ("A6", "a thousand wrong tokens a second from one address, others from another"),
     (
         "A7",
         "old Sends on the same connection, on others, through the other gateway, by somebody else; old Logins",
     ),
     ("A8", "clients that stop reading while messages come, then read on"),
+    (
+        "A9",
+        "a hundred messages to a group whose members are all connected, and acknowledge as the library does",
+    ),
     ("A10", "a gateway under a low RLIMIT_NOFILE, and more clients than it allows"),
     (
         "A11",
@@ -230,9 +256,9 @@ may have been shown, nothing that was refused, and no connection may have ended 
 all of this held, and whatever limits the row has for itself. Rows N-… and F3n are controls: they plant a fault that the
 checker must find, and count for nothing else.
 
-`loadtest torture --rows ROW --rounds N --seed SEED` does a line again (with `--gate` or `--tenth`, where the run had it);
-`loadtest torture --list` says how many rounds a full run has. Random moments are drawn from the seed; what processes do
-in between is not.
+`loadtest torture --rows ROW --rounds N --seed SEED` does a line again, with `--gate` or `--tenth` where the column \"as\" says so: what
+takes long is shorter then, and with `--gate` it is not judged how much others were slowed down (the figure stands there). `loadtest torture --list` says how many rounds a full run has. Random moments are drawn from the seed, and where a row
+has several faults its round takes one by the seed; what processes do in between is not.
 
 None in n bounds a rate below 3/n, with 95 % confidence (the rule of three). Messages of one fault share their fate, so
 the bound by faults is the more careful of the two.
@@ -241,8 +267,8 @@ the bound by faults is the more careful of the two.
 
 ";
 const COLUMNS: &str = "\
-| row | fault | how | rounds run | faults injected | messages acknowledged | result | worst figures | seed | date |
-|---|---|---|---|---|---|---|---|---|---|
+| row | fault | how | rounds run | as | faults injected | messages acknowledged | result | worst figures | seed | date |
+|---|---|---|---|---|---|---|---|---|---|---|
 ";
 
 #[cfg(test)]
@@ -255,6 +281,10 @@ mod tests {
     const THREE: Row = Row { name: "Z3", fault: "never", full_rounds: 1, gate: true, run: |_| Ok(()) };
     const CONTROL: Row = Row { name: "N-x", fault: "planted", full_rounds: 1, gate: true, run: |_| Ok(()) };
     const ALL: [&Row; 4] = [&ONE, &TWO, &THREE, &CONTROL];
+
+    fn run(seed: u64, day: &str) -> Run {
+        Run { seed, terms: "gate", day: day.to_owned() }
+    }
 
     fn result(row: &'static Row, facts: Facts) -> RowResult {
         RowResult { row, rounds: 2, facts, missing: None, seconds: 0.0 }
@@ -270,22 +300,35 @@ mod tests {
     #[test]
     fn rows_that_were_not_run_now_stay() {
         let facts = Facts { faults: 2, acked: 1_000, lost: 3, doubled: 1, ..Facts::default() };
-        let first = page("", &ALL, &[result(&ONE, facts)], 7, "2026-01-02");
+        let first = page("", &ALL, &[result(&ONE, facts)], &run(7, "2026-01-02"));
         let failed = line(&first, "F1");
-        assert_eq!(failed[ROUNDS..], ["2", "2", "1000", "FAILED: lost 3, doubled 1", "", "7", "2026-01-02"]);
+        assert_eq!(
+            failed[ROUNDS..],
+            ["2", "gate", "2", "1000", "FAILED: lost 3, doubled 1", "", "7", "2026-01-02"]
+        );
         assert_eq!(line(&first, "F2")[RESULT], "not run yet");
         assert!(first.contains("4 of 1000 acknowledged messages lost or doubled in 2 faults"), "{first}");
         let facts = Facts { faults: 5, acked: 500, ..Facts::default() };
         let missing = RowResult { missing: Some("no nft".into()), ..result(&ONE, Facts::default()) };
-        let second = page(&first, &ALL, &[result(&TWO, facts), missing], 8, "2026-01-03");
+        let second = page(&first, &ALL, &[result(&TWO, facts), missing], &run(8, "2026-01-03"));
         assert_eq!(line(&second, "F1"), failed);
-        assert_eq!(line(&second, "F2")[ROUNDS..], ["2", "5", "500", "clean", "", "8", "2026-01-03"]);
+        assert_eq!(line(&second, "F2")[ROUNDS..], ["2", "gate", "5", "500", "clean", "", "8", "2026-01-03"]);
         assert_eq!(line(&second, "F2")[1], "a / b");
         assert_eq!(line(&second, "Z3")[RESULT], "not run yet");
         assert!(second.contains("4 of 1500"), "{second}");
-        assert_eq!(page(&second, &ALL, &[], 9, "2026-01-04"), second);
+        assert_eq!(page(&second, &ALL, &[], &run(9, "2026-01-04")), second);
         let cut_short = RowResult { rounds: 0, ..result(&ONE, Facts::default()) };
-        assert_eq!(page(&second, &ALL, &[cut_short], 9, "2026-01-04"), second);
+        assert_eq!(page(&second, &ALL, &[cut_short], &run(9, "2026-01-04")), second);
+    }
+
+    #[test]
+    fn every_row_says_how_and_lines_that_stay_say_it_anew() {
+        let silent: Vec<_> =
+            super::super::row::all().iter().map(|row| row.name).filter(|name| how(name).is_empty()).collect();
+        assert!(silent.is_empty(), "{silent:?}");
+        let first = page("", &ALL, &[result(&ONE, Facts::default())], &run(7, "2026-01-02"));
+        let aged = first.replace("state killed", "something else");
+        assert_eq!(page(&aged, &ALL, &[], &run(8, "2026-01-03")), first);
     }
 
     #[test]
@@ -294,7 +337,7 @@ mod tests {
         let attack = Facts { faults: 70, ..Facts::default() };
         let planted = Facts { faults: 3, acked: 90, controls_found: 4, ..Facts::default() };
         let results = [result(&ONE, facts), result(&TWO, attack), result(&CONTROL, planted)];
-        let text = page("", &ALL, &results, 7, "2026-01-02");
+        let text = page("", &ALL, &results, &run(7, "2026-01-02"));
         let claim = "0 of 500 acknowledged messages lost or doubled in 5 faults; with 95 %";
         assert!(text.contains(claim), "{text}");
         assert!(super::super::report::claim(&results).starts_with(claim));
@@ -306,7 +349,7 @@ mod tests {
     fn reasons_name_no_place_of_this_machine() {
         let why = "needs state and gateway in /home/me/src/target/failpoints (or SOMEWHERE), 1/s";
         let missing = RowResult { missing: Some(why.into()), ..result(&THREE, Facts::default()) };
-        let text = page("", &ALL, &[missing], 7, "2026-01-02");
+        let text = page("", &ALL, &[missing], &run(7, "2026-01-02"));
         let expected = "not run: needs state and gateway in failpoints (or SOMEWHERE), 1/s";
         assert_eq!(line(&text, "Z3")[RESULT], expected);
         assert_eq!(without_paths("'/a/b' and (/tmp/x/y): /etc"), "'b' and (y): /etc");

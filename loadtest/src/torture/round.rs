@@ -69,6 +69,17 @@ pub(super) struct Terms {
     pub folder: PathBuf,
 }
 
+impl Terms {
+    /// In a word.
+    pub fn name(&self) -> &'static str {
+        match (self.gate, self.tenth) {
+            (true, _) => "gate",
+            (false, true) => "tenth",
+            (false, false) => "full",
+        }
+    }
+}
+
 impl Round {
     pub(super) fn new(row: &'static str, seed: u64, terms: &Terms, shelf: Vec<World>) -> Round {
         let desk = Desk {

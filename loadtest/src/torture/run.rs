@@ -95,7 +95,9 @@ pub fn run(args: &TortureArgs) -> Result<Vec<String>, RunError> {
     progress.bar.finish_and_clear();
     show(args, &results, seed)?;
     if let Some(path) = &args.guarantees {
-        guarantees::write(path, &row::all(), &results, seed).map_err(internal)?;
+        let day = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
+        let run = guarantees::Run { seed, terms: terms.name(), day };
+        guarantees::write(path, &row::all(), &results, &run).map_err(internal)?;
     }
     Ok(failures(&results, &terms.folder))
 }

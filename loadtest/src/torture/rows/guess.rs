@@ -72,11 +72,7 @@ fn guessing(round: &mut Round) -> Result<(), TortureError> {
     round.expect(most.saturating_sub(before) <= BURST_BYTES_MAX, || {
         format!("gateway and state grew by {} MiB", (most - before) >> 20)
     });
-    let ratio = beside.end(round)?;
-    let tolerated = round.gate;
-    round.expect(tolerated || ratio <= 2.0, || {
-        format!("the p99 of the others became {ratio:.1} times what it was")
-    });
+    beside.end(round)?;
     // The keys go with this round, and with them a world that could log anybody in.
     Ok(())
 }

@@ -104,12 +104,7 @@ fn slow_readers(round: &mut Round) -> Result<(), TortureError> {
         format!("{missing} of {slow} had not everything {PATIENCE:?} after they read again")
     });
     drop((sleepers, readers));
-    let ratio = beside.end(round)?;
-    // Judged in full runs only: a gate runs on machines that do other things too.
-    let tolerated = round.gate;
-    round.expect(tolerated || ratio <= 2.0, || {
-        format!("the p99 of the others became {ratio:.1} times what it was")
-    });
+    beside.end(round)?;
     round.keep(world)
 }
 
