@@ -1,5 +1,5 @@
-//! The allocator of gateway and state: whether it was built as they need it, and what it has given out. Macros, because whatever depends on jemalloc runs it, and no
-//! other program is to.
+//! The allocator of gateway and state: whether it was built as they need it, and what it has given out. Macros, because
+//! whatever depends on jemalloc runs it, and no other program is to.
 //!
 //! Trap: its settings come from `.cargo/config.toml`, which Cargo reads only when it is called within the source tree.
 
@@ -22,6 +22,25 @@ macro_rules! heap_in_use {
         || {
             tikv_jemalloc_ctl::epoch::advance().ok()?;
             tikv_jemalloc_ctl::stats::allocated::read().ok()
+        }
+    };
+}
+
+/// Tests of both, for the program that runs it.
+#[macro_export]
+macro_rules! heap_tests {
+    () => {
+        #[test]
+        fn the_heap_is_built_as_it_should_be() {
+            assert!($crate::heap_is_ours!());
+        }
+
+        #[test]
+        fn the_heap_counts_what_it_gives_out() {
+            let in_use = $crate::heap_in_use!();
+            let before = in_use().unwrap();
+            let block = std::hint::black_box(vec![1u8; 64 << 20]);
+            assert!(in_use().unwrap() >= before + block.len() / 2);
         }
     };
 }

@@ -490,27 +490,4 @@ const CHAT_KEYS: [&str; 20] = [
     "errors",
 ];
 
-const AFTER_HELP: &str = "\
-Examples:
-  loadtest floor --connections 100000 --echo
-  loadtest storm --target 127.0.0.1:7000 --connections 100000 --fail-if 'failed>0' --json storm.json
-  loadtest storm --target ipconf=http://127.0.0.1:6789 --connections 20000 --rate 500:5000 --hold 60
-  loadtest chat --target 127.0.0.1:7000 --connections 10000 --senders 500 --rate 2000 --seconds 60
-  loadtest storm --protocol mqtt --target 127.0.0.1:1883 --connections 15000 --window 64
-  loadtest density --servers rookery,nginx --rounds 1
-
-A line a second tells: connections that stand, new ones a second, in flight, failed, p99 of that second, the generator's
-own lag behind its schedule, errors by name. Percentiles are p50 p90 p99 p999 p9999 max; login and ping count from when
-they were due, *_uncorrected from when they were really sent. The generator is the bottleneck when its lag passes 50 ms
-at p99, or its CPU time 85 % of the machine while connections wait; a result says so when that held for a tenth of the
-seconds. A login that is answered with a wait (UNAVAILABLE, RATE_LIMITED) is tried again after it and counts in `retried`.
-
-connect_ms is from connect() to the end of the handshake, login_ms from the begin (with --rate: the scheduled one) to
-LoginAck. chat's times are from the scheduled send to the delivery to the receiver's application.
-kernel_bytes_per_conn is half of what the kernel's slab grew per pair of ends. A storm's `connections` stand until its
-end; the rest is `failed`, by name in `errors`: an errno, a code of the protocol, or one of these behind `dropped_`.
-With --protocol mqtt or http, login_ms ends with CONNACK (or SUBACK), or with the answer to one GET.
-Connections to 127.0.0.0/8 come from many addresses of it, because one gives about 10,000 per target.
-
-Exit codes: 0 ok; 1 a threshold or the checker failed; 2 too few messages per chat to judge order; 64 wrong usage;
-69 target out of reach; 70 internal.";
+const AFTER_HELP: &str = include_str!("after_help.txt");

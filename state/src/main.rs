@@ -53,16 +53,5 @@ fn start(args: &ServerArgs) -> Result<(), Fatal> {
 
 #[cfg(test)]
 mod tests {
-    #[test]
-    fn the_heap_is_built_as_it_should_be() {
-        assert!(crpc::heap_is_ours!());
-    }
-
-    #[test]
-    fn the_heap_counts_what_it_gives_out() {
-        let in_use = crpc::heap_in_use!();
-        let before = in_use().unwrap();
-        let block = std::hint::black_box(vec![1u8; 64 << 20]);
-        assert!(in_use().unwrap() >= before + block.len() / 2);
-    }
+    crpc::heap_tests!();
 }
