@@ -4,6 +4,7 @@
 //! Trap: servers are started beside this program and ended by their ids. A torture that is itself SIGKILLed leaves them
 //! behind.
 
+pub mod audience;
 pub mod child;
 pub mod guarantees;
 pub mod history;

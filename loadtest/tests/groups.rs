@@ -10,6 +10,7 @@ use client::{
     AskError, Body, Client, Content, Event, Events, Keep, Message, Options, SendError, Target, change,
 };
 use loadtest::supervisor::{Cluster, ClusterOptions};
+use loadtest::torture::tool::aof;
 use proto::wire::{Code, GroupAction, Role};
 
 /// Longest that anything here may take before it counts as broken.
@@ -169,6 +170,41 @@ async fn a_groups_life(options: ClusterOptions) {
     for device in [ann, desk, bob, carol, tablet, dave] {
         device.client.close().await;
     }
+}
+
+/// The store comes back empty: whoever holds something of a group hears of it, though nobody is in it any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_the_store_lost_is_told_to_its_members() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().to_owned();
+    let ann = Device::login(&cluster, &root, "ann", "phone").await;
+    let mut bob = Device::login(&cluster, &root, "bob", "phone").await;
+    let made = ann.client.create_group("Rooks", &[("bob", Role::Member)]).await.unwrap();
+    ann.send(&made.chat, "one").await;
+    bob.until("one").await;
+    bob.client.close().await;
+
+    let redis = cluster.redis.as_mut().unwrap();
+    redis.process.kill().unwrap();
+    aof::erase(redis.folder()).unwrap();
+    redis.process.restart().unwrap();
+
+    let mut bob = Device::login(&cluster, &root, "bob", "phone").await;
+    let lost = async {
+        loop {
+            let event = bob.events.next().await.expect("the session goes on");
+            if let Event::HistoryLost { chat, history, from_seq } = event {
+                return (chat, history, from_seq);
+            }
+        }
+    };
+    let (chat, history, from_seq) = tokio::time::timeout(PATIENCE, lost).await.expect("told in time");
+    assert_eq!((&chat, from_seq), (&made.chat, 1));
+    assert_ne!(history, made.history);
+    assert_eq!(bob.refused(&chat, "anybody?").await, Code::NotAMember);
+    ann.client.close().await;
+    bob.client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

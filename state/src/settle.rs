@@ -73,7 +73,7 @@ pub fn settle(
                         let begins = if page.since > 0 { page.since + 1 } else { 0 };
                         Ok(Some((page, begins)))
                     }
-                    (Ok(page), Some(Ok(standing))) => Ok(visible::page(page, &standing)),
+                    (Ok(page), Some(Ok(standing))) => Ok(visible::page(page, &standing, pull.history)),
                     (Err(error), _) | (_, Some(Err(error))) => Err(error),
                 };
                 out.answers.push(pull_answer(core, gateway, &frame, pull, chat.to_string(), limit, page));

@@ -35,9 +35,14 @@ pub fn head(head: Head, standing: &Standing) -> (Head, u64) {
     (Head { seq, delivered, first: head.first.max(joined).min(seq + 1), ..head }, joined)
 }
 
-/// The page for them, and the first seq that they may see; `None`: never was in it.
-pub fn page(page: Page, standing: &Standing) -> Option<(Page, u64)> {
-    let (joined, last) = window(standing)?;
+/// The page for them, and the first seq that they may see; `None`: never was in it, and holds nothing of another history (0: of
+/// none). A store that has lost a group has lost who was in it: whoever holds something of it is told that its history is
+/// another, and no more than a Sync tells anybody.
+pub fn page(page: Page, standing: &Standing, held_history: u64) -> Option<(Page, u64)> {
+    let Some((joined, last)) = window(standing) else {
+        let is_over = held_history != 0 && held_history != page.history;
+        return is_over.then(|| (Page { messages: Vec::new(), head: 0, first: 1, read_to: 0, ..page }, 0));
+    };
     let Page { mut messages, .. } = page;
     messages.retain(|message| (joined..=last).contains(&message.seq));
     let head = page.head.min(last);
@@ -110,12 +115,16 @@ mod tests {
             read_to: 10,
         };
         let seqs = |page: &Page| page.messages.iter().map(|message| message.seq).collect::<Vec<_>>();
-        let (cut, joined) = page(read.clone(), &standing(4, 6)).unwrap();
+        let (cut, joined) = page(read.clone(), &standing(4, 6), 7).unwrap();
         assert_eq!((seqs(&cut), cut.first, cut.head, joined), (vec![4, 5, 6], 4, 6, 4));
-        let (cut, _) = page(read.clone(), &standing(15, 0)).unwrap();
+        let (cut, _) = page(read.clone(), &standing(15, 0), 0).unwrap();
         assert_eq!((seqs(&cut), cut.first, cut.head), (vec![], 15, 20));
         // The next Pull goes to where they came in.
         assert_eq!(crate::settle::rest(None, false, (cut.first, cut.head), cut.read_to), (true, 15));
-        assert_eq!(page(read, &Standing::default()), None);
+        let stranger = Standing::default();
+        assert_eq!(page(read.clone(), &stranger, 0), None);
+        assert_eq!(page(read.clone(), &stranger, 7), None);
+        let (over, joined) = page(read, &stranger, 6).unwrap();
+        assert_eq!((over.history, seqs(&over), over.first, over.head, joined), (7, vec![], 1, 0, 0));
     }
 }

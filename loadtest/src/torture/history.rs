@@ -64,16 +64,34 @@ pub struct Place {
     pub seq: u64,
 }
 
+/// Whom a message goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum To {
+    /// By number, as in [`MessageId::from`].
+    User(u32),
+    /// By number, in the order of [`What::Made`].
+    Group(u32),
+}
+
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum What {
+    /// A group was made, before anybody sent anything; it keeps its members.
+    Made {
+        /// Its chat.
+        #[serde(serialize_with = "shared_text")]
+        chat: Arc<str>,
+        /// Numbers of users.
+        members: Vec<u32>,
+    },
     /// The application asked for it to be sent.
     Sent {
         /// Which.
         id: MessageId,
-        /// Number of the user that it goes to.
-        to: u32,
+        /// Whom it goes to.
+        to: To,
     },
     /// The server holds it.
     Acked {
@@ -105,6 +123,12 @@ pub enum What {
         /// Who sent it, as the server says; only when the body does not say the same.
         #[serde(skip_serializing_if = "Option::is_none")]
         liar: Option<String>,
+    },
+    /// The application was shown that a group was changed, which is a message in its place.
+    Told {
+        /// Where it stands.
+        #[serde(flatten)]
+        place: Place,
     },
     /// The application has it in its own store, and said so.
     Confirmed {
@@ -286,7 +310,7 @@ mod tests {
         let (journal, scribe) = Journal::begin(&path, vec![device], true).unwrap();
         let id = MessageId { from: 0, n: 1 };
         let place = Place { chat: "a:b".into(), history: 9, seq: 1 };
-        journal.add(Some(0), What::Sent { id, to: 1 });
+        journal.add(Some(0), What::Sent { id, to: To::User(1) });
         journal.add(Some(0), What::Acked { id, place: place.clone() });
         journal.add(Some(1), What::Shown { id: Some(id), place, liar: None });
         journal.add(None, What::FaultBegin { fault: "state-0 SIGKILL".into() });

@@ -17,8 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use client::Keep;
+use client::{Client, Keep};
 use parking_lot::Mutex;
+use proto::wire::Role;
 use tokio::sync::watch;
 
 use super::TortureError;
@@ -38,6 +39,9 @@ pub struct Plan {
     pub away: u32,
     /// To how many others each writes, and as many write to it.
     pub partners: u32,
+    /// A user is also a member of one group, of about so many users, to which it writes as often as to one of those; 0: there are
+    /// none.
+    pub group_users: u32,
     /// Messages a second, all together; 0: what the run's `--per-s` says.
     pub per_s: u32,
     /// Bytes of a body, at least those of the id in it.
@@ -72,6 +76,7 @@ impl Default for Plan {
             second_devices: 6,
             away: 2,
             partners: 3,
+            group_users: 6,
             per_s: 0,
             body_bytes: 64,
             too_large_every: 16,
@@ -372,13 +377,14 @@ async fn live(
         }
         look.tick().await;
     }
+    let clients: Vec<Client> = sessions.iter().map(|session| session.client.clone()).collect();
+    let groups = make_groups(&shared, &clients).await?;
     for (number, session) in sessions.iter().enumerate() {
         if shared.devices[number].away {
             session.end().await;
         }
     }
-    let clients = sessions.iter().map(|session| session.client.clone()).collect();
-    let sending = tokio::spawn(sender::run(shared.clone(), clients, phases.clone()));
+    let sending = tokio::spawn(sender::run(shared.clone(), clients, groups, phases.clone()));
     shared.begun.store(true, Ordering::Release);
     // Errors: whoever holds the load is gone.
     let mut closing = phases.clone();
@@ -402,6 +408,23 @@ async fn live(
         let _ = close.await;
     }
     Ok(())
+}
+
+/// Makes the plan's groups, each by its first member. Their chats.
+async fn make_groups(shared: &Shared, clients: &[Client]) -> Result<Vec<Arc<str>>, String> {
+    let count = shared.plan.users.checked_div(shared.plan.group_users).unwrap_or(0);
+    let mut chats = Vec::new();
+    for group in 0..count {
+        let members: Vec<u32> = (group..shared.plan.users).step_by(count as usize).collect();
+        let name = |user: &u32| (&*shared.devices[*user as usize].name, Role::Member);
+        let names: Vec<(&str, Role)> = members[1..].iter().map(name).collect();
+        let made = clients[group as usize].create_group("torture", &names).await;
+        let chat = made.map_err(|error| format!("cannot make a group: {error}"))?.chat;
+        shared.track.lock().made(chat.clone(), members.clone());
+        shared.journal.add(None, What::Made { chat: chat.clone(), members });
+        chats.push(chat);
+    }
+    Ok(chats)
 }
 
 /// `RUN FROM-N ` and then dots.

@@ -1,6 +1,6 @@
 //! What was promised against what a history shows. Pure: a history goes in, counts and the first cases come out.
 //!
-//! A message is addressed to every device of its receiver and of its sender. It is **lost** when its sender holds the
+//! A message is addressed to every device of its receiver, or of a group's members, and of its sender. It is **lost** when its sender holds the
 //! acknowledgement and one of these was never shown it; **doubled** when one was shown it twice, or two places were given
 //! to one id or one place to two; **reordered** when a seq, or the counter of one sender, came behind a higher one;
 //! **phantom** when nobody sent it, or not to there. A **gap** is a seq that a device passed over, or was told is missing.
@@ -8,12 +8,13 @@
 //! Trap: this looks at what applications got, behind the client library. A push that comes twice over the wire is no
 //! double.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use proto::wire::Code;
 
-use super::history::{History, MessageId, Place, What};
+use super::audience::Audience;
+use super::history::{History, MessageId, Place, To, What};
 
 /// What a fault is allowed to do to a history, because it destroys what lies below us.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -80,10 +81,9 @@ pub struct Times {
 impl Verdict {
     /// Judges a history.
     pub fn of(history: &History, excuses: Excuses) -> Verdict {
-        let mut judge = Judge { excuses, ..Judge::default() };
+        let audience = Audience::new(&history.devices);
+        let mut judge = Judge { excuses, audience, ..Judge::default() };
         for (number, device) in history.devices.iter().enumerate() {
-            judge.devices_of.entry(device.user).or_default().push(number as u32);
-            judge.names.insert(device.name.clone(), device.user);
             judge.away.extend(device.away.then_some(number as u32));
         }
         judge.seen = history.devices.iter().map(|_| Seen::default()).collect();
@@ -119,8 +119,7 @@ impl Verdict {
 struct Judge {
     verdict: Verdict,
     excuses: Excuses,
-    devices_of: BTreeMap<u32, Vec<u32>>,
-    names: HashMap<String, u32>,
+    audience: Audience,
     away: HashSet<u32>,
     messages: HashMap<MessageId, Fate>,
     /// Who stands where.
@@ -133,7 +132,7 @@ struct Judge {
 /// What is known of one message.
 #[derive(Default)]
 struct Fate {
-    sent: Option<(u32, u64)>,
+    sent: Option<(To, u64)>,
     acked: Option<(Place, u64)>,
     refused: bool,
     stands: Option<Place>,
@@ -159,13 +158,21 @@ impl Judge {
                 What::Sent { id, to } => {
                     self.messages.entry(*id).or_default().sent = Some((*to, record.at_us));
                 }
+                What::Made { chat, members } => self.audience.add_group(chat.clone(), members.clone()),
+                What::Told { place } => self.pass(who, place),
                 What::Acked { id, place } => {
                     self.messages.entry(*id).or_default().acked = Some((place.clone(), record.at_us));
                     self.stands(*id, place);
                 }
                 What::Refused { id, code } => {
-                    self.messages.entry(*id).or_default().refused = true;
-                    self.verdict.refused_wrongly += u64::from(code != Code::MessageTooLarge.as_str_name());
+                    let fate = self.messages.entry(*id).or_default();
+                    fate.refused = true;
+                    let to_group = matches!(fate.sent, Some((To::Group(_), _)));
+                    // Who was in a group is lost with it.
+                    let may_be =
+                        self.excuses.history_lost && to_group && code == Code::NotAMember.as_str_name();
+                    self.verdict.refused_wrongly +=
+                        u64::from(!may_be && code != Code::MessageTooLarge.as_str_name());
                 }
                 What::Shown { id, place, liar } => self.shown(who, *id, place, liar.as_deref(), record.at_us),
                 What::Disconnected { reason } if history.gateways_live => {
@@ -236,12 +243,12 @@ impl Judge {
             self.verdict.case(|| format!("device {who} was shown {id:?} at {place:?}, which nobody sent"));
             return;
         };
-        let addressed = self.is_addressed(who, id.from, to);
-        if !addressed || liar.is_some() || !self.is_chat_of(place, id.from, to) {
+        let addressed = self.audience.of(id.from, to).contains(&who);
+        if !addressed || liar.is_some() || !self.audience.is_chat_of(&place.chat, id.from, to) {
             self.verdict.phantom += 1;
             self.verdict.case(|| {
                 format!(
-                    "device {who} was shown {id} at {place:?} from {liar:?}; it went from {} to {to}",
+                    "device {who} was shown {id} at {place:?} from {liar:?}; it went from {} to {to:?}",
                     id.from
                 )
             });
@@ -289,18 +296,6 @@ impl Judge {
         seen.seqs.insert(key, place.seq.max(last));
     }
 
-    fn is_addressed(&self, who: u32, from: u32, to: u32) -> bool {
-        [from, to].iter().any(|user| self.devices_of.get(user).is_some_and(|devices| devices.contains(&who)))
-    }
-
-    /// The chat is named after the two.
-    fn is_chat_of(&self, place: &Place, from: u32, to: u32) -> bool {
-        place.chat.split_once(':').is_some_and(|(one, other)| {
-            let pair = (self.names.get(one).copied(), self.names.get(other).copied());
-            pair == (Some(from), Some(to)) || pair == (Some(to), Some(from))
-        })
-    }
-
     fn compare(&mut self) {
         let (mut acks, mut pushes) = (Vec::new(), Vec::new());
         let mut messages: Vec<(MessageId, Fate)> = std::mem::take(&mut self.messages).into_iter().collect();
@@ -322,12 +317,7 @@ impl Judge {
             };
             verdict.acked += 1;
             acks.push(acked_us.saturating_sub(sent_us));
-            let mut addressed: Vec<u32> = [id.from, to]
-                .iter()
-                .flat_map(|user| self.devices_of.get(user).cloned().unwrap_or_default())
-                .collect();
-            addressed.sort_unstable();
-            addressed.dedup();
+            let addressed = self.audience.of(id.from, to);
             let missing: Vec<u32> =
                 addressed.into_iter().filter(|device| !fate.shown_to.contains(device)).collect();
             if missing.is_empty() {

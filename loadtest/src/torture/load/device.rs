@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use client::{Client, Event, Events, Keep, Options, Target, Token};
+use proto::wire::Kind;
 
 use super::super::history::{Place, What};
 use super::{Shared, id_in};
@@ -60,6 +61,12 @@ async fn listen(shared: Arc<Shared>, number: u32, mut events: Events, leaving: A
         let what = match event {
             // What is not confirmed before the session ends is handed out again by the next.
             Event::Message(_) if leaving.load(Ordering::Relaxed) => continue,
+            Event::Message(message) if message.body.kind == Kind::Group as i32 => {
+                let (chat, history, seq) = (message.chat.clone(), message.history, message.seq);
+                shared.journal.add(Some(number), What::Told { place: Place { chat, history, seq } });
+                events.confirm(&message);
+                continue;
+            }
             Event::Message(message) => {
                 let id = id_in(&shared.run, &message.body);
                 let sender = id.and_then(|id| shared.devices.get(id.from as usize));

@@ -14,13 +14,18 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use super::super::history::{MessageId, Place, What};
+use super::super::history::{MessageId, Place, To, What};
 use super::super::world::MESSAGE_BYTES_MAX;
 use super::{Phase, Shared, body};
 
-/// Sends at the plan's rate.
-pub(super) async fn run(shared: Arc<Shared>, clients: Vec<Client>, phases: watch::Receiver<Phase>) {
-    let users = shared.plan.users;
+/// Sends at the plan's rate. `groups`: their chats; user `u` is a member of the `u % groups.len()`-th.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    clients: Vec<Client>,
+    groups: Vec<Arc<str>>,
+    phases: watch::Receiver<Phase>,
+) {
+    let (users, partners) = (shared.plan.users, shared.plan.partners.max(1));
     let mut random = StdRng::seed_from_u64(shared.seed);
     let mut counters = vec![0_u32; users as usize];
     let mut tick = tokio::time::interval(TICK);
@@ -38,25 +43,32 @@ pub(super) async fn run(shared: Arc<Shared>, clients: Vec<Client>, phases: watch
         while credit >= 1.0 {
             credit -= 1.0;
             let from = random.random_range(0..users);
-            let to = (from + 1 + random.random_range(0..shared.plan.partners.max(1))) % users;
+            // A group is one partner more.
+            let partner = random.random_range(0..partners + u32::from(!groups.is_empty()));
+            let (to, chat) = if partner < partners {
+                let user = (from + 1 + partner) % users;
+                (To::User(user), &*shared.devices[user as usize].name)
+            } else {
+                let group = from as usize % groups.len();
+                (To::Group(group as u32), &*groups[group])
+            };
             if shared.track.lock().unanswered(from) >= shared.plan.unanswered_max {
                 continue;
             }
             let counter = &mut counters[from as usize];
             *counter += 1;
-            send(&shared, &clients[from as usize], MessageId { from, n: *counter }, to);
+            send(&shared, &clients[from as usize], MessageId { from, n: *counter }, to, chat);
         }
     }
 }
 
-fn send(shared: &Arc<Shared>, client: &Client, id: MessageId, to: u32) {
+fn send(shared: &Arc<Shared>, client: &Client, id: MessageId, to: To, chat: &str) {
     shared.journal.add(Some(id.from), What::Sent { id, to });
     shared.track.lock().sent(id, to);
     shared.sent.fetch_add(1, Ordering::Relaxed);
     shared.unanswered.fetch_add(1, Ordering::Relaxed);
-    let receiver = &shared.devices[to as usize].name;
     let bytes = if is_too_large(shared, id) { MESSAGE_BYTES_MAX + 1 } else { shared.plan.body_bytes };
-    match client.try_enqueue(receiver, body(&shared.run, id, bytes)) {
+    match client.try_enqueue(chat, body(&shared.run, id, bytes)) {
         Ok(pending) => drop(tokio::spawn(answer(shared.clone(), id, pending))),
         Err(error) => answered(shared, id, Err(error)),
     }

@@ -2,14 +2,16 @@
 //!
 //! Trap: this is no checker. It forgets a message as soon as everybody has seen it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::sync::Arc;
 
-use super::super::history::{Device, MessageId};
+use super::super::audience::Audience;
+use super::super::history::{Device, MessageId, To};
 
 /// See the head of this file.
 #[derive(Debug)]
 pub(super) struct Track {
-    devices_of: BTreeMap<u32, Vec<u32>>,
+    audience: Audience,
     messages: HashMap<MessageId, Owed>,
     unanswered: HashMap<u32, u32>,
     owed: u64,
@@ -24,21 +26,16 @@ struct Owed {
 
 impl Track {
     pub fn new(devices: &[Device]) -> Track {
-        let mut devices_of: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for (number, device) in devices.iter().enumerate() {
-            devices_of.entry(device.user).or_default().push(number as u32);
-        }
-        Track { devices_of, messages: HashMap::new(), unanswered: HashMap::new(), owed: 0 }
+        let audience = Audience::new(devices);
+        Track { audience, messages: HashMap::new(), unanswered: HashMap::new(), owed: 0 }
     }
 
-    pub fn sent(&mut self, id: MessageId, to: u32) {
-        let mut devices: Vec<u32> = [id.from, to]
-            .iter()
-            .flat_map(|user| self.devices_of.get(user).cloned().unwrap_or_default())
-            .collect();
-        devices.sort_unstable();
-        devices.dedup();
-        self.messages.insert(id, Owed { acked: false, devices });
+    pub fn made(&mut self, chat: Arc<str>, members: Vec<u32>) {
+        self.audience.add_group(chat, members);
+    }
+
+    pub fn sent(&mut self, id: MessageId, to: To) {
+        self.messages.insert(id, Owed { acked: false, devices: self.audience.of(id.from, to) });
         *self.unanswered.entry(id.from).or_default() += 1;
     }
 
@@ -86,8 +83,8 @@ mod tests {
         let device = |user: u32| Device { user, name: user.to_string(), device: "d".into(), away: false };
         let mut track = Track::new(&[device(0), device(1), device(1), device(2)]);
         let (one, two) = (MessageId { from: 0, n: 1 }, MessageId { from: 0, n: 2 });
-        track.sent(one, 1);
-        track.sent(two, 1);
+        track.sent(one, To::User(1));
+        track.sent(two, To::User(1));
         assert_eq!((track.owed(), track.unanswered(0)), (0, 2));
         track.shown(1, one);
         track.answered(one, true);

@@ -41,7 +41,7 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
     let last = group.seq;
     let ready = members.pump_until(PATIENCE, |horde| {
         let is_up_to = |frame: &ServerFrame| seqs_of(frame).contains(&last);
-        horde.members.iter().all(|member| member.heard.iter().any(is_up_to))
+        horde.all().all(|member| member.heard.iter().any(is_up_to))
     });
     if !ready {
         return Err(TortureError::Late {
@@ -49,8 +49,7 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
             waited: PATIENCE,
         });
     }
-    members.members.iter_mut().for_each(|member| member.heard.clear());
-    let watch = members.watch().map_err(attacked)?;
+    members.clear_heard();
     let mut beside = Beside::start(round, &mut world, "messages to a group of 10,000")?;
     let mut took_ms = Vec::new();
     let mut pinged = Instant::now();
@@ -61,7 +60,7 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
         round.facts.acked += 1;
         let mut missing = MEMBERS;
         while missing > 0 && began.elapsed() < PATIENCE {
-            for index in members.pump_ready(&watch, Duration::from_millis(100)).map_err(attacked)? {
+            for index in members.hear(Duration::from_millis(100)) {
                 let heard = std::mem::take(&mut members.members[index].heard);
                 let news = heard.iter().flat_map(seqs_of).filter(|seq| *seq == group.seq).count() as u32;
                 round.facts.doubled += u64::from(news.saturating_sub(1));
@@ -89,7 +88,7 @@ fn bomb(round: &mut Round) -> Result<(), TortureError> {
     took_ms.sort_by(f64::total_cmp);
     round.worst("last_delivery_p50_ms", took_ms[took_ms.len() / 2]);
     round.worst("last_delivery_p99_ms", took_ms[(took_ms.len() * 99 / 100).min(took_ms.len() - 1)]);
-    let dropped = members.members.iter().filter(|member| member.ended.is_some()).count();
+    let dropped = members.all().filter(|member| member.ended.is_some()).count();
     round.expect(dropped == 0, || format!("{dropped} members were disconnected"));
     drop((members, group));
     beside.end(round)?;

@@ -126,7 +126,7 @@ impl Beside {
         attack: &str,
         plan: Plan,
     ) -> Result<Beside, TortureError> {
-        let load = world.load(Plan { per_s: 500, ..plan })?;
+        let load = world.load(Plan { per_s: 500, group_users: 0, ..plan })?;
         load.wait_acked(300, PATIENCE)?;
         let began_us = load.now_us();
         std::thread::sleep(ALONE);
@@ -201,7 +201,7 @@ const ON_ITS_WAY: Duration = Duration::from_millis(300);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::torture::history::{Place, Record};
+    use crate::torture::history::{Place, Record, To};
 
     #[test]
     fn a_percentile_is_of_what_was_sent_in_the_window() {
@@ -209,8 +209,8 @@ mod tests {
         let place = Place { chat: "a:b".into(), history: 1, seq: 1 };
         let record = |at_us, what| Record { at_us, who: Some(0), what };
         let records = vec![
-            record(1_000, What::Sent { id: id(1), to: 1 }),
-            record(2_000, What::Sent { id: id(2), to: 1 }),
+            record(1_000, What::Sent { id: id(1), to: To::User(1) }),
+            record(2_000, What::Sent { id: id(2), to: To::User(1) }),
             record(7_000, What::Acked { id: id(2), place: place.clone() }),
             record(90_000, What::Acked { id: id(1), place }),
         ];

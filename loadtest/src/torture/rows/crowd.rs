@@ -85,8 +85,8 @@ fn slowloris(round: &mut Round) -> Result<(), TortureError> {
         horde.alive() == 0
     });
     round.expect(all_gone, || format!("{} of {count} are still connected", horde.alive()));
-    let told = horde.members.iter().filter(|member| member.code() == Some(Code::LoginTimeout)).count();
-    let lives = horde.members.iter().filter_map(|member| Some(member.ended? - member.began));
+    let told = horde.all().filter(|member| member.code() == Some(Code::LoginTimeout)).count();
+    let lives = horde.all().filter_map(|member| Some(member.ended? - member.began));
     let (first, last) =
         lives.fold((PATIENCE, Duration::ZERO), |(first, last), life| (first.min(life), last.max(life)));
     round.worst("closed_after_s", last.as_secs_f64());
@@ -200,8 +200,7 @@ fn flood_from_one(gateway: SocketAddr, stopped: &AtomicBool) -> io::Result<Flood
             }
         }
         horde.pump();
-        flooded.refused += horde.members.iter().filter(|member| member.ended.is_some()).count();
-        horde.members.retain(|member| member.ended.is_none());
+        flooded.refused += horde.take_ended().len();
         std::thread::sleep(Duration::from_millis(2));
         horde.pump();
         flooded.most_held = flooded.most_held.max(horde.alive());
@@ -308,7 +307,7 @@ impl Return {
             }
         }
         let is_back = |member: &&Member| member.began > self.since && member.is_logged_in();
-        self.logged_in = horde.members.iter().filter(is_back).count();
+        self.logged_in = horde.all().filter(is_back).count();
         Ok(self.logged_in == horde.members.len())
     }
 }

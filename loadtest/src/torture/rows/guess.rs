@@ -87,15 +87,14 @@ struct Told {
 
 impl Told {
     fn take(&mut self, horde: &mut Horde) {
-        for member in horde.members.iter().filter(|member| member.ended.is_some()) {
+        self.let_in += horde.all().filter(|member| member.is_logged_in()).count() as u64;
+        for member in horde.take_ended() {
             match member.code() {
                 Some(Code::RateLimited) => self.told_to_wait += 1,
                 Some(_) => self.refused += 1,
                 None => {}
             }
         }
-        self.let_in += horde.members.iter().filter(|member| member.is_logged_in()).count() as u64;
-        horde.members.retain(|member| member.ended.is_none());
     }
 }
 

@@ -13,7 +13,7 @@ use rand::Rng;
 use super::common::{PATIENCE, pairs};
 use crate::supervisor::{Process, Ready, Spec, binary};
 use crate::torture::child;
-use crate::torture::history::{Device, Journal, MessageId, Place, What};
+use crate::torture::history::{Device, Journal, MessageId, Place, To, What};
 use crate::torture::load::{body, id_in};
 use crate::torture::tool::wait_until;
 use crate::torture::{Round, Row, TortureError, World};
@@ -334,7 +334,7 @@ impl Talk {
 
     async fn send(self: Arc<Talk>, client: &Client, to: u32) -> Result<(), TortureError> {
         let id = MessageId { from: 0, n: self.sent.fetch_add(1, Ordering::Relaxed) + 1 };
-        self.journal.add(Some(0), What::Sent { id, to });
+        self.journal.add(Some(0), What::Sent { id, to: To::User(to) });
         let text = body(&self.names[0], id, 0);
         let sent = client.enqueue(&self.names[to as usize], text).await;
         let pending = sent.map_err(|error| TortureError::Load(error.to_string()))?;

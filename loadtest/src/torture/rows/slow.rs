@@ -34,11 +34,9 @@ fn slow_readers(round: &mut Round) -> Result<(), TortureError> {
     enter(&mut readers, quick, &quick_name)?;
     let mut sleepers = Horde::new(gateway, slow, Some(4_096)).map_err(attacked)?;
     enter(&mut sleepers, slow, &slow_name)?;
-    sleepers.members.iter_mut().for_each(|member| {
-        member.reads = false;
-        member.heard.clear();
-    });
-    readers.members.iter_mut().for_each(|member| member.heard.clear());
+    sleepers.set_reads(false);
+    sleepers.clear_heard();
+    readers.clear_heard();
     let mut beside = Beside::start(round, &mut world, "slow readers")?;
     let before = memory(pid)?;
 
@@ -67,17 +65,17 @@ fn slow_readers(round: &mut Round) -> Result<(), TortureError> {
         let seqs: BTreeSet<u64> = member.heard.iter().flat_map(seqs_of).collect();
         seqs.len() as u64 == wanted
     };
-    let all = |horde: &Horde, wanted| horde.members.iter().all(|member| complete(member, wanted));
+    let all = |horde: &Horde, wanted| horde.all().all(|member| complete(member, wanted));
     let heard = readers.pump_until(PATIENCE, |horde| all(horde, MESSAGES_TO_QUICK));
     round.expect(heard, || "some of those who read did not hear everything".into());
-    let dropped = readers.members.iter().filter(|member| member.ended.is_some()).count();
+    let dropped = readers.all().filter(|member| member.ended.is_some()).count();
     round.expect(dropped == 0, || format!("{dropped} of those who read were disconnected"));
 
     // The queues are full, and nobody empties them.
     beside.attack_stands();
     // Then they fetch what they missed, all at once: as much work as it is for everybody.
     beside.attack_ends();
-    sleepers.members.iter_mut().for_each(|member| member.reads = true);
+    sleepers.set_reads(true);
     let began = Instant::now();
     let mut again = Again {
         writer: writer.user.clone(),
@@ -100,7 +98,7 @@ fn slow_readers(round: &mut Round) -> Result<(), TortureError> {
     }
     round.worst("complete_after_s", began.elapsed().as_secs_f64());
     round.expect(resumed, || {
-        let missing = sleepers.members.iter().filter(|member| !complete(member, MESSAGES)).count();
+        let missing = sleepers.all().filter(|member| !complete(member, MESSAGES)).count();
         format!("{missing} of {slow} had not everything {PATIENCE:?} after they read again")
     });
     drop((sleepers, readers));

@@ -1,4 +1,5 @@
-//! Thousands of connections of bare bytes, all on the thread that calls, none of which ever blocks it.
+//! Thousands of connections of bare bytes, all on the thread that calls, none of which ever blocks it. The kernel says who has
+//! something to read: to ask ten thousand sockets in turn takes a core's time from those whose patience is measured.
 //!
 //! Trap: all fds are in the process's one table: [`gateway::sys::raise_fd_limit`] first, and no more than it gives. Dropped,
 //! each resets its connection, or the ports would stay in TIME_WAIT and be missing to the next round.
@@ -13,6 +14,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrStorage, sockopt};
 use proto::command::ServerFrame;
 use proto::wire;
+use slab::Slab;
 
 use super::raw::{is_not_yet, take_frame};
 use crate::sources::Sources;
@@ -32,17 +34,21 @@ pub struct Member {
     /// Frames that came and were not taken yet.
     pub heard: Vec<ServerFrame>,
     /// False: what comes is left in the kernel.
-    pub reads: bool,
+    reads: bool,
 }
 
 /// See the head of this file.
 #[derive(Debug)]
 pub struct Horde {
-    /// In the order in which they were opened.
-    pub members: Vec<Member>,
+    /// Numbered in the order in which they were opened, as long as none is taken out.
+    pub members: Slab<Member>,
     target: SocketAddr,
     sources: Sources,
     receive_bytes: Option<usize>,
+    /// Edge-triggered: whoever is told of reads until there is no more.
+    epoll: Epoll,
+    /// Who has more to say than the kernel took.
+    unsent: Vec<usize>,
     buffer: Vec<u8>,
 }
 
@@ -50,35 +56,44 @@ impl Horde {
     /// Nobody yet; for so many in all. `receive_bytes`: as small a receive buffer as that, for those who will not read.
     pub fn new(target: SocketAddr, count: u32, receive_bytes: Option<usize>) -> io::Result<Horde> {
         sys::raise_fd_limit()?;
-        let sources = Sources::plan(count, &[target]);
-        Ok(Horde { members: Vec::new(), target, sources, receive_bytes, buffer: vec![0; 65_536] })
+        Ok(Horde {
+            members: Slab::new(),
+            target,
+            sources: Sources::plan(count, &[target]),
+            receive_bytes,
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            unsent: Vec::new(),
+            buffer: vec![0; 65_536],
+        })
     }
 
     /// Opens one more, with this to say first. Its index.
     pub fn open(&mut self, first: &[u8]) -> io::Result<usize> {
-        let index = self.members.len();
+        let index = self.members.vacant_key();
         self.open_from(self.sources.of(index as u32), first)
     }
 
     /// As [`Horde::open`], from this address.
     pub fn open_from(&mut self, source: Option<IpAddr>, first: &[u8]) -> io::Result<usize> {
-        let index = self.members.len();
-        self.members.push(self.connected(source)?);
+        let index = self.members.vacant_key();
+        let member = self.connected(index, source)?;
+        self.members.insert(member);
         self.say(index, first);
         Ok(index)
     }
 
     /// A new connection in the place of one that ended.
     pub fn reopen(&mut self, index: usize, first: &[u8]) -> io::Result<()> {
-        self.members[index] = self.connected(self.sources.of(index as u32))?;
+        self.members[index] = self.connected(index, self.sources.of(index as u32))?;
         self.say(index, first);
         Ok(())
     }
 
-    fn connected(&self, source: Option<IpAddr>) -> io::Result<Member> {
+    fn connected(&self, index: usize, source: Option<IpAddr>) -> io::Result<Member> {
         let socket = connect(source, self.target, self.receive_bytes)?;
         sys::reset_on_close(&socket)?;
         socket.set_nonblocking(true)?;
+        self.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, index as u64))?;
         Ok(Member {
             socket: Some(socket),
             unsent: Vec::new(),
@@ -94,18 +109,65 @@ impl Horde {
     /// Says something, as far as the connection lives. What the kernel does not take goes with the next [`Horde::pump`].
     pub fn say(&mut self, index: usize, bytes: &[u8]) {
         let member = &mut self.members[index];
+        let waits = !member.unsent.is_empty();
         member.unsent.extend_from_slice(bytes);
-        member.flush();
+        if !waits && !member.flush() {
+            self.unsent.push(index);
+        }
     }
 
     /// Reads and writes whatever can be, for all.
     pub fn pump(&mut self) {
-        for member in &mut self.members {
-            member.flush();
-            if member.reads {
+        let members = &mut self.members;
+        self.unsent.retain(|index| members.get_mut(*index).is_some_and(|member| !member.flush()));
+        while self.hear(Duration::ZERO).len() == EVENTS_MAX {}
+    }
+
+    /// Reads what came to some of them, waiting until it comes, at most so long: to whom.
+    pub fn hear(&mut self, wait: Duration) -> Vec<usize> {
+        let mut events = [EpollEvent::empty(); EVENTS_MAX];
+        let wait = EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::ZERO);
+        // Interrupted: nobody heard anything.
+        let count = self.epoll.wait(&mut events, wait).unwrap_or(0);
+        let ready: Vec<usize> = events[..count].iter().map(|event| event.data() as usize).collect();
+        for index in &ready {
+            if let Some(member) = self.members.get_mut(*index).filter(|member| member.reads) {
                 member.read(&mut self.buffer);
             }
         }
+        ready
+    }
+
+    /// Everybody reads, or nobody does.
+    pub fn set_reads(&mut self, reads: bool) {
+        for (_, member) in &mut self.members {
+            member.reads = reads;
+            if reads {
+                // What came meanwhile was told of already.
+                member.read(&mut self.buffer);
+            }
+        }
+    }
+
+    /// Takes out who is connected no more.
+    pub fn take_ended(&mut self) -> Vec<Member> {
+        let ended: Vec<usize> = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.ended.is_some())
+            .map(|(index, _)| index)
+            .collect();
+        ended.into_iter().filter_map(|index| self.members.try_remove(index)).collect()
+    }
+
+    /// Forgets what everybody has heard.
+    pub fn clear_heard(&mut self) {
+        self.members.iter_mut().for_each(|(_, member)| member.heard.clear());
+    }
+
+    /// Each of them, in order.
+    pub fn all(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().map(|(_, member)| member)
     }
 
     /// Pumps until it is so. False: it was not within `wait`.
@@ -120,40 +182,14 @@ impl Horde {
             if Instant::now() >= until {
                 return false;
             }
-            // So many reads take time, and the machine is the others' too. But an end is seen only when it is looked for.
+            // To look through so many takes time, and the machine is the others' too. But an end is seen only when it is looked for.
             std::thread::sleep((began.elapsed() * 9).clamp(PUMP_EVERY, PUMP_LATE_MAX));
         }
     }
 
-    /// Watches all who are there now, for [`Horde::pump_ready`].
-    pub fn watch(&self) -> io::Result<Epoll> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        for (index, member) in self.members.iter().enumerate() {
-            if let Some(socket) = &member.socket {
-                epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
-            }
-        }
-        Ok(epoll)
-    }
-
-    /// Reads what came to whoever got something within `wait`: who that was.
-    pub fn pump_ready(&mut self, watch: &Epoll, wait: Duration) -> io::Result<Vec<usize>> {
-        let mut events = [EpollEvent::empty(); 512];
-        let wait = EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::ZERO);
-        let count = match watch.wait(&mut events, wait) {
-            Err(nix::errno::Errno::EINTR) => 0,
-            count => count?,
-        };
-        let ready: Vec<usize> = events[..count].iter().map(|event| event.data() as usize).collect();
-        for index in &ready {
-            self.members[*index].read(&mut self.buffer);
-        }
-        Ok(ready)
-    }
-
     /// How many are connected as far as we know.
     pub fn alive(&self) -> usize {
-        self.members.iter().filter(|member| member.ended.is_none()).count()
+        self.all().filter(|member| member.ended.is_none()).count()
     }
 
     /// Forgets the connection without a word; the kernel resets it.
@@ -173,17 +209,20 @@ impl Member {
         self.ended.is_none() && self.heard.iter().any(|frame| matches!(frame, ServerFrame::LoginAck(_)))
     }
 
-    fn flush(&mut self) {
-        let Some(socket) = &mut self.socket else { return };
-        while !self.unsent.is_empty() {
+    /// Whether nothing is left to say.
+    fn flush(&mut self) -> bool {
+        while let Some(socket) = &mut self.socket
+            && !self.unsent.is_empty()
+        {
             match socket.write(&self.unsent) {
                 Ok(count) => drop(self.unsent.drain(..count)),
-                Err(error) if is_not_yet(&error) => return,
+                Err(error) if is_not_yet(&error) => return false,
                 // What the server said before it closed is still to be read, so that reading finds the end.
-                Err(_) if self.reads => return self.unsent.clear(),
-                Err(_) => return self.end(),
+                Err(_) if self.reads => self.unsent.clear(),
+                Err(_) => self.end(),
             }
         }
+        true
     }
 
     fn read(&mut self, buffer: &mut [u8]) {
@@ -230,5 +269,7 @@ fn connect(
     }
 }
 
+/// Told of at once.
+const EVENTS_MAX: usize = 512;
 const PUMP_EVERY: Duration = Duration::from_millis(5);
 const PUMP_LATE_MAX: Duration = Duration::from_millis(100);

@@ -2,7 +2,7 @@
 //!
 //! Trap: one fault may be wrong in several ways at once; each test says which ones it expects.
 
-use super::super::history::{Device, Record};
+use super::super::history::{Device, Record, To};
 use super::*;
 use proptest::prelude::*;
 
@@ -45,7 +45,7 @@ fn clean(messages: u32) -> History {
     let mut records = Vec::new();
     for n in 1..=messages {
         let add = |what| Record { at_us: 0, who: Some(0), what };
-        records.push(add(What::Sent { id: id(n), to: 1 }));
+        records.push(add(What::Sent { id: id(n), to: To::User(1) }));
         records.push(add(What::Acked { id: id(n), place: place(n.into()) }));
         records.extend([shown(0, n), shown(PHONE, n), shown(2, n)]);
     }
@@ -100,7 +100,7 @@ fn a_place_is_given_once() {
     history.records.push(Record { at_us: 0, who: Some(0), what: twice });
     assert_eq!(judged(&history).doubled, 1, "one id at two places");
     let mut history = clean(3);
-    history.records.push(Record { at_us: 0, who: Some(0), what: What::Sent { id: id(4), to: 1 } });
+    history.records.push(Record { at_us: 0, who: Some(0), what: What::Sent { id: id(4), to: To::User(1) } });
     let same = What::Acked { id: id(4), place: place(3) };
     history.records.push(Record { at_us: 0, who: Some(0), what: same });
     let verdict = judged(&history);
@@ -143,7 +143,7 @@ fn only_what_is_too_large_is_refused() {
     let mut history = clean(3);
     for (n, code) in [(4, "MESSAGE_TOO_LARGE"), (5, "TOO_OLD")] {
         let refused = What::Refused { id: id(n), code: code.into() };
-        for what in [What::Sent { id: id(n), to: 1 }, refused] {
+        for what in [What::Sent { id: id(n), to: To::User(1) }, refused] {
             history.records.push(Record { at_us: 0, who: Some(0), what });
         }
     }
@@ -232,4 +232,31 @@ proptest! {
         let verdict = judged(&history);
         prop_assert_eq!(wrong(&verdict), if kind == 2 && n == messages { [0, 0, 0, 0, 0, 0, 1] } else { expected });
     }
+}
+
+#[test]
+fn a_group_s_message_is_for_all_its_members_and_for_nobody_else() {
+    let place = |seq| Place { chat: "#5".into(), history: 7, seq };
+    let record = |who, what| Record { at_us: 0, who, what };
+    let shown = |who| record(Some(who), What::Shown { id: Some(id(1)), place: place(2), liar: None });
+    let mut history = History { devices: devices(), records: Vec::new(), gateways_live: true };
+    history.records = vec![
+        record(None, What::Made { chat: "#5".into(), members: vec![0, 1] }),
+        record(Some(0), What::Told { place: place(1) }),
+        record(Some(0), What::Sent { id: id(1), to: To::Group(0) }),
+        record(Some(0), What::Acked { id: id(1), place: place(2) }),
+        shown(0),
+        shown(PHONE),
+        shown(2),
+    ];
+    let verdict = judged(&history);
+    assert_eq!((verdict.acked, verdict.wrong()), (1, 0), "{verdict:?}");
+    history.records.pop();
+    assert_eq!(judged(&history).lost, 1, "a member's second device has not seen it");
+    history.records.push(shown(2));
+    history.records.push(shown(3));
+    assert_eq!(judged(&history).phantom, 1, "carol is no member");
+    history.records.pop();
+    history.records.push(record(Some(PHONE), What::Told { place: place(4) }));
+    assert_eq!(judged(&history).gaps, 1, "a change of the group has a place like any message");
 }
