@@ -52,7 +52,7 @@ impl Expiry {
 
     /// Gives memory back that a burst has left behind.
     pub fn shrink(&mut self) {
-        if self.queue.capacity() > SPARE_MAX && self.queue.len() < self.queue.capacity() / 4 {
+        if self.queue.len() < self.queue.capacity() / 4 {
             self.queue.shrink_to(2 * self.queue.len());
         }
     }

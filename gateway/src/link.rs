@@ -311,7 +311,7 @@ impl Link {
         while let Some(sent) = stream.logins.acked(fits, now_ms) {
             out.push((LaneKind::Logins, now_ms.saturating_sub(sent.sent_ms)));
             sent.frames.iter().for_each(|frame| self.pinned.remove_one(frame.connection));
-            stream.pace.answered(sent.frames.len(), stream.logins.waiting() > 0, now_ms);
+            stream.pace.answered(sent.frames.len(), sent.full, now_ms);
         }
         out
     }

@@ -100,18 +100,27 @@ const SILENCE_MS_MAX: u64 = 500;
 /// Taken while nothing is known yet: a store that fsyncs on a plain disk does more.
 const PACE_GUESS_PER_S: u32 = 2_000;
 
+/// What is guessed counts like so much time at that pace, ms: the first answers behind a restart are slow, and whoever is told to come
+/// back by them is told once.
+const GUESS_MS: u64 = 3 * PACE_MS;
+
 impl Pace {
-    /// So many were answered. `more`: others were waiting meanwhile; without, it tells who came, not what can be done.
-    pub fn answered(&mut self, count: usize, more: bool, now_ms: u64) {
+    /// So many were answered in one batch. `full`: it left others behind; without, it tells who came, not what can be done: one
+    /// login that is answered after 200 ms is no pace of five a second.
+    pub fn answered(&mut self, count: usize, full: bool, now_ms: u64) {
         let ms = now_ms.saturating_sub(self.last_ms).min(SILENCE_MS_MAX);
         self.last_ms = now_ms;
-        if !more {
+        if !full {
             self.now = Measured::default();
             return;
         }
         self.now.count += count as u64;
         self.now.ms += ms;
         if self.now.ms >= PACE_MS {
+            if self.before.ms == 0 {
+                let count = u64::from(PACE_GUESS_PER_S) * GUESS_MS / 1000;
+                self.before = Measured { count, ms: GUESS_MS };
+            }
             self.before.count = self.before.count * 3 / 4 + self.now.count;
             self.before.ms = self.before.ms * 3 / 4 + self.now.ms;
             self.now = Measured::default();
@@ -179,7 +188,24 @@ mod tests {
     }
 
     #[test]
-    fn pace_is_measured_only_while_others_wait() {
+    fn a_slow_first_answer_is_not_the_pace() {
+        let mut pace = Pace::default();
+        // Whoever was there first left alone, and the rest behind them.
+        pace.begins(0);
+        pace.answered(1, false, 190);
+        pace.answered(3, false, 210);
+        assert_eq!(pace.wait_ms(1_000), None);
+        pace.answered(96, true, 700);
+        assert!((900..1_300).contains(&pace.per_s()), "{}", pace.per_s());
+        // If it stays as slow as that, it is known soon.
+        for step in 1..=8 {
+            pace.answered(96, true, 700 + 490 * step);
+        }
+        assert!((196..300).contains(&pace.per_s()), "{}", pace.per_s());
+    }
+
+    #[test]
+    fn pace_is_measured_only_from_batches_that_left_others_behind() {
         let mut pace = Pace::default();
         assert_eq!((pace.wait_ms(1_000), pace.per_s()), (None, PACE_GUESS_PER_S));
         for second in 0..10 {
@@ -187,17 +213,17 @@ mod tests {
         }
         assert_eq!(pace.wait_ms(1_000), None);
         pace.begins(60_000);
-        for step in 1..=100 {
+        for step in 1..=600 {
             pace.answered(200, true, 60_000 + step * 10);
         }
         // But for rounding.
         assert!((19_900..20_100).contains(&pace.per_s()), "{}", pace.per_s());
         assert!((495..505).contains(&pace.wait_ms(10_000).unwrap()));
         // Three seconds of nothing are a stall; behind it the pace is about what it was.
-        pace.answered(200, true, 64_000);
+        pace.answered(200, true, 69_000);
         assert!((9_000..20_000).contains(&pace.per_s()), "{}", pace.per_s());
         for step in 1..=200 {
-            pace.answered(20, true, 64_000 + step * 10);
+            pace.answered(20, true, 69_000 + step * 10);
         }
         assert!((2_000..2_800).contains(&pace.per_s()), "{}", pace.per_s());
     }

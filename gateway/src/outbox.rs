@@ -123,6 +123,9 @@ impl Late {
             self.count -= 1;
             self.bytes -= bytes;
         }
+        if self.queues[worker].is_empty() {
+            self.queues[worker] = VecDeque::new();
+        }
         if sent {
             outbox.wake.wake();
         }

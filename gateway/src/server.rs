@@ -144,6 +144,7 @@ pub fn run(config: Config) -> Result<(), Fatal> {
         up_wake: up_wake.clone(),
     };
     let worker_failed = Arc::new(AtomicBool::new(false));
+    sys::one_libc_arena();
     let (threads, outboxes) = start_workers(&plan, &wakes, &shared, &worker_failed)?;
 
     let shutdown = Shutdown::on_signals()?;
@@ -395,8 +396,7 @@ fn start_workers(
             .stack_size(256 * 1024)
             .spawn(move || {
                 let alarm = Alarm(failed);
-                work(index as u8, slots_max, shared, inbox, &parted, &started)
-                    .inspect(|()| alarm.all_is_well())
+                work(index as u8, slots_max, shared, inbox, parted, started).inspect(|()| alarm.all_is_well())
             })
             .map_err(|e| Fatal::internal(format!("starting worker {index}: {e}")))?;
         threads.push(WorkerThread { start, thread });
@@ -438,13 +438,15 @@ fn work(
     slots_max: usize,
     shared: Shared,
     inbox: Inbox,
-    parted: &mpsc::Sender<std::io::Result<()>>,
-    started: &mpsc::Receiver<Start>,
+    parted: mpsc::Sender<std::io::Result<()>>,
+    started: mpsc::Receiver<Start>,
 ) -> std::io::Result<()> {
     let alone = nix::sys::signal::SigSet::all().thread_block().map_err(std::io::Error::from);
     // Nobody listens any more when the start failed elsewhere; then there is nothing to begin either.
     let _ = parted.send(alone.and_then(|()| sys::unshare_files()));
     let Ok(start) = started.recv() else { return Ok(()) };
+    // A channel keeps room for 31 messages, a worker lives as long as the process.
+    drop((parted, started));
     let worker = Worker::new(index, start.incarnation, start.listen, slots_max, shared, inbox);
     match worker.and_then(|worker| Ok((worker.address()?, worker))) {
         Ok((address, worker)) => {

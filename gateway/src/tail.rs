@@ -58,6 +58,13 @@ impl Tails {
             self.entries = Slab::new();
         }
     }
+
+    /// Gives memory back that a burst has left behind.
+    pub fn shrink(&mut self) {
+        if self.entries.is_empty() {
+            self.entries = Slab::new();
+        }
+    }
 }
 
 fn charge(entry: &Vec<u8>) -> usize {

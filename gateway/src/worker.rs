@@ -355,6 +355,7 @@ impl Worker {
     /// Gives back what a burst has left behind.
     fn shrink(&mut self) {
         self.queues.shrink();
+        self.tails.shrink();
         for deadlines in [&mut self.logins, &mut self.stalls, &mut self.lingers] {
             deadlines.shrink();
         }

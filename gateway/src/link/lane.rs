@@ -30,6 +30,8 @@ pub struct Sent {
     pub number: u64,
     /// When it left.
     pub sent_ms: u64,
+    /// Others had to stay behind, so it was as large as it may be.
+    pub full: bool,
     /// Kept in case the stream breaks.
     pub frames: Vec<UpFrame>,
     bytes: usize,
@@ -56,7 +58,7 @@ pub struct Room {
 }
 
 /// Frames that the queue keeps room for whatever there is.
-const ROOM_KEPT: usize = 1024;
+const ROOM_KEPT: usize = 64;
 
 /// Fixed cost that a queued frame is counted with beside its body.
 const FRAME_OVERHEAD_BYTES: usize = 64;
@@ -166,7 +168,8 @@ impl Lane {
         self.queued_bytes -= bytes;
         self.out_bytes += bytes;
         self.out_frames += count;
-        self.unacked.push_back(Sent { number, sent_ms: now_ms, frames: frames.clone(), bytes });
+        let full = !self.queue.is_empty();
+        self.unacked.push_back(Sent { number, sent_ms: now_ms, full, frames: frames.clone(), bytes });
         Some(frames)
     }
 

@@ -22,7 +22,7 @@ pub struct Pin {
 }
 
 /// Room that is kept whatever there is.
-const ROOM_KEPT: usize = 1024;
+const ROOM_KEPT: usize = 64;
 
 /// All of them, by connection.
 #[derive(Debug, Default)]
