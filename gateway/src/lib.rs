@@ -27,6 +27,7 @@ mod outbox;
 mod receive;
 pub mod send_queue;
 pub mod server;
+mod sweep;
 mod sync;
 pub mod sys;
 pub mod table;

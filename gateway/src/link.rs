@@ -411,11 +411,15 @@ impl Stream {
         {
             return false;
         }
-        // Better told to come back than kept until nobody waits for the answer any more.
-        let too_late =
-            |waiting| self.pace.wait_ms(waiting).is_some_and(|wait| wait > bounds.login_wait_ms_max);
-        kind == LaneKind::Live
-            || (self.logins.waiting() < bounds.logins_waiting_max && !too_late(self.logins.waiting()))
+        if kind == LaneKind::Live {
+            return true;
+        }
+        let waiting = self.logins.waiting();
+        // Better told to come back than kept until nobody waits for the answer any more. But as many as leave others behind
+        // may always wait: without such a batch nothing would tell that the pace has risen.
+        let is_too_late = waiting > bounds.login_batch_frames_max
+            && self.pace.wait_ms(waiting).is_some_and(|wait| wait > bounds.login_wait_ms_max);
+        waiting < bounds.logins_waiting_max && !is_too_late
     }
 
     /// When a login that finds no room is to come back: behind those who wait, and behind those who were told so before.

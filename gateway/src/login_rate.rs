@@ -80,6 +80,7 @@ impl Returns {
 #[derive(Debug, Default)]
 pub struct Pace {
     last_ms: u64,
+    measured_ms: u64,
     /// Of the time that is being measured, and of all before it, each time counting less.
     now: Measured,
     before: Measured,
@@ -99,6 +100,9 @@ const SILENCE_MS_MAX: u64 = 500;
 
 /// Taken while nothing is known yet: a store that fsyncs on a plain disk does more.
 const PACE_GUESS_PER_S: u32 = 2_000;
+
+/// A pace that was measured as long ago is not known any more, ms.
+const MEASURE_OLD_MS: u64 = 10_000;
 
 /// What is guessed counts like so much time at that pace, ms: the first answers behind a restart are slow, and whoever is told to come
 /// back by them is told once.
@@ -121,15 +125,19 @@ impl Pace {
                 let count = u64::from(PACE_GUESS_PER_S) * GUESS_MS / 1000;
                 self.before = Measured { count, ms: GUESS_MS };
             }
+            self.measured_ms = now_ms;
             self.before.count = self.before.count * 3 / 4 + self.now.count;
             self.before.ms = self.before.ms * 3 / 4 + self.now.ms;
             self.now = Measured::default();
         }
     }
 
-    /// The lane was empty until now: waiting for nobody is not slowness.
+    /// The lane was empty until now: waiting for nobody is not slowness, and what was measured long ago was of another hour.
     pub fn begins(&mut self, now_ms: u64) {
         (self.last_ms, self.now) = (now_ms, Measured::default());
+        if now_ms.saturating_sub(self.measured_ms) > MEASURE_OLD_MS {
+            self.before = Measured::default();
+        }
     }
 
     /// Logins a second, or a guess.
@@ -202,6 +210,11 @@ mod tests {
             pace.answered(96, true, 700 + 490 * step);
         }
         assert!((196..300).contains(&pace.per_s()), "{}", pace.per_s());
+        // And for a while, but not for ever.
+        pace.begins(12_000);
+        assert!(pace.wait_ms(1_000).is_some());
+        pace.begins(22_000);
+        assert_eq!((pace.wait_ms(1_000), pace.per_s()), (None, PACE_GUESS_PER_S));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::burst::Burst;
 use crate::config::{Config, Plan};
 use crate::machine::{self, Finding, Found, Verdict, Wanted};
 use crate::metrics::Metrics;
-use crate::sys::{self, EventFd};
+use crate::sys::{self, EventFd, Stack};
 use crate::upstream::Upstreams;
 use crate::wake::{Starved, Wake};
 use crate::worker::{Inbox, Shared, Worker};
@@ -391,14 +391,12 @@ fn start_workers(
         let (start, started) = mpsc::channel();
         let (shared, parted, failed) = (shared.clone(), parted.clone(), failed.clone());
         let slots_max = plan.connections_per_worker_max;
-        let thread = std::thread::Builder::new()
-            .name(format!("worker-{index}"))
-            .stack_size(256 * 1024)
-            .spawn(move || {
-                let alarm = Alarm(failed);
-                work(index as u8, slots_max, shared, inbox, parted, started).inspect(|()| alarm.all_is_well())
-            })
-            .map_err(|e| Fatal::internal(format!("starting worker {index}: {e}")))?;
+        let thread = sys::spawn(format!("worker-{index}"), move |stack| {
+            let alarm = Alarm(failed);
+            let worked = work(index as u8, slots_max, shared, inbox, stack, parted, started);
+            worked.inspect(|()| alarm.all_is_well())
+        })
+        .map_err(|e| Fatal::internal(format!("starting worker {index}: {e}")))?;
         threads.push(WorkerThread { start, thread });
     }
     drop(parted);
@@ -438,6 +436,7 @@ fn work(
     slots_max: usize,
     shared: Shared,
     inbox: Inbox,
+    stack: Stack,
     parted: mpsc::Sender<std::io::Result<()>>,
     started: mpsc::Receiver<Start>,
 ) -> std::io::Result<()> {
@@ -451,7 +450,7 @@ fn work(
     match worker.and_then(|worker| Ok((worker.address()?, worker))) {
         Ok((address, worker)) => {
             let _ = start.answer.send(Ok(address));
-            let ended = worker.run();
+            let ended = worker.run(&stack);
             if let Err(error) = &ended {
                 tracing::error!(worker = index, %error, "a worker ended");
             }

@@ -21,9 +21,12 @@ pub use socket::{
     shutdown_write, take_error, user_timeout, write, write_vectored,
 };
 
+pub use stack::{Stack, spawn};
+
 mod epoll;
 mod eventfd;
 mod socket;
+mod stack;
 
 /// An fd that lives in this thread's fd table and is closed with this value. Not `Send`.
 #[derive(Debug)]

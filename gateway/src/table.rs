@@ -36,7 +36,15 @@ struct Page {
 impl Table {
     /// An empty table for at most `slots_max` connections.
     pub fn new(slots_max: usize) -> Self {
-        Table { pages: Vec::new(), floors: Vec::new(), first_open: 0, len: 0, slots_max }
+        // What outlives a storm is not to be allocated in it: it would keep a piece of the heap that the storm has filled.
+        let pages_max = slots_max.div_ceil(PAGE_SLOTS);
+        Table {
+            pages: Vec::with_capacity(pages_max),
+            floors: Vec::with_capacity(pages_max),
+            first_open: 0,
+            len: 0,
+            slots_max,
+        }
     }
 
     /// Connections held.

@@ -1,5 +1,5 @@
 //! One worker: a thread with its own fd table, listener, epoll instance and connections. This file is the loop; what a
-//! turn does with bytes in is in `receive`, with bytes out in `deliver`.
+//! turn does with bytes in is in `receive`, with bytes out in `deliver`, by the clock in `sweep`.
 //!
 //! A turn, in this order: frames of connections that were there before, deliveries from the bridge, deadlines, the
 //! batch up, writes, and only then new connections. So a storm of arrivals waits for the living, not the reverse.
@@ -17,7 +17,6 @@ use crate::admission::Admission;
 use crate::batch::{Down, Ticket, UpBatch, UpFrame};
 use crate::burst::Burst;
 use crate::config::Config;
-use crate::connection::{Stage, flag};
 use crate::door::Door;
 use crate::early_end::EarlyEnds;
 use crate::expiry::Expiry;
@@ -82,9 +81,9 @@ pub(crate) struct Worker {
     pub(crate) queues: QueuePool,
     pub(crate) tails: Tails,
     /// What is read into, see [`Worker::lend_buffer`].
-    buffer: Vec<u8>,
+    pub(crate) buffer: Vec<u8>,
     /// It was lent in the last second.
-    buffer_used: bool,
+    pub(crate) buffer_used: bool,
     pub(crate) batch: UpBatch,
     pub(crate) dirty: VecDeque<Place>,
     /// The same of what is to be written later: parts of what goes to many, and what nothing rests on.
@@ -104,7 +103,7 @@ pub(crate) struct Worker {
     started: Instant,
     /// As `started`, but goes on while this process is paused: the clock of what ends by itself.
     pub(crate) born: Instant,
-    swept_tick: u8,
+    pub(crate) swept_tick: u8,
     /// The bridge gave the last batch back: nothing more is read until it takes it.
     pub(crate) held_back: bool,
     /// Something in the batch is waited for.
@@ -122,6 +121,10 @@ pub(crate) struct Worker {
     pub(crate) batch_bytes: usize,
     /// Deliveries are left in the inbox.
     pub(crate) down_waiting: bool,
+    /// The list of ready connections had no room for more.
+    events_full: bool,
+    /// What a burst has left behind was given back in this turn.
+    pub(crate) rested: bool,
     /// The next page to tell GoAway, while draining.
     drain_page: Option<(usize, u32)>,
 }
@@ -129,6 +132,9 @@ pub(crate) struct Worker {
 /// Epoll tokens beside places, which are below 2^32.
 pub(crate) const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
+
+/// Ready connections that a turn is told of while there are few; the list grows with them, and is short again a second later.
+const EVENTS_IN_CALM: usize = 32;
 
 impl Worker {
     /// Binds the listener and makes everything that lives in this thread's fd table. Boxed, because a thread's stack keeps what
@@ -187,6 +193,8 @@ impl Worker {
             batch_frames: 0,
             batch_bytes: 0,
             down_waiting: false,
+            events_full: false,
+            rested: false,
             drain_page: None,
             shared,
         }))
@@ -198,22 +206,37 @@ impl Worker {
     }
 
     /// Turns until told to stop.
-    pub(crate) fn run(mut self: Box<Self>) -> Ended {
+    pub(crate) fn run(mut self: Box<Self>, stack: &sys::Stack) -> Ended {
         if self.shared.config.workers.batch_scheduling
             && let Err(error) = sys::schedule_batch()
         {
             tracing::warn!(worker = self.index, %error, "no SCHED_BATCH: expect fewer logins per second in a storm");
         }
         self.cpu_used = sys::thread_cpu_time();
-        let mut events = sys::event_buffer(self.shared.config.workers.events_per_turn_max);
-        while self.turn(&mut events)? {}
+        let events_max = self.shared.config.workers.events_per_turn_max;
+        let calm = EVENTS_IN_CALM.min(events_max);
+        let mut events = sys::event_buffer(calm);
+        while self.turn(&mut events)? {
+            let mut room = events.len();
+            if self.events_full {
+                room = (2 * room).min(events_max);
+            } else if std::mem::take(&mut self.rested) {
+                stack.give_back();
+                room = calm;
+            }
+            if room != events.len() {
+                events = sys::event_buffer(room);
+            }
+        }
         Ok(())
     }
 
     fn turn(&mut self, events: &mut [Event]) -> io::Result<bool> {
         let timeout = self.timeout();
         let waiting_since = Instant::now();
+        let room = events.len();
         let ready = self.epoll.wait(events, Some(timeout))?;
+        self.events_full = ready.len() == room;
         // A process that was paused must not hold its own absence against its clients.
         let overslept = waiting_since.elapsed().saturating_sub(timeout);
         if overslept > Duration::from_secs(1) {
@@ -286,89 +309,6 @@ impl Worker {
                 .flatten()
                 .fold(next_tick_ms, u64::min);
         Duration::from_millis(next_ms.saturating_sub(self.started.elapsed().as_millis() as u64))
-    }
-
-    fn expire(&mut self) {
-        let now_ms = self.now_ms;
-        while let Some(place) = {
-            let table = &mut self.table;
-            self.logins.pop_due(now_ms, |place| table.get_mut(place).is_none_or(|c| c.stage != Stage::Fresh))
-        } {
-            self.refuse(place, Code::LoginTimeout);
-        }
-        while let Some(place) = {
-            let table = &mut self.table;
-            self.stalls.pop_due(now_ms, |place| {
-                table.get_mut(place).is_none_or(|connection| {
-                    let over = !connection.has(flag::BLOCKED);
-                    if over {
-                        connection.flags &= !flag::STALL;
-                    }
-                    over
-                })
-            })
-        } {
-            self.stall_due(place);
-        }
-        while let Some(place) = {
-            let table = &mut self.table;
-            self.lingers
-                .pop_due(now_ms, |at| table.get_mut(at).is_none_or(|c| !c.has(flag::SHUT | flag::LAST)))
-        } {
-            self.close(place, None);
-        }
-        self.sweep();
-    }
-
-    /// Once a second: whoever was silent for too long, and a listener that had to pause.
-    fn sweep(&mut self) {
-        let tick = self.tick();
-        if tick == self.swept_tick {
-            return;
-        }
-        self.swept_tick = tick;
-        self.resume_listener();
-        self.shrink();
-        let now_s = self.born.elapsed().as_secs() as u32;
-        for place in self.table.overdue(now_s) {
-            self.refuse(place, Code::TokenExpired);
-        }
-        // A tick is up to a second old when it is set: whoever is gone is gone within the limit.
-        let idle_ticks = (self.shared.config.limits.idle_ms_max / 1000 - 1) as u8;
-        for place in self.table.idle(tick, idle_ticks) {
-            match self.table.get_mut(place) {
-                // Its silence is our doing; the stall deadline watches it instead.
-                Some(connection) if connection.has(flag::PARKED) => self.table.touch(place, tick),
-                Some(connection) if connection.stage == Stage::Closing => self.close(place, None),
-                Some(_) => {
-                    // Whoever is silent has sent nothing that the close could overtake, and may be gone without a word: the
-                    // kernel alone tells it why.
-                    self.refuse(place, Code::Idle);
-                    self.flush_one(place);
-                    self.close(place, None);
-                }
-                None => {}
-            }
-        }
-    }
-
-    /// Gives back what a burst has left behind.
-    fn shrink(&mut self) {
-        self.queues.shrink();
-        self.tails.shrink();
-        for deadlines in [&mut self.logins, &mut self.stalls, &mut self.lingers] {
-            deadlines.shrink();
-        }
-        for written in [&mut self.dirty, &mut self.bulk] {
-            if written.is_empty() {
-                *written = VecDeque::new();
-            }
-        }
-        self.small_frames = BytesMut::new();
-        if !std::mem::take(&mut self.buffer_used) {
-            self.buffer = Vec::new();
-        }
-        (self.batch_frames, self.batch_bytes) = (0, 0);
     }
 
     /// The one buffer that is read into: a whole frame and as much of the next. It is given back with

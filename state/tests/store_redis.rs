@@ -114,6 +114,22 @@ async fn what_became_weak_is_recorded() {
     assert_eq!(store.durability().await.unwrap().0, Durability::Strict);
 }
 
+/// What is written to a replica goes with the next copy of its master: here of one that is never there, so that nothing is copied.
+#[tokio::test]
+async fn a_replica_is_weak_until_it_is_a_master() {
+    let redis = Redis::start_with(&[("replica-read-only", "no")]).unwrap();
+    let store = open(&redis).await;
+    assert_eq!(store.durability().await.unwrap().0, Durability::Strict);
+    let follow = |whom: [&str; 2]| {
+        redis::cmd("REPLICAOF").arg(&whom).exec(&mut redis.connection().unwrap()).unwrap();
+    };
+    follow(["127.0.0.1", "1"]);
+    let (durability, why) = store.durability().await.unwrap();
+    assert_eq!((durability, &*why), (Durability::Weak, "replicaof is 127.0.0.1 1"));
+    follow(["NO", "ONE"]);
+    assert_eq!(store.durability().await.unwrap().0, Durability::Strict);
+}
+
 #[tokio::test]
 async fn an_emptied_redis_is_set_up_again() {
     let mut redis = Redis::start().unwrap();

@@ -339,6 +339,40 @@ fn a_login_without_room_is_told_when_there_will_be_some() {
     assert!((950..1_050).contains(&(waits[999] - waits[0])), "{} to {}", waits[0], waits[999]);
 }
 
+#[test]
+fn a_pace_that_was_slow_is_found_to_have_risen() {
+    let bounds = Bounds {
+        login_batch_frames_max: 10,
+        login_batches_in_flight_max: 1,
+        logins_waiting_max: 2_000,
+        login_wait_ms_max: 150,
+        queue_bytes_max: 1 << 22,
+        ..bounds()
+    };
+    let mut link = Link::new(bounds);
+    let key = link.opened("s-1", 1 << 20, 0);
+    let mut next = 0..;
+    let mut crowd = |link: &mut Link, now_ms| {
+        while link.logins_waiting() < 100 && link.offer(frame(next.next().unwrap(), LOGIN), now_ms).is_ok() {}
+    };
+    // Ten in 400 ms, of whom four come in time; but as many may wait as leave one behind.
+    let mut answer = |link: &mut Link, now_ms| {
+        crowd(link, now_ms);
+        let mut number = 0;
+        while let Some(up) = batch(link.next_up(key, now_ms)) {
+            number = up.number;
+        }
+        crowd(link, now_ms);
+        link.acked(key, number, &[], now_ms + 1);
+        link.logins_waiting()
+    };
+    let slow = (0..60).map(|step| answer(&mut link, step * 400)).last();
+    assert_eq!(slow, Some(11));
+    // Now in ten.
+    let quick = (0..300).map(|step| answer(&mut link, 24_000 + step * 10)).last();
+    assert_eq!(quick, Some(100));
+}
+
 /// What a state server tells of the batches that it has answered.
 #[derive(Default)]
 struct Server {

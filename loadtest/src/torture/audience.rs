@@ -1,4 +1,6 @@
 //! Who is to see a message: every device of whoever sent it, and of whoever it is addressed to. Pure.
+//!
+//! Trap: groups keep their members from the first message to the last. A load that changes them would need to know at which seq.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -47,6 +49,12 @@ impl Audience {
         let devices: BTreeSet<u32> =
             one(&from).chain(to).filter_map(|user| self.devices_of.get(user)).flatten().copied().collect();
         devices.into_iter().collect()
+    }
+
+    /// The devices of all members of a group, in order.
+    pub fn of_group(&self, group: u32) -> Vec<u32> {
+        let first = self.groups.get(group as usize).and_then(|group| group.members.first());
+        first.map_or(Vec::new(), |first| self.of(*first, To::Group(group)))
     }
 
     /// Whether this chat is the one that such a message belongs in.

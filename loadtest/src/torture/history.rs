@@ -80,9 +80,9 @@ pub enum To {
 pub enum What {
     /// A group was made, before anybody sent anything; it keeps its members.
     Made {
-        /// Its chat.
-        #[serde(serialize_with = "shared_text")]
-        chat: Arc<str>,
+        /// Where the message stands that made it.
+        #[serde(flatten)]
+        place: Place,
         /// Numbers of users.
         members: Vec<u32>,
     },

@@ -17,13 +17,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use client::{Client, Keep};
+use client::{Client, Keep, Sent};
 use parking_lot::Mutex;
 use proto::wire::Role;
 use tokio::sync::watch;
 
 use super::TortureError;
-use super::history::{Device, History, Journal, MessageId, Scribe, What};
+use super::history::{Device, History, Journal, MessageId, Place, Scribe, What};
 use crate::monitor::interrupted;
 use crate::tokens::Tokens;
 use track::Track;
@@ -419,9 +419,11 @@ async fn make_groups(shared: &Shared, clients: &[Client]) -> Result<Vec<Arc<str>
         let name = |user: &u32| (&*shared.devices[*user as usize].name, Role::Member);
         let names: Vec<(&str, Role)> = members[1..].iter().map(name).collect();
         let made = clients[group as usize].create_group("torture", &names).await;
-        let chat = made.map_err(|error| format!("cannot make a group: {error}"))?.chat;
+        let Sent { chat, history, seq, .. } =
+            made.map_err(|error| format!("cannot make a group: {error}"))?;
         shared.track.lock().made(chat.clone(), members.clone());
-        shared.journal.add(None, What::Made { chat: chat.clone(), members });
+        let place = Place { chat: chat.clone(), history, seq };
+        shared.journal.add(None, What::Made { place, members });
         chats.push(chat);
     }
     Ok(chats)

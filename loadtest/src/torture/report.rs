@@ -99,7 +99,7 @@ pub(super) fn claim_of(wrong: u64, acked: u64, faults: u64) -> String {
         claim += &format!(
             "; with 95 % confidence fewer than {:.2} per million messages, and fewer than {:.2} % of such faults",
             3e6 / acked as f64,
-            300.0 / faults as f64
+            (300.0 / faults as f64).min(100.0)
         );
     }
     claim

@@ -122,6 +122,12 @@ struct Judge {
     audience: Audience,
     away: HashSet<u32>,
     messages: HashMap<MessageId, Fate>,
+    /// Where the messages stand that made them.
+    groups: Vec<Place>,
+    /// Changes of groups, and the devices that were shown them. Whoever makes a group may be shown that first.
+    told: HashMap<Place, HashSet<u32>>,
+    /// For each message that was refused because its sender is in no such group: the group.
+    turned_away: Vec<u32>,
     /// Who stands where.
     places: HashMap<Place, MessageId>,
     seen: Vec<Seen>,
@@ -158,8 +164,16 @@ impl Judge {
                 What::Sent { id, to } => {
                     self.messages.entry(*id).or_default().sent = Some((*to, record.at_us));
                 }
-                What::Made { chat, members } => self.audience.add_group(chat.clone(), members.clone()),
-                What::Told { place } => self.pass(who, place),
+                What::Made { place, members } => {
+                    self.takes(CHANGE, place);
+                    self.audience.add_group(place.chat.clone(), members.clone());
+                    self.groups.push(place.clone());
+                }
+                What::Told { place } => {
+                    self.pass(who, place);
+                    self.takes(CHANGE, place);
+                    self.told.entry(place.clone()).or_default().insert(who);
+                }
                 What::Acked { id, place } => {
                     self.messages.entry(*id).or_default().acked = Some((place.clone(), record.at_us));
                     self.stands(*id, place);
@@ -167,12 +181,13 @@ impl Judge {
                 What::Refused { id, code } => {
                     let fate = self.messages.entry(*id).or_default();
                     fate.refused = true;
-                    let to_group = matches!(fate.sent, Some((To::Group(_), _)));
-                    // Who was in a group is lost with it.
-                    let may_be =
-                        self.excuses.history_lost && to_group && code == Code::NotAMember.as_str_name();
-                    self.verdict.refused_wrongly +=
-                        u64::from(!may_be && code != Code::MessageTooLarge.as_str_name());
+                    match (fate.sent, code.as_str()) {
+                        (_, code) if code == Code::MessageTooLarge.as_str_name() => {}
+                        (Some((To::Group(group), _)), code) if code == Code::NotAMember.as_str_name() => {
+                            self.turned_away.push(group);
+                        }
+                        _ => self.verdict.refused_wrongly += 1,
+                    }
                 }
                 What::Shown { id, place, liar } => self.shown(who, *id, place, liar.as_deref(), record.at_us),
                 What::Disconnected { reason } if history.gateways_live => {
@@ -227,6 +242,11 @@ impl Judge {
                 self.verdict.case(|| case);
             }
         }
+        self.takes(id, place);
+    }
+
+    /// One place; one message.
+    fn takes(&mut self, id: MessageId, place: &Place) {
         let first = *self.places.entry(place.clone()).or_insert(id);
         if first != id {
             self.verdict.doubled += 1;
@@ -296,7 +316,30 @@ impl Judge {
         seen.seqs.insert(key, place.seq.max(last));
     }
 
+    /// The store may have lost a group as a whole: its history is another, and nothing stands in that.
+    fn is_lost(&self, chat: &Arc<str>) -> bool {
+        let is_new = |history: &u64| self.new_histories.get(chat).is_some_and(|new| new.contains(history));
+        let stands = |place: &Place| place.chat == *chat && is_new(&place.history);
+        self.excuses.history_lost && self.new_histories.contains_key(chat) && !self.places.keys().any(stands)
+    }
+
+    fn compare_groups(&mut self) {
+        for (number, made) in std::mem::take(&mut self.groups).into_iter().enumerate() {
+            let is_lost = self.is_lost(&made.chat);
+            let away = self.turned_away.iter().filter(|group| **group as usize == number).count() as u64;
+            self.verdict.refused_wrongly += if is_lost { 0 } else { away };
+            let addressed = self.audience.of_group(number as u32);
+            let told = self.told.remove(&made).unwrap_or_default();
+            let missing: Vec<u32> = addressed.into_iter().filter(|device| !told.contains(device)).collect();
+            if !missing.is_empty() && !is_lost {
+                self.verdict.lost += 1;
+                self.verdict.case(|| format!("devices {missing:?} never saw that {made:?} was made"));
+            }
+        }
+    }
+
     fn compare(&mut self) {
+        self.compare_groups();
         let (mut acks, mut pushes) = (Vec::new(), Vec::new());
         let mut messages: Vec<(MessageId, Fate)> = std::mem::take(&mut self.messages).into_iter().collect();
         messages.sort_by_key(|(id, _)| *id);
@@ -351,6 +394,8 @@ impl Times {
     }
 }
 
+/// Stands for any change of a group: no message of anybody's has its place.
+const CHANGE: MessageId = MessageId { from: u32::MAX, n: 0 };
 /// More than these help nobody; the history has them all.
 const CASES_MAX: usize = 10;
 

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::config::Limits;
+use crate::connection::Stage;
 
 impl Rig {
     fn with_limits(limits: Limits) -> Rig {

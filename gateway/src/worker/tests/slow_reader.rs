@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::config::{Limits, Listen};
+use crate::connection::flag;
 
 const SOFT: usize = 64 * 1024;
 const HARD: usize = 2 * SOFT;

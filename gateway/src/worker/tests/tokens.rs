@@ -1,6 +1,7 @@
 //! Logins that end by themselves, ends that come before their login's answer, and guesses.
 
 use super::*;
+use crate::connection::Stage;
 use crate::id;
 
 const USER: u64 = 7;

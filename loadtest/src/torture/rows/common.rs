@@ -126,6 +126,7 @@ impl Beside {
         attack: &str,
         plan: Plan,
     ) -> Result<Beside, TortureError> {
+        // Without groups: who answers how fast is compared with what was measured before there were any.
         let load = world.load(Plan { per_s: 500, group_users: 0, ..plan })?;
         load.wait_acked(300, PATIENCE)?;
         let began_us = load.now_us();

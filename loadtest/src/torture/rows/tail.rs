@@ -92,7 +92,7 @@ fn cut(round: &mut Round) -> Result<(), TortureError> {
     round.expect(new.is_some(), || {
         format!("a cursor at {count} over a head at {} changed nothing", first_gone - 1)
     });
-    let mut alice = Raw::login(talk.gateway, &login(&talk.alice, "raw", 2)).map_err(talked)?;
+    let mut alice = talk.comes_back(&talk.alice, 2)?;
     for n in 1..=3 {
         let ack = talk.send(&mut alice, 2, n)?;
         round.expect(places.insert((ack.history, ack.seq)), || {
@@ -122,7 +122,7 @@ fn flipped(round: &mut Round) -> Result<(), TortureError> {
         aof::flip(&file, place, 1 << round.random.random_range(0..8))?;
     }
     redis(&mut world)?.process.restart()?;
-    let mut bob = talk.bob_comes_back()?;
+    let mut bob = talk.comes_back(&talk.bob, 1)?;
     let pull = wire::Pull { request: 1, chat: talk.chat(), ..wire::Pull::default() };
     let answer = talk.ask_pull(&mut bob, &pull)?;
     let ServerFrame::PullAck(ack) = answer else {
@@ -215,11 +215,11 @@ impl Talk {
         Err(TortureError::Late { what: "acknowledgement", waited: PATIENCE })
     }
 
-    /// Logs in until he is let in: the store may be away at first.
-    fn bob_comes_back(&self) -> Result<Raw, TortureError> {
+    /// Logs in, with this attempt or the next ones, until they are let in: the store may be away at first.
+    fn comes_back(&self, user: &str, first_attempt: u64) -> Result<Raw, TortureError> {
         let until = Instant::now() + PATIENCE;
-        for attempt in 1.. {
-            match Raw::login(self.gateway, &login(&self.bob, "raw", attempt)) {
+        for attempt in first_attempt.. {
+            match Raw::login(self.gateway, &login(user, "raw", attempt)) {
                 Ok(raw) => return Ok(raw),
                 Err(error) if Instant::now() >= until => return Err(talked(error)),
                 Err(_) => std::thread::sleep(AGAIN / 5),
@@ -245,7 +245,7 @@ impl Talk {
 
     /// Bob says that he has seen everything up to `seq` of `history`, until he hears of another one.
     fn sync_until_new(&self, history: u64, seq: u64) -> Result<Option<u64>, TortureError> {
-        let mut bob = self.bob_comes_back()?;
+        let mut bob = self.comes_back(&self.bob, 1)?;
         let until = Instant::now() + NEW_HISTORY_MAX;
         while Instant::now() < until {
             let cursor = wire::Cursor { chat: self.chat(), history, seq, ..Default::default() };

@@ -111,7 +111,7 @@ impl Horde {
         let member = &mut self.members[index];
         let waits = !member.unsent.is_empty();
         member.unsent.extend_from_slice(bytes);
-        if !waits && !member.flush() {
+        if !member.flush() && !waits {
             self.unsent.push(index);
         }
     }

@@ -239,10 +239,14 @@ fn a_group_s_message_is_for_all_its_members_and_for_nobody_else() {
     let place = |seq| Place { chat: "#5".into(), history: 7, seq };
     let record = |who, what| Record { at_us: 0, who, what };
     let shown = |who| record(Some(who), What::Shown { id: Some(id(1)), place: place(2), liar: None });
+    let told = |who| record(Some(who), What::Told { place: place(1) });
     let mut history = History { devices: devices(), records: Vec::new(), gateways_live: true };
     history.records = vec![
-        record(None, What::Made { chat: "#5".into(), members: vec![0, 1] }),
-        record(Some(0), What::Told { place: place(1) }),
+        // Whoever made it is shown it before the answer is here.
+        told(0),
+        record(None, What::Made { place: place(1), members: vec![0, 1] }),
+        told(PHONE),
+        told(2),
         record(Some(0), What::Sent { id: id(1), to: To::Group(0) }),
         record(Some(0), What::Acked { id: id(1), place: place(2) }),
         shown(0),
@@ -259,4 +263,34 @@ fn a_group_s_message_is_for_all_its_members_and_for_nobody_else() {
     history.records.pop();
     history.records.push(record(Some(PHONE), What::Told { place: place(4) }));
     assert_eq!(judged(&history).gaps, 1, "a change of the group has a place like any message");
+    history.records.pop();
+    let announced = history.records.remove(2);
+    assert_eq!(
+        judged(&history).lost,
+        1,
+        "{announced:?} is missing: somebody in the group does not know of it"
+    );
+}
+
+#[test]
+fn who_is_in_no_group_any_more_is_excused_only_if_nothing_of_it_is_left() {
+    let place = |history, seq| Place { chat: "#5".into(), history, seq };
+    let record = |who, what| Record { at_us: 0, who, what };
+    let refused = What::Refused { id: id(1), code: Code::NotAMember.as_str_name().into() };
+    let mut history = History { devices: devices(), records: Vec::new(), gateways_live: true };
+    history.records = vec![
+        record(None, What::Made { place: place(7, 1), members: vec![0] }),
+        record(Some(0), What::Told { place: place(7, 1) }),
+        record(Some(0), What::Sent { id: id(1), to: To::Group(0) }),
+        record(Some(0), refused),
+    ];
+    let excuses = Excuses { history_lost: true, ..Excuses::default() };
+    assert_eq!(Verdict::of(&history, excuses).refused_wrongly, 1, "nobody was told of a loss");
+    history.records.push(record(Some(0), What::HistoryLost { place: place(8, 1) }));
+    assert_eq!(Verdict::of(&history, excuses).refused_wrongly, 0);
+    assert_eq!(judged(&history).refused_wrongly, 1);
+    // The group goes on under the new history.
+    history.records.push(record(Some(0), What::Sent { id: id(2), to: To::Group(0) }));
+    history.records.push(record(Some(0), What::Acked { id: id(2), place: place(8, 2) }));
+    assert_eq!(Verdict::of(&history, excuses).refused_wrongly, 1);
 }
