@@ -14,7 +14,7 @@ pub struct Expiry {
     queue: VecDeque<(u64, Place)>,
 }
 
-/// Entries that an empty queue may keep room for.
+/// Entries that an empty queue may keep room for, until [`Expiry::shrink`].
 const SPARE_MAX: usize = 64;
 
 impl Expiry {

@@ -16,7 +16,7 @@ pub struct Tails {
     burst: Arc<Burst>,
 }
 
-/// Entries that the table may keep room for while it is empty.
+/// Entries that the table may keep room for while it is empty, until [`Tails::shrink`].
 const SPARE_ENTRIES_MAX: usize = 64;
 
 impl Tails {

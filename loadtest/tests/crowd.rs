@@ -299,7 +299,7 @@ fn eventually<T: std::fmt::Debug>(what: &str, mut look: impl FnMut() -> T, good:
             return;
         }
         assert!(Instant::now() < deadline, "{what}: {now:?}");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20)); // the pace of asking
     }
 }
 

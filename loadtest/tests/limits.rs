@@ -125,7 +125,7 @@ fn a_gateway_without_fds_refuses_with_a_reason_and_goes_on() {
         if refused % 20 == 0 {
             assert_alive(&mut held);
         }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10)); // the pace of knocking
     }
     let (cpu, elapsed) = (cpu_time(pid) - cpu_before, began.elapsed());
     assert!(cpu < elapsed / 3, "{cpu:?} of CPU time in {elapsed:?}, for {refused} refusals");

@@ -150,7 +150,7 @@ impl Terminal {
                 break status;
             }
             assert!(Instant::now() < deadline, "{} still runs:\n{}", self.label, self.screen());
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10)); // the pace of asking
         };
         let modes = tcgetattr(&self.line).unwrap().local_modes;
         assert!(modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG), "still raw");

@@ -39,22 +39,24 @@ impl Audience {
 
     /// The devices that a message of this user is addressed to, in order.
     pub fn of(&self, from: u32, to: To) -> Vec<u32> {
-        let one = |user| std::slice::from_ref(user).iter();
-        let to = match &to {
-            To::User(user) => one(user),
-            To::Group(group) => {
-                self.groups.get(*group as usize).map_or(&[][..], |group| &group.members).iter()
-            }
-        };
-        let devices: BTreeSet<u32> =
-            one(&from).chain(to).filter_map(|user| self.devices_of.get(user)).flatten().copied().collect();
-        devices.into_iter().collect()
+        match to {
+            To::User(to) => self.devices(&[from, to]),
+            To::Group(group) => self.devices(&[&[from], self.members(group)].concat()),
+        }
     }
 
     /// The devices of all members of a group, in order.
     pub fn of_group(&self, group: u32) -> Vec<u32> {
-        let first = self.groups.get(group as usize).and_then(|group| group.members.first());
-        first.map_or(Vec::new(), |first| self.of(*first, To::Group(group)))
+        self.devices(self.members(group))
+    }
+
+    fn members(&self, group: u32) -> &[u32] {
+        self.groups.get(group as usize).map_or(&[], |group| &group.members)
+    }
+
+    fn devices(&self, users: &[u32]) -> Vec<u32> {
+        let devices = users.iter().filter_map(|user| self.devices_of.get(user)).flatten().copied();
+        devices.collect::<BTreeSet<u32>>().into_iter().collect()
     }
 
     /// Whether this chat is the one that such a message belongs in.
@@ -87,6 +89,7 @@ mod tests {
         assert_eq!(audience.of(0, To::User(1)), [0, 1, 3]);
         assert_eq!(audience.of(0, To::User(0)), [0]);
         assert_eq!(audience.of(1, To::Group(0)), [1, 2, 3]);
+        assert_eq!(audience.of_group(0), [1, 2, 3]);
         assert_eq!(audience.of(1, To::Group(1)), [1, 3], "a group that nobody made");
         assert!(audience.is_chat_of("u0:u1", 1, To::User(0)) && audience.is_chat_of("u0:u1", 0, To::User(1)));
         assert!(!audience.is_chat_of("u0:u1", 0, To::User(2)) && !audience.is_chat_of("#7", 0, To::User(1)));

@@ -72,7 +72,7 @@ impl Composed {
                     break;
                 }
                 assert!(Instant::now() < deadline, "{} {path}: {answer:?}", service.name);
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(20)); // the pace of asking
             }
         }
     }
@@ -191,7 +191,7 @@ fn the_whole_system_runs_as_composed() {
     let published = composed.address("gateway", 7000).to_string();
     while !listed().contains(&published) {
         assert!(Instant::now() < deadline, "{published} is not in {}", listed());
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20)); // the pace of asking
     }
     // All of ours end by themselves when they are asked to. (etcd dies of its SIGTERM.)
     for process in &mut composed.processes {

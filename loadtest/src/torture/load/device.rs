@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use client::{Client, Event, Events, Keep, Options, Target, Token};
+use client::{Client, Event, Events, Keep, Message, Options, Target, Token};
 use proto::wire::Kind;
 
 use super::super::history::{Place, What};
@@ -61,25 +61,14 @@ async fn listen(shared: Arc<Shared>, number: u32, mut events: Events, leaving: A
         let what = match event {
             // What is not confirmed before the session ends is handed out again by the next.
             Event::Message(_) if leaving.load(Ordering::Relaxed) => continue,
-            Event::Message(message) if message.body.kind == Kind::Group as i32 => {
-                let (chat, history, seq) = (message.chat.clone(), message.history, message.seq);
-                shared.journal.add(Some(number), What::Told { place: Place { chat, history, seq } });
-                events.confirm(&message);
-                continue;
-            }
             Event::Message(message) => {
-                let id = id_in(&shared.run, &message.body);
-                let sender = id.and_then(|id| shared.devices.get(id.from as usize));
-                let honest = sender.is_none_or(|device| device.name == message.sender);
-                let liar = (!honest).then(|| message.sender.clone());
                 let (chat, history, seq) = (message.chat.clone(), message.history, message.seq);
-                shared.shown.fetch_add(1, Ordering::Relaxed);
-                if let Some(id) = id {
-                    shared.track.lock().shown(number, id);
-                }
-                shared
-                    .journal
-                    .add(Some(number), What::Shown { id, place: Place { chat, history, seq }, liar });
+                let place = Place { chat, history, seq };
+                let what = match message.body.kind == Kind::Group as i32 {
+                    true => What::Told { place },
+                    false => shown(&shared, number, &message, place),
+                };
+                shared.journal.add(Some(number), what);
                 events.confirm(&message);
                 continue;
             }
@@ -119,6 +108,17 @@ async fn listen(shared: Arc<Shared>, number: u32, mut events: Events, leaving: A
             shared.journal.add(Some(number), what);
         }
     }
+}
+
+fn shown(shared: &Shared, number: u32, message: &Message, place: Place) -> What {
+    let id = id_in(&shared.run, &message.body);
+    let sender = id.and_then(|id| shared.devices.get(id.from as usize));
+    let honest = sender.is_none_or(|device| device.name == message.sender);
+    shared.shown.fetch_add(1, Ordering::Relaxed);
+    if let Some(id) = id {
+        shared.track.lock().shown(number, id);
+    }
+    What::Shown { id, place, liar: (!honest).then(|| message.sender.clone()) }
 }
 
 const BACKOFF_MS_MAX: u64 = 1_000;
