@@ -67,7 +67,7 @@ impl Door {
     }
 
     /// Says why, and that nothing more comes.
-    pub fn tell(&self, fd: &Fd, buffer: &mut [u8]) {
+    pub fn tell(&self, fd: &Fd, buffer: &mut Vec<u8>) {
         // The socket's buffer is empty, so this fits; and if not, the close alone says enough.
         if sys::write(fd, &self.refusal).is_ok() && sys::shutdown_write(fd).is_ok() {
             // A close over unread bytes is a reset, which may overtake the reason. A Login that has come is read, therefore.

@@ -88,7 +88,7 @@ impl Worker {
         self.return_buffer(buffer);
     }
 
-    fn receive_into(&mut self, place: Place, buffer: &mut [u8]) {
+    fn receive_into(&mut self, place: Place, buffer: &mut Vec<u8>) {
         let Some(connection) = self.table.get_mut(place) else { return };
         if connection.has(flag::DIRTY) {
             // Its answers of the last turn have not left yet. Whoever asks faster than we write waits like this.
@@ -103,7 +103,7 @@ impl Worker {
                 let why = (connection.stage != Stage::Closing).then_some(Why::Peer);
                 self.close(place, why);
             }
-            Ok(count) => self.received(place, &buffer[..count]),
+            Ok(_) => self.received(place, buffer),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => {
                 let why = (connection.stage != Stage::Closing).then_some(Why::Socket);

@@ -316,7 +316,7 @@ impl Worker {
     pub(crate) fn lend_buffer(&mut self) -> Vec<u8> {
         self.buffer_used = true;
         match std::mem::take(&mut self.buffer) {
-            none if none.is_empty() => vec![0; 2 * self.shared.config.limits.frame_bytes_max],
+            none if none.capacity() == 0 => Vec::with_capacity(2 * self.shared.config.limits.frame_bytes_max),
             buffer => buffer,
         }
     }

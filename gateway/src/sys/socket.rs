@@ -124,10 +124,18 @@ pub fn user_timeout(fd: &impl AsRawFd) -> io::Result<Duration> {
         .map(|ms| Duration::from_millis(ms.unsigned_abs().into()))
 }
 
-/// Reads what is there. `Ok(0)` is the peer's end.
-pub fn read(fd: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: `buffer` is writable for its length.
-    check_size(unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast::<c_void>(), buffer.len()) })
+/// Reads what is there, as much as `buffer` has room for, in place of what it held. `Ok(0)` is the peer's end.
+///
+/// The room is not zeroed first, so that only as much of it becomes resident as has ever come.
+pub fn read(fd: &impl AsRawFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    buffer.clear();
+    // SAFETY: `buffer` owns its capacity, which may be written to whatever is in it.
+    let count = check_size(unsafe {
+        libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast::<c_void>(), buffer.capacity())
+    })?;
+    // SAFETY: the kernel has written so many bytes from the start, and no more than the capacity.
+    unsafe { buffer.set_len(count) };
+    Ok(count)
 }
 
 /// Sends what fits, without SIGPIPE.

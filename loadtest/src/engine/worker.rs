@@ -79,7 +79,7 @@ impl<M: Mode> Worker<M> {
                 patience: VecDeque::new(),
                 sampled_us: 0,
                 cuts: 0,
-                read_buffer: vec![0; READ_BYTES],
+                read_buffer: Vec::with_capacity(READ_BYTES),
                 greeting: BytesMut::new(),
             }),
             Err(error) => Err((error, mode)),
@@ -337,7 +337,7 @@ impl<M: Mode> Worker<M> {
                 Ok(rest) => drop(self.io.tails.insert(index, rest)),
                 Err(fault) => return self.io.broken.push((index, fault)),
             }
-            if got < self.read_buffer.len() {
+            if got < READ_BYTES {
                 return;
             }
         }

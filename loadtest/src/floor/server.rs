@@ -134,7 +134,7 @@ fn work(worker: usize, address: SocketAddr, echo: bool, shared: &Shared, listens
 fn serve(worker: usize, echo: bool, shared: &Shared, epoll: &Epoll, listener: &Fd) {
     let mut connections: Vec<Fd> = Vec::new();
     let mut events = sys::event_buffer(512);
-    let mut buffer = [0u8; ECHO_BYTES];
+    let mut buffer = Vec::with_capacity(ECHO_BYTES);
     while !shared.stop.load(Ordering::Acquire) {
         let Ok(ready) = epoll.wait(&mut events, None) else { return };
         for event in ready {
@@ -145,8 +145,8 @@ fn serve(worker: usize, echo: bool, shared: &Shared, epoll: &Epoll, listener: &F
                 index => {
                     // Whoever is reset meanwhile fails here, and is closed with all the others at the end.
                     let fd = &connections[index as usize];
-                    if let Ok(got) = sys::read(fd, &mut buffer) {
-                        let _ = sys::write(fd, &buffer[..got]);
+                    if sys::read(fd, &mut buffer).is_ok() {
+                        let _ = sys::write(fd, &buffer);
                     }
                 }
             }
