@@ -1,16 +1,23 @@
-//! Who is to see a message: every device of whoever sent it, and of whoever it is addressed to. Pure.
+//! Who is to see what: every device of whoever sent a message and of whoever it is addressed to. Pure.
 //!
-//! Trap: groups keep their members from the first message to the last. A load that changes them would need to know at which seq.
+//! The members of a group come and go by messages in its own order, so who sees a seq is known when every change up to it is.
+//! A member sees from the change that brought it in to the one that took it out, both included. Whoever comes back is owed what follows
+//! the return; of the stay before it, what has not been shown yet may be passed over.
+//!
+//! Trap: changes are learned out of order, from whoever asked for them and from whoever is shown them. What was true of a seq may
+//! change with the next one that is learned.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use super::history::{Device, To};
+use super::history::{Change, Device, Place, To};
 
 /// See the head of this file.
 #[derive(Debug, Default)]
 pub struct Audience {
-    devices_of: BTreeMap<u32, Vec<u32>>,
+    /// By device.
+    user_of: Vec<u32>,
     names: BTreeMap<u32, String>,
     groups: Vec<Group>,
 }
@@ -18,45 +25,79 @@ pub struct Audience {
 #[derive(Debug)]
 struct Group {
     chat: Arc<str>,
-    members: Vec<u32>,
+    /// The seqs of the changes count in this one. Where it is lost, groups have to keep their members: under any other, whoever was ever in
+    /// is in.
+    history: u64,
+    changes: BTreeMap<u64, Change>,
 }
 
 impl Audience {
     /// Of these devices, and no group yet.
     pub fn new(devices: &[Device]) -> Audience {
-        let mut audience = Audience::default();
-        for (number, device) in devices.iter().enumerate() {
-            audience.devices_of.entry(device.user).or_default().push(number as u32);
-            audience.names.insert(device.user, device.name.clone());
+        Audience {
+            user_of: devices.iter().map(|device| device.user).collect(),
+            names: devices.iter().map(|device| (device.user, device.name.clone())).collect(),
+            groups: Vec::new(),
         }
-        audience
     }
 
-    /// One more group, of these users; its number is the next from 0.
-    pub fn add_group(&mut self, chat: Arc<str>, members: Vec<u32>) {
-        self.groups.push(Group { chat, members });
+    /// One more group, made there by a message that brought these users in; its number is the next from 0.
+    pub fn add_group(&mut self, made: &Place, members: Vec<u32>) {
+        let mut group = Group { chat: made.chat.clone(), history: made.history, changes: BTreeMap::new() };
+        group.changes.insert(made.seq, Change { joins: members, leaves: Vec::new() });
+        self.groups.push(group);
     }
 
-    /// The devices that a message of this user is addressed to, in order.
-    pub fn of(&self, from: u32, to: To) -> Vec<u32> {
+    /// Such a change stands there. Whether that was news.
+    pub fn learn(&mut self, place: &Place, change: &Change) -> bool {
+        let group = self.groups.iter_mut().find(|group| group.chat == place.chat);
+        match group {
+            Some(group) if group.history == place.history && !group.changes.contains_key(&place.seq) => {
+                group.changes.insert(place.seq, change.clone());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The change that stands there.
+    pub fn change_at(&self, place: &Place) -> Option<&Change> {
+        let group = self.group_of(place)?;
+        if group.history == place.history { group.changes.get(&place.seq) } else { None }
+    }
+
+    /// The devices that a message is owed to, in order: whoever sent it, to whom, and where it stands.
+    pub fn owed(&self, from: u32, to: To, place: &Place) -> Vec<u32> {
         match to {
-            To::User(to) => self.devices(&[from, to]),
-            To::Group(group) => self.devices(&[&[from], self.members(group)].concat()),
+            To::User(to) => self.devices(|user| user == from || user == to),
+            To::Group(_) => self.owed_at(place),
         }
     }
 
-    /// The devices of all members of a group, in order.
-    pub fn of_group(&self, group: u32) -> Vec<u32> {
-        self.devices(self.members(group))
+    /// The devices that what stands there is owed to, in order, if it is in a group.
+    pub fn owed_at(&self, place: &Place) -> Vec<u32> {
+        self.group_of(place).map_or_else(Vec::new, |group| self.devices(|user| group.owes(user, place)))
     }
 
-    fn members(&self, group: u32) -> &[u32] {
-        self.groups.get(group as usize).map_or(&[], |group| &group.members)
+    /// Whether this device may be shown such a message there.
+    pub fn may_see(&self, device: u32, from: u32, to: To, place: &Place) -> bool {
+        let Some(user) = self.user_of.get(device as usize).copied() else { return false };
+        match to {
+            To::User(to) => user == from || user == to,
+            To::Group(_) => self.sees(user, place),
+        }
     }
 
-    fn devices(&self, users: &[u32]) -> Vec<u32> {
-        let devices = users.iter().filter_map(|user| self.devices_of.get(user)).flatten().copied();
-        devices.collect::<BTreeSet<u32>>().into_iter().collect()
+    /// Whether this user is in the group when what stands there is stored, or comes or goes by it.
+    pub fn sees(&self, user: u32, place: &Place) -> bool {
+        self.group_of(place).is_some_and(|group| group.sees(user, place))
+    }
+
+    /// Where this device has to go on in that chat at the latest: the seq that brought its user in last, up to that one. 0 where nobody
+    /// has to be brought in.
+    pub fn joined(&self, device: u32, place: &Place) -> u64 {
+        let user = self.user_of.get(device as usize).copied();
+        user.zip(self.group_of(place)).map_or(0, |(user, group)| group.joined(user, place))
     }
 
     /// Whether this chat is the one that such a message belongs in.
@@ -69,30 +110,120 @@ impl Audience {
             }),
         }
     }
+
+    fn group_of(&self, place: &Place) -> Option<&Group> {
+        self.groups.iter().find(|group| group.chat == place.chat)
+    }
+
+    fn devices(&self, is_of: impl Fn(u32) -> bool) -> Vec<u32> {
+        let devices = self.user_of.iter().enumerate().filter(|(_, user)| is_of(**user));
+        devices.map(|(device, _)| device as u32).collect()
+    }
+}
+
+impl Group {
+    /// From the seq that brings a user in to the one that takes it out, for each time that it is in.
+    fn stays(&self, user: u32) -> Vec<RangeInclusive<u64>> {
+        let (mut stays, mut joined) = (Vec::new(), None);
+        for (seq, change) in &self.changes {
+            if change.joins.contains(&user) {
+                joined.get_or_insert(*seq);
+            }
+            if change.leaves.contains(&user) {
+                stays.extend(joined.take().map(|joined| joined..=*seq));
+            }
+        }
+        stays.extend(joined.map(|joined| joined..=u64::MAX));
+        stays
+    }
+
+    fn sees(&self, user: u32, place: &Place) -> bool {
+        let stays = self.stays(user);
+        if place.history == self.history {
+            stays.iter().any(|stay| stay.contains(&place.seq))
+        } else {
+            !stays.is_empty()
+        }
+    }
+
+    fn owes(&self, user: u32, place: &Place) -> bool {
+        let last = self.stays(user).pop();
+        last.is_some_and(|stay| place.history != self.history || stay.contains(&place.seq))
+    }
+
+    fn joined(&self, user: u32, place: &Place) -> u64 {
+        if place.history != self.history {
+            return 0;
+        }
+        let joins = self.stays(user).into_iter().map(|stay| *stay.start());
+        joins.filter(|joined| *joined <= place.seq).max().unwrap_or(0)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_devices_of_both_or_of_all_members() {
+    fn audience() -> Audience {
         let device = |user: u32, device: &str| Device {
             user,
             name: format!("u{user}"),
             device: device.into(),
             away: false,
         };
-        let mut audience =
-            Audience::new(&[device(0, "phone"), device(1, "phone"), device(2, "phone"), device(1, "desk")]);
-        audience.add_group("#7".into(), vec![1, 2]);
-        assert_eq!(audience.of(0, To::User(1)), [0, 1, 3]);
-        assert_eq!(audience.of(0, To::User(0)), [0]);
-        assert_eq!(audience.of(1, To::Group(0)), [1, 2, 3]);
-        assert_eq!(audience.of_group(0), [1, 2, 3]);
-        assert_eq!(audience.of(1, To::Group(1)), [1, 3], "a group that nobody made");
+        Audience::new(&[device(0, "phone"), device(1, "phone"), device(2, "phone"), device(1, "desk")])
+    }
+
+    fn at(seq: u64) -> Place {
+        Place { chat: "#7".into(), history: 5, seq }
+    }
+
+    fn change(joins: &[u32], leaves: &[u32]) -> Change {
+        Change { joins: joins.to_vec(), leaves: leaves.to_vec() }
+    }
+
+    #[test]
+    fn the_devices_of_both_or_of_all_members() {
+        let mut audience = audience();
+        audience.add_group(&at(1), vec![1, 2]);
+        assert_eq!(audience.owed(0, To::User(1), &at(1)), [0, 1, 3]);
+        assert_eq!(audience.owed(0, To::User(0), &at(1)), [0]);
+        assert_eq!(audience.owed(1, To::Group(0), &at(2)), [1, 2, 3]);
+        assert_eq!(audience.owed_at(&at(1)), [1, 2, 3]);
+        let nowhere = Place { chat: "#8".into(), ..at(2) };
+        assert!(audience.owed(1, To::Group(1), &nowhere).is_empty(), "a group that nobody made");
+        let anew = Place { history: 6, ..at(1) };
+        assert_eq!(
+            audience.owed(1, To::Group(0), &anew),
+            [1, 2, 3],
+            "a history that is lost keeps its members"
+        );
         assert!(audience.is_chat_of("u0:u1", 1, To::User(0)) && audience.is_chat_of("u0:u1", 0, To::User(1)));
         assert!(!audience.is_chat_of("u0:u1", 0, To::User(2)) && !audience.is_chat_of("#7", 0, To::User(1)));
         assert!(audience.is_chat_of("#7", 1, To::Group(0)) && !audience.is_chat_of("#8", 1, To::Group(0)));
+    }
+
+    #[test]
+    fn whoever_comes_and_goes_sees_what_is_between() {
+        let mut audience = audience();
+        audience.add_group(&at(1), vec![0, 1, 2]);
+        // Learned out of order: bob goes at 4 and is back at 7, carol goes at 6.
+        assert!(audience.learn(&at(7), &change(&[1], &[])));
+        assert!(audience.learn(&at(4), &change(&[], &[1])) && audience.learn(&at(6), &change(&[], &[2])));
+        assert!(!audience.learn(&at(4), &change(&[2], &[])), "a place is given once");
+        assert_eq!(audience.change_at(&at(4)), Some(&change(&[], &[1])));
+        let sees = |seq| {
+            (0..4).filter(|device| audience.may_see(*device, 0, To::Group(0), &at(seq))).collect::<Vec<_>>()
+        };
+        assert_eq!((sees(3), sees(4)), (vec![0, 1, 2, 3], vec![0, 1, 2, 3]));
+        assert_eq!((sees(5), sees(6), sees(7)), (vec![0, 2], vec![0, 2], vec![0, 1, 3]));
+        // Of a stay that is over, all is owed; of one before another, nothing is.
+        assert_eq!(audience.owed_at(&at(3)), [0, 2]);
+        assert_eq!((audience.owed_at(&at(6)), audience.owed_at(&at(8))), (vec![0, 2], vec![0, 1, 3]));
+        assert_eq!(
+            (audience.joined(3, &at(4)), audience.joined(3, &at(9)), audience.joined(0, &at(9))),
+            (1, 7, 1)
+        );
+        assert!(!audience.sees(2, &at(8)) && audience.sees(2, &at(2)));
     }
 }

@@ -74,17 +74,52 @@ pub enum To {
     Group(u32),
 }
 
+/// Users who come into a group and go out of it by one message.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// By number, as in [`MessageId::from`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub joins: Vec<u32>,
+    /// The same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub leaves: Vec<u32>,
+}
+
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum What {
-    /// A group was made, before anybody sent anything; it keeps its members.
+    /// A group was made, before anybody sent anything.
     Made {
         /// Where the message stands that made it.
         #[serde(flatten)]
         place: Place,
         /// Numbers of users.
         members: Vec<u32>,
+    },
+    /// The application asked for a group to be changed.
+    Asked {
+        /// By number, in the order of [`What::Made`].
+        group: u32,
+        /// How.
+        #[serde(flatten)]
+        change: Change,
+    },
+    /// The server holds the change that was asked for.
+    Changed {
+        /// Where it stands.
+        #[serde(flatten)]
+        place: Place,
+        /// How.
+        #[serde(flatten)]
+        change: Change,
+    },
+    /// The server refused the change that was asked for.
+    Unchanged {
+        /// By number, in the order of [`What::Made`].
+        group: u32,
+        /// The code.
+        code: String,
     },
     /// The application asked for it to be sent.
     Sent {
@@ -129,6 +164,9 @@ pub enum What {
         /// Where it stands.
         #[serde(flatten)]
         place: Place,
+        /// How.
+        #[serde(flatten)]
+        change: Change,
     },
     /// The application has it in its own store, and said so.
     Confirmed {

@@ -7,6 +7,7 @@
 //! Trap: a new device is only told of what comes after its first Sync, so nobody sends before all devices have synced.
 
 mod device;
+mod members;
 mod sender;
 mod track;
 
@@ -19,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use client::{Client, Keep, Sent};
 use parking_lot::Mutex;
-use proto::wire::Role;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::TortureError;
 use super::history::{Device, History, Journal, MessageId, Place, Scribe, What};
@@ -42,6 +43,8 @@ pub struct Plan {
     /// A user is also a member of one group, of about so many users, to which it writes as often as to one of those; 0: there are
     /// none.
     pub group_users: u32,
+    /// In each group somebody comes or goes about every so many ms; 0: groups keep their members.
+    pub change_every_ms: u32,
     /// Messages a second, all together; 0: what the run's `--per-s` says.
     pub per_s: u32,
     /// Bytes of a body, at least those of the id in it.
@@ -77,6 +80,7 @@ impl Default for Plan {
             away: 2,
             partners: 3,
             group_users: 6,
+            change_every_ms: 300,
             per_s: 0,
             body_bytes: 64,
             too_large_every: 16,
@@ -122,7 +126,6 @@ struct Shared {
     sent: AtomicU64,
     acked: AtomicU64,
     refused: AtomicU64,
-    refused_rightly: AtomicU64,
     unanswered: AtomicU64,
     shown: AtomicU64,
     histories_lost: AtomicU64,
@@ -164,7 +167,6 @@ impl Load {
             sent: AtomicU64::new(0),
             acked: AtomicU64::new(0),
             refused: AtomicU64::new(0),
-            refused_rightly: AtomicU64::new(0),
             unanswered: AtomicU64::new(0),
             shown: AtomicU64::new(0),
             histories_lost: AtomicU64::new(0),
@@ -206,14 +208,9 @@ impl Load {
         self.shared.acked.load(Ordering::Relaxed)
     }
 
-    /// Messages refused for good so far, without those that are too large.
+    /// Messages refused for good so far, but for those that are too large and those whose sender may not be in the group.
     pub fn refused(&self) -> u64 {
         self.shared.refused.load(Ordering::Relaxed)
-    }
-
-    /// Messages refused for good so far because they are too large.
-    pub fn refused_rightly(&self) -> u64 {
-        self.shared.refused_rightly.load(Ordering::Relaxed)
     }
 
     /// Messages shown to applications so far.
@@ -378,13 +375,20 @@ async fn live(
         look.tick().await;
     }
     let clients: Vec<Client> = sessions.iter().map(|session| session.client.clone()).collect();
-    let groups = make_groups(&shared, &clients).await?;
+    let groups = members::make(&shared, &clients).await?;
     for (number, session) in sessions.iter().enumerate() {
         if shared.devices[number].away {
             session.end().await;
         }
     }
-    let sending = tokio::spawn(sender::run(shared.clone(), clients, groups, phases.clone()));
+    let mut working = JoinSet::new();
+    if shared.plan.change_every_ms > 0 {
+        for number in 0..groups.len() {
+            let (shared, clients, phases) = (shared.clone(), clients.clone(), phases.clone());
+            working.spawn(members::come_and_go(shared, clients, groups.clone(), number, phases));
+        }
+    }
+    working.spawn(sender::run(shared.clone(), clients, groups, phases.clone()));
     shared.begun.store(true, Ordering::Release);
     // Errors: whoever holds the load is gone.
     let mut closing = phases.clone();
@@ -401,7 +405,7 @@ async fn live(
         shared.returned.store(true, Ordering::Release);
         let _ = phases.wait_for(|phase| *phase == Phase::Close).await;
     }
-    sending.abort();
+    working.abort_all();
     let closing: Vec<_> =
         sessions.into_iter().map(|session| tokio::spawn(async move { session.end().await })).collect();
     for close in closing {
@@ -410,23 +414,8 @@ async fn live(
     Ok(())
 }
 
-/// Makes the plan's groups, each by its first member. Their chats.
-async fn make_groups(shared: &Shared, clients: &[Client]) -> Result<Vec<Arc<str>>, String> {
-    let count = shared.plan.users.checked_div(shared.plan.group_users).unwrap_or(0);
-    let mut chats = Vec::new();
-    for group in 0..count {
-        let members: Vec<u32> = (group..shared.plan.users).step_by(count as usize).collect();
-        let name = |user: &u32| (&*shared.devices[*user as usize].name, Role::Member);
-        let names: Vec<(&str, Role)> = members[1..].iter().map(name).collect();
-        let made = clients[group as usize].create_group("torture", &names).await;
-        let Sent { chat, history, seq, .. } =
-            made.map_err(|error| format!("cannot make a group: {error}"))?;
-        shared.track.lock().made(chat.clone(), members.clone());
-        let place = Place { chat: chat.clone(), history, seq };
-        shared.journal.add(None, What::Made { place, members });
-        chats.push(chat);
-    }
-    Ok(chats)
+fn place_of(sent: Sent) -> Place {
+    Place { chat: sent.chat, history: sent.history, seq: sent.seq }
 }
 
 /// `RUN FROM-N ` and then dots.

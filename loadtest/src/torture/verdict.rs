@@ -1,20 +1,20 @@
 //! What was promised against what a history shows. Pure: a history goes in, counts and the first cases come out.
 //!
-//! A message is addressed to every device of its receiver, or of a group's members, and of its sender. It is **lost** when its sender holds the
-//! acknowledgement and one of these was never shown it; **doubled** when one was shown it twice, or two places were given
+//! A message is addressed to every device of its receiver, or of a group's members as of its place there, and of its sender. It is **lost**
+//! when its sender holds the acknowledgement and one of these was never shown it (but for a member who has left and come back since); **doubled** when one was shown it twice, or two places were given
 //! to one id or one place to two; **reordered** when a seq, or the counter of one sender, came behind a higher one;
-//! **phantom** when nobody sent it, or not to there. A **gap** is a seq that a device passed over, or was told is missing.
+//! **phantom** when nobody sent it, or not to there, or when it stands in a group that its sender was not in. A **gap** is a seq that a device passed over, or was told is missing.
 //!
 //! Trap: this looks at what applications got, behind the client library. A push that comes twice over the wire is no
 //! double.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use proto::wire::Code;
 
 use super::audience::Audience;
-use super::history::{History, MessageId, Place, To, What};
+use super::history::{Change, History, MessageId, Place, To, What};
 
 /// What a fault is allowed to do to a history, because it destroys what lies below us.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub struct Verdict {
     pub doubled: u64,
     /// Shown behind a later one.
     pub reordered: u64,
-    /// Shown, and never sent to there.
+    /// Shown, and never sent to there, or stored in a group that its sender was not in.
     pub phantom: u64,
     /// Passed over, or told to be missing.
     pub gaps: u64,
@@ -87,6 +87,7 @@ impl Verdict {
             judge.away.extend(device.away.then_some(number as u32));
         }
         judge.seen = history.devices.iter().map(|_| Seen::default()).collect();
+        judge.learn(history);
         judge.read(history);
         judge.compare();
         judge.verdict
@@ -124,10 +125,12 @@ struct Judge {
     messages: HashMap<MessageId, Fate>,
     /// Where the messages stand that made them.
     groups: Vec<Place>,
-    /// Changes of groups, and the devices that were shown them. Whoever makes a group may be shown that first.
-    told: HashMap<Place, HashSet<u32>>,
-    /// For each message that was refused because its sender is in no such group: the group.
-    turned_away: Vec<u32>,
+    /// Changes of groups, and the devices that were shown them. Whoever asked for one may be shown it first.
+    told: BTreeMap<Place, HashSet<u32>>,
+    /// When a user may have been out of a group, by (group, user): from when somebody asked for it until it was surely back.
+    absences: HashMap<(u32, u32), Vec<(u64, u64)>>,
+    /// Each message that was refused because its sender is in no such group: the group, and from when to when it was under way.
+    turned_away: Vec<(u32, u32, u64, u64)>,
     /// Who stands where.
     places: HashMap<Place, MessageId>,
     seen: Vec<Seen>,
@@ -157,6 +160,53 @@ struct Seen {
 }
 
 impl Judge {
+    /// Who was in which group, and when: that has to be known before anything is judged.
+    fn learn(&mut self, history: &History) {
+        for record in &history.records {
+            if let What::Made { place, members } = &record.what {
+                self.audience.add_group(place, members.clone());
+                self.groups.push(place.clone());
+                self.change(place, &Change { joins: members.clone(), leaves: Vec::new() });
+            }
+        }
+        for record in &history.records {
+            match &record.what {
+                What::Asked { group, change } => {
+                    for user in &change.leaves {
+                        let absences = self.absences.entry((*group, *user)).or_default();
+                        absences.push((record.at_us, u64::MAX));
+                    }
+                }
+                What::Changed { place, change } => {
+                    self.change(place, change);
+                    let group = self.groups.iter().position(|made| made.chat == place.chat);
+                    for user in &change.joins {
+                        let absences = group.and_then(|group| self.absences.get_mut(&(group as u32, *user)));
+                        if let Some((_, until)) = absences.and_then(|absences| absences.last_mut()) {
+                            *until = record.at_us;
+                        }
+                    }
+                }
+                What::Told { place, change } => self.change(place, change),
+                _ => {}
+            }
+        }
+    }
+
+    /// One place; one change.
+    fn change(&mut self, place: &Place, change: &Change) {
+        self.takes(CHANGE, place);
+        self.told.entry(place.clone()).or_default();
+        if self.audience.learn(place, change) {
+            return;
+        }
+        if let Some(known) = self.audience.change_at(place).filter(|known| *known != change) {
+            self.verdict.doubled += 1;
+            let case = format!("{known:?} and {change:?} both stand at {place:?}");
+            self.verdict.case(|| case);
+        }
+    }
+
     fn read(&mut self, history: &History) {
         for record in &history.records {
             let who = record.who.unwrap_or(u32::MAX);
@@ -164,15 +214,13 @@ impl Judge {
                 What::Sent { id, to } => {
                     self.messages.entry(*id).or_default().sent = Some((*to, record.at_us));
                 }
-                What::Made { place, members } => {
-                    self.takes(CHANGE, place);
-                    self.audience.add_group(place.chat.clone(), members.clone());
-                    self.groups.push(place.clone());
-                }
-                What::Told { place } => {
+                What::Told { place, .. } => {
                     self.pass(who, place);
-                    self.takes(CHANGE, place);
                     self.told.entry(place.clone()).or_default().insert(who);
+                }
+                What::Unchanged { group, code } => {
+                    self.verdict.refused_wrongly += 1;
+                    self.verdict.case(|| format!("a change of group {group} was refused: {code}"));
                 }
                 What::Acked { id, place } => {
                     self.messages.entry(*id).or_default().acked = Some((place.clone(), record.at_us));
@@ -183,8 +231,10 @@ impl Judge {
                     fate.refused = true;
                     match (fate.sent, code.as_str()) {
                         (_, code) if code == Code::MessageTooLarge.as_str_name() => {}
-                        (Some((To::Group(group), _)), code) if code == Code::NotAMember.as_str_name() => {
-                            self.turned_away.push(group);
+                        (Some((To::Group(group), sent_us)), code)
+                            if code == Code::NotAMember.as_str_name() =>
+                        {
+                            self.turned_away.push((group, id.from, sent_us, record.at_us));
                         }
                         _ => self.verdict.refused_wrongly += 1,
                     }
@@ -216,7 +266,10 @@ impl Judge {
                         self.verdict.case(|| format!("device {who} was told of a gap: {place:?} to {to}"));
                     }
                 }
-                What::Unknown { .. }
+                What::Made { .. }
+                | What::Asked { .. }
+                | What::Changed { .. }
+                | What::Unknown { .. }
                 | What::Confirmed { .. }
                 | What::Connected { .. }
                 | What::Disconnected { .. }
@@ -263,7 +316,7 @@ impl Judge {
             self.verdict.case(|| format!("device {who} was shown {id:?} at {place:?}, which nobody sent"));
             return;
         };
-        let addressed = self.audience.of(id.from, to).contains(&who);
+        let addressed = self.audience.may_see(who, id.from, to, place);
         if !addressed || liar.is_some() || !self.audience.is_chat_of(&place.chat, id.from, to) {
             self.verdict.phantom += 1;
             self.verdict.case(|| {
@@ -304,8 +357,9 @@ impl Judge {
         let Some(seen) = self.seen.get_mut(who as usize) else { return };
         let key = (place.chat.clone(), place.history);
         // A device that is new to a chat may begin in its middle; that nothing it should have is missing, the
-        // comparison of sets says.
+        // comparison of sets says. In a group, one that was out goes on where it came back.
         let last = *seen.seqs.entry(key.clone()).or_insert(place.seq.saturating_sub(1));
+        let last = last.max(self.audience.joined(who, place).saturating_sub(1));
         if place.seq <= last {
             self.verdict.reordered += 1;
             self.verdict.case(|| format!("device {who} was shown {place:?} behind seq {last}"));
@@ -324,16 +378,23 @@ impl Judge {
     }
 
     fn compare_groups(&mut self) {
-        for (number, made) in std::mem::take(&mut self.groups).into_iter().enumerate() {
-            let is_lost = self.is_lost(&made.chat);
-            let away = self.turned_away.iter().filter(|group| **group as usize == number).count() as u64;
-            self.verdict.refused_wrongly += if is_lost { 0 } else { away };
-            let addressed = self.audience.of_group(number as u32);
-            let told = self.told.remove(&made).unwrap_or_default();
+        for (group, user, sent_us, refused_us) in std::mem::take(&mut self.turned_away) {
+            let absences = self.absences.get(&(group, user)).map_or(&[][..], Vec::as_slice);
+            let was_out = absences.iter().any(|(from, until)| *from <= refused_us && sent_us <= *until);
+            let is_lost = self.groups.get(group as usize).is_some_and(|made| self.is_lost(&made.chat));
+            if !was_out && !is_lost {
+                self.verdict.refused_wrongly += 1;
+                self.verdict
+                    .case(|| format!("user {user} was refused as no member of group {group}, and was one"));
+            }
+        }
+        for (place, told) in std::mem::take(&mut self.told) {
+            let addressed = self.audience.owed_at(&place);
             let missing: Vec<u32> = addressed.into_iter().filter(|device| !told.contains(device)).collect();
-            if !missing.is_empty() && !is_lost {
+            if !missing.is_empty() && !self.is_lost(&place.chat) {
                 self.verdict.lost += 1;
-                self.verdict.case(|| format!("devices {missing:?} never saw that {made:?} was made"));
+                self.verdict
+                    .case(|| format!("devices {missing:?} never saw the change of a group at {place:?}"));
             }
         }
     }
@@ -354,13 +415,19 @@ impl Judge {
                     verdict.case(|| format!("{id} was refused, and shown to {:?}", fate.shown_to));
                 }
             }
+            let outside = |place: &&Place| matches!(to, To::Group(_)) && !self.audience.sees(id.from, place);
+            if let Some(place) = fate.stands.as_ref().filter(outside) {
+                verdict.phantom += 1;
+                verdict
+                    .case(|| format!("{id} stands at {place:?}, and its sender was not in that group then"));
+            }
             let Some((place, acked_us)) = &fate.acked else {
                 verdict.unknown += u64::from(!fate.refused);
                 continue;
             };
             verdict.acked += 1;
             acks.push(acked_us.saturating_sub(sent_us));
-            let addressed = self.audience.of(id.from, to);
+            let addressed = self.audience.owed(id.from, to, place);
             let missing: Vec<u32> =
                 addressed.into_iter().filter(|device| !fate.shown_to.contains(device)).collect();
             if missing.is_empty() {

@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use client::{Client, Event, Events, Keep, Message, Options, Target, Token};
-use proto::wire::Kind;
+use client::{Client, Content, Event, Events, Keep, Message, Options, Target, Token};
+use proto::wire::{GroupAction, GroupChange};
 
-use super::super::history::{Place, What};
+use super::super::history::{Change, Place, What};
 use super::{Shared, id_in};
 
 /// A device that is there.
@@ -64,9 +64,9 @@ async fn listen(shared: Arc<Shared>, number: u32, mut events: Events, leaving: A
             Event::Message(message) => {
                 let (chat, history, seq) = (message.chat.clone(), message.history, message.seq);
                 let place = Place { chat, history, seq };
-                let what = match message.body.kind == Kind::Group as i32 {
-                    true => What::Told { place },
-                    false => shown(&shared, number, &message, place),
+                let what = match message.body.content() {
+                    Content::Group(change) => told(&shared, number, &message.sender, &change, place),
+                    _ => shown(&shared, number, &message, place),
                 };
                 shared.journal.add(Some(number), what);
                 events.confirm(&message);
@@ -115,10 +115,31 @@ fn shown(shared: &Shared, number: u32, message: &Message, place: Place) -> What 
     let sender = id.and_then(|id| shared.devices.get(id.from as usize));
     let honest = sender.is_none_or(|device| device.name == message.sender);
     shared.shown.fetch_add(1, Ordering::Relaxed);
-    if let Some(id) = id {
-        shared.track.lock().shown(number, id);
+    if id.is_some() {
+        shared.track.lock().shown(number, &place);
     }
     What::Shown { id, place, liar: (!honest).then(|| message.sender.clone()) }
+}
+
+fn told(shared: &Shared, number: u32, sender: &str, change: &GroupChange, place: Place) -> What {
+    let user_of =
+        |name: &str| shared.devices.iter().find(|device| device.name == name).map(|device| device.user);
+    let sender = user_of(sender);
+    let named = change.members.iter().filter_map(|member| user_of(&member.user));
+    let change = match change.action() {
+        GroupAction::GroupCreate => {
+            Change { joins: sender.into_iter().chain(named).collect(), ..Change::default() }
+        }
+        GroupAction::GroupAdd => Change { joins: named.collect(), ..Change::default() },
+        GroupAction::GroupRemove => Change { leaves: named.collect(), ..Change::default() },
+        GroupAction::GroupLeave => Change { leaves: sender.into_iter().collect(), ..Change::default() },
+        // No load asks for these.
+        _ => Change::default(),
+    };
+    let mut track = shared.track.lock();
+    track.changed(&place, &change);
+    track.shown(number, &place);
+    What::Told { place, change }
 }
 
 const BACKOFF_MS_MAX: u64 = 1_000;

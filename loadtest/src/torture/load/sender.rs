@@ -16,7 +16,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::super::history::{MessageId, Place, To, What};
 use super::super::world::MESSAGE_BYTES_MAX;
-use super::{Phase, Shared, body};
+use super::{Phase, Shared, body, place_of};
 
 /// Sends at the plan's rate. `groups`: their chats; user `u` is a member of the `u % groups.len()`-th.
 pub(super) async fn run(
@@ -64,19 +64,19 @@ pub(super) async fn run(
 
 fn send(shared: &Arc<Shared>, client: &Client, id: MessageId, to: To, chat: &str) {
     shared.journal.add(Some(id.from), What::Sent { id, to });
-    shared.track.lock().sent(id, to);
+    shared.track.lock().sent(id.from);
     shared.sent.fetch_add(1, Ordering::Relaxed);
     shared.unanswered.fetch_add(1, Ordering::Relaxed);
     let bytes = if is_too_large(shared, id) { MESSAGE_BYTES_MAX + 1 } else { shared.plan.body_bytes };
     match client.try_enqueue(chat, body(&shared.run, id, bytes)) {
-        Ok(pending) => drop(tokio::spawn(answer(shared.clone(), id, pending))),
-        Err(error) => answered(shared, id, Err(error)),
+        Ok(pending) => drop(tokio::spawn(answer(shared.clone(), id, to, pending))),
+        Err(error) => answered(shared, id, to, Err(error)),
     }
 }
 
-async fn answer(shared: Arc<Shared>, id: MessageId, pending: Pending) {
+async fn answer(shared: Arc<Shared>, id: MessageId, to: To, pending: Pending) {
     let result = pending.await;
-    answered(&shared, id, result.map(|sent| Place { chat: sent.chat, history: sent.history, seq: sent.seq }));
+    answered(&shared, id, to, result.map(place_of));
 }
 
 fn is_too_large(shared: &Shared, id: MessageId) -> bool {
@@ -84,8 +84,8 @@ fn is_too_large(shared: &Shared, id: MessageId) -> bool {
     id.from == 0 && every > 0 && id.n.is_multiple_of(every)
 }
 
-fn answered(shared: &Shared, id: MessageId, result: Result<Place, SendError>) {
-    shared.track.lock().answered(id, result.is_ok());
+fn answered(shared: &Shared, id: MessageId, to: To, result: Result<Place, SendError>) {
+    shared.track.lock().answered(id.from, to, result.as_ref().ok());
     let what = match result {
         Ok(place) => {
             if is_too_large(shared, id) {
@@ -95,9 +95,11 @@ fn answered(shared: &Shared, id: MessageId, result: Result<Place, SendError>) {
             What::Acked { id, place }
         }
         Err(SendError::Refused { code, .. }) => {
-            let rightly = code == Code::MessageTooLarge && is_too_large(shared, id);
-            let count = if rightly { &shared.refused_rightly } else { &shared.refused };
-            count.fetch_add(1, Ordering::Relaxed);
+            let is_out =
+                code == Code::NotAMember && matches!(to, To::Group(_)) && shared.plan.change_every_ms > 0;
+            if !(is_out || code == Code::MessageTooLarge && is_too_large(shared, id)) {
+                shared.refused.fetch_add(1, Ordering::Relaxed);
+            }
             What::Refused { id, code: code.as_str_name().into() }
         }
         Err(_) => What::Unknown { id },

@@ -2,7 +2,7 @@
 //!
 //! Trap: `/proc/PID/fd` shows the main thread's fd table only; workers of a gateway have their own, so every task is asked.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -57,7 +57,8 @@ pub fn ports_to(pid: u32, port: u16) -> Result<Vec<u16>, ToolError> {
     Ok(established(&read(format!("/proc/{pid}/net/tcp"))?, port, &sockets))
 }
 
-/// Of the kernel's table: rows with this remote port and one of these inodes.
+/// Of the kernel's table: rows with this remote port and one of these inodes. The kernel writes it piece by piece, and a row that others
+/// have pushed on meanwhile stands in two of them.
 fn established(table: &str, remote: u16, sockets: &HashSet<u64>) -> Vec<u16> {
     let port = |address: &str| u16::from_str_radix(address.rsplit_once(':')?.1, 16).ok();
     let row = |line: &str| {
@@ -66,7 +67,7 @@ fn established(table: &str, remote: u16, sockets: &HashSet<u64>) -> Vec<u16> {
         let ours = *state == "01" && port(far)? == remote && sockets.contains(&inode.parse().ok()?);
         if ours { port(local) } else { None }
     };
-    table.lines().skip(1).filter_map(row).collect()
+    table.lines().skip(1).filter_map(row).collect::<BTreeSet<u16>>().into_iter().collect()
 }
 
 /// One number of a server's `/metrics`; 0 when it has never been counted.
@@ -107,7 +108,8 @@ mod tests {
    0: 0100007F:8001 0100007F:094B 01 00000000:00000000 00:00000000 00000000     0        0 11 1\n\
    1: 0100007F:8002 0100007F:094B 06 00000000:00000000 00:00000000 00000000     0        0 12 1\n\
    2: 0100007F:8003 0100007F:094B 01 00000000:00000000 00:00000000 00000000     0        0 13 1\n\
-   3: 0100007F:8004 0100007F:094C 01 00000000:00000000 00:00000000 00000000     0        0 11 1\n";
+   3: 0100007F:8004 0100007F:094C 01 00000000:00000000 00:00000000 00000000     0        0 11 1\n\
+   4: 0100007F:8001 0100007F:094B 01 00000000:00000000 00:00000000 00000000     0        0 11 1\n";
         assert_eq!(established(table, 2379, &HashSet::from([11, 12])), [0x8001]);
     }
 

@@ -239,7 +239,8 @@ fn a_group_s_message_is_for_all_its_members_and_for_nobody_else() {
     let place = |seq| Place { chat: "#5".into(), history: 7, seq };
     let record = |who, what| Record { at_us: 0, who, what };
     let shown = |who| record(Some(who), What::Shown { id: Some(id(1)), place: place(2), liar: None });
-    let told = |who| record(Some(who), What::Told { place: place(1) });
+    let made = Change { joins: vec![0, 1], leaves: vec![] };
+    let told = |who| record(Some(who), What::Told { place: place(1), change: made.clone() });
     let mut history = History { devices: devices(), records: Vec::new(), gateways_live: true };
     history.records = vec![
         // Whoever made it is shown it before the answer is here.
@@ -261,7 +262,7 @@ fn a_group_s_message_is_for_all_its_members_and_for_nobody_else() {
     history.records.push(shown(3));
     assert_eq!(judged(&history).phantom, 1, "carol is no member");
     history.records.pop();
-    history.records.push(record(Some(PHONE), What::Told { place: place(4) }));
+    history.records.push(record(Some(PHONE), What::Told { place: place(4), change: Change::default() }));
     assert_eq!(judged(&history).gaps, 1, "a change of the group has a place like any message");
     history.records.pop();
     let announced = history.records.remove(2);
@@ -280,7 +281,7 @@ fn who_is_in_no_group_any_more_is_excused_only_if_nothing_of_it_is_left() {
     let mut history = History { devices: devices(), records: Vec::new(), gateways_live: true };
     history.records = vec![
         record(None, What::Made { place: place(7, 1), members: vec![0] }),
-        record(Some(0), What::Told { place: place(7, 1) }),
+        record(Some(0), What::Told { place: place(7, 1), change: Change { joins: vec![0], leaves: vec![] } }),
         record(Some(0), What::Sent { id: id(1), to: To::Group(0) }),
         record(Some(0), refused),
     ];
@@ -293,4 +294,113 @@ fn who_is_in_no_group_any_more_is_excused_only_if_nothing_of_it_is_left() {
     history.records.push(record(Some(0), What::Sent { id: id(2), to: To::Group(0) }));
     history.records.push(record(Some(0), What::Acked { id: id(2), place: place(8, 2) }));
     assert_eq!(Verdict::of(&history, excuses).refused_wrongly, 1);
+}
+
+/// Alice makes a group with bob and carol and writes 2 and 6; bob goes at 3 and is back at 5; carol writes 4 and goes at 7.
+fn coming_and_going() -> History {
+    let place = |seq| Place { chat: "#5".into(), history: 7, seq };
+    let carol = MessageId { from: 2, n: 1 };
+    let mut history = History { devices: devices(), records: Vec::new(), gateways_live: true };
+    let mut add = |who: u32, what| {
+        let at_us = history.records.len() as u64;
+        history.records.push(Record { at_us, who: Some(who), what });
+    };
+    let change = |joins: &[u32], leaves: &[u32]| Change { joins: joins.to_vec(), leaves: leaves.to_vec() };
+    add(0, What::Made { place: place(1), members: vec![0, 1, 2] });
+    for who in 0..4 {
+        add(who, What::Told { place: place(1), change: change(&[0, 1, 2], &[]) });
+    }
+    let says = |id: MessageId, seq, to: &[u32]| {
+        let shown = |who: &u32| (*who, What::Shown { id: Some(id), place: place(seq), liar: None });
+        let said = [What::Sent { id, to: To::Group(0) }, What::Acked { id, place: place(seq) }];
+        said.map(|what| (id.from, what)).into_iter().chain(to.iter().map(shown)).collect::<Vec<_>>()
+    };
+    let changes = |seq, change: Change, to: &[u32]| {
+        let told = |who: &u32| (*who, What::Told { place: place(seq), change: change.clone() });
+        let changed = [
+            What::Asked { group: 0, change: change.clone() },
+            What::Changed { place: place(seq), change: change.clone() },
+        ];
+        changed.map(|what| (0, what)).into_iter().chain(to.iter().map(told)).collect::<Vec<_>>()
+    };
+    let happened = [
+        says(id(1), 2, &[0, 1, 3]),
+        changes(3, change(&[], &[1]), &[0, 1, 3]),
+        says(carol, 4, &[0, 3]),
+        changes(5, change(&[1], &[]), &[0, 1, 2, 3]),
+        says(id(2), 6, &[0, 1, 2, 3]),
+        changes(7, change(&[], &[2]), &[0, 1, 2, 3]),
+    ];
+    for (who, what) in happened.into_iter().flatten() {
+        add(who, what);
+    }
+    history
+}
+
+#[test]
+fn a_member_is_shown_what_comes_while_it_is_in() {
+    let history = coming_and_going();
+    let verdict = judged(&history);
+    assert_eq!((verdict.acked, verdict.wrong()), (3, 0), "bob's desk slept from 1 to 5: {verdict:?}");
+    let with = |who, what| {
+        let mut history = history.clone();
+        history.records.push(Record { at_us: 1_000, who: Some(who), what });
+        judged(&history)
+    };
+    let place = |seq| Place { chat: "#5".into(), history: 7, seq };
+    let seen = |seq, id| What::Shown { id: Some(id), place: place(seq), liar: None };
+    let late = with(PHONE, seen(4, MessageId { from: 2, n: 1 }));
+    assert_eq!((late.phantom, late.reordered), (1, 1), "bob was out when carol said it");
+    // Whoever goes is owed what was said until then, whoever comes back what is said from then on.
+    for (who, n, lost) in [(3, 1, 1), (3, 2, 1), (PHONE, 2, 1), (PHONE, 1, 0)] {
+        let mut history = history.clone();
+        history.records.retain(|record| {
+            !(record.who == Some(who)
+                && matches!(record.what, What::Shown { id: Some(one), .. } if one == id(n)))
+        });
+        let verdict = judged(&history);
+        assert_eq!((verdict.lost, verdict.gaps), (lost, 1), "device {who} was not shown {n}");
+    }
+    let mut history = history.clone();
+    let end = history.records.len() - 1;
+    assert!(matches!(history.records[end].what, What::Told { .. }));
+    history.records.truncate(end);
+    assert_eq!(judged(&history).lost, 1, "carol does not know that she is out");
+}
+
+#[test]
+fn whoever_is_out_is_refused_and_nobody_else() {
+    let history = coming_and_going();
+    let place = |seq| Place { chat: "#5".into(), history: 7, seq };
+    let answered = |sent_us, from, what: &dyn Fn(MessageId) -> What| {
+        let mut history = history.clone();
+        let id = MessageId { from, n: 9 };
+        let asked = Record { at_us: sent_us, who: Some(from), what: What::Sent { id, to: To::Group(0) } };
+        history.records.push(asked);
+        history.records.push(Record { at_us: sent_us + 1, who: Some(from), what: what(id) });
+        judged(&history)
+    };
+    let refused = |sent_us, from| {
+        let refuse = |id| What::Refused { id, code: Code::NotAMember.as_str_name().into() };
+        answered(sent_us, from, &refuse).refused_wrongly
+    };
+    // Times are places in the history: bob is out from 10 to 20, carol from 30 on.
+    let at = |sought: &dyn Fn(&What) -> bool| {
+        history.records.iter().position(|record| sought(&record.what)).unwrap() as u64
+    };
+    let is_asked =
+        |user: u32| move |what: &What| matches!(what, What::Asked { change, .. } if change.leaves == [user]);
+    let is_back = at(&|what| matches!(what, What::Changed { change, .. } if change.joins == [1]));
+    assert_eq!((refused(2, 1), refused(at(&is_asked(1)), 1), refused(is_back - 1, 1)), (1, 0, 0));
+    assert_eq!((refused(is_back + 1, 1), refused(2, 2), refused(900, 2), refused(900, 0)), (1, 1, 0, 1));
+    // Taken all the same.
+    let taken = answered(900, 2, &|id| What::Acked { id, place: place(8) });
+    assert_eq!(taken.phantom, 1, "carol is out from 7 on: {taken:?}");
+    let wrongly = What::Unchanged { group: 0, code: "NOT_ALLOWED".into() };
+    let other = What::Told { place: place(7), change: Change { joins: vec![], leaves: vec![1] } };
+    let mut history = history.clone();
+    history.records.push(Record { at_us: 900, who: Some(0), what: wrongly });
+    history.records.push(Record { at_us: 900, who: Some(0), what: other });
+    let verdict = judged(&history);
+    assert_eq!((verdict.refused_wrongly, verdict.doubled), (1, 1), "one place has two changes");
 }
