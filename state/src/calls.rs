@@ -24,7 +24,7 @@ use crate::presence;
 use crate::server::Core;
 use crate::settle;
 use crate::store::{Append, Appended, MESSAGE_NAME_BYTES_MAX, MessageId, Op, StoreError, TokenOf, read};
-use crate::{delete, end};
+use crate::{backlog, delete, end};
 
 /// Implements the state service over the core.
 pub struct StateService {
@@ -256,9 +256,9 @@ pub async fn store_and_push(
             at: Instant::now(),
             held,
             routes: None,
+            room: None,
         };
-        // Only a server that has stopped drops the receiver; the message is stored all the same.
-        let _ = core.accepted.send(accepted).await;
+        backlog::enter(&core, accepted).await;
     }
     Ok(appended)
 }

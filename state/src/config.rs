@@ -130,7 +130,7 @@ pub struct Limits {
     pub devices_max: usize,
     /// Chats that are looked at for one page of a Sync; it ends earlier where its news would not fit a frame.
     pub sync_chats_max: usize,
-    /// Pulls of one batch that are read; the others are told to come again.
+    /// Pulls of one batch that are read; the others are told to come again. Of Members it is four groups.
     pub pulls_per_turn_max: usize,
     /// Messages per second that one user may send through one state server, all devices together; 0: no limit.
     pub user_messages_per_s: u32,
@@ -150,8 +150,10 @@ pub struct Limits {
     pub group_members_max: usize,
     /// Members of groups, over all groups, that are kept in memory for pushing; one group always is.
     pub group_cache_members_max: usize,
-    /// Accepted messages waiting to be pushed. Beyond it the store waits, and with it the acknowledgements.
+    /// Accepted messages waiting to be pushed, those of groups counted apart. What finds no room is read from the store again later.
     pub fan_out_max: usize,
+    /// Bytes that these may take.
+    pub fan_out_bytes_max: usize,
     /// Bytes of frames that one gateway may have un-acknowledged here.
     pub link_credit_bytes: u64,
     /// Time between two writes of delivered cursors.
@@ -196,6 +198,7 @@ impl Default for Limits {
             // 24 bytes each.
             group_cache_members_max: 65_536,
             fan_out_max: 65_536,
+            fan_out_bytes_max: 64 * 1024 * 1024,
             link_credit_bytes: 8 * 1024 * 1024,
             delivered_flush_ms: 200,
             delivered_waiting_max: 65_536,
@@ -256,6 +259,10 @@ impl Config {
                 "auth.leeway_s must be at most 300, and auth.token_ttl_max_s between 1 and 31622400 (366 days)",
             ),
             (limits.fan_out_max == 0, "limits.fan_out_max must be at least 1"),
+            (
+                limits.fan_out_bytes_max < 1024 * 1024,
+                "limits.fan_out_bytes_max must be at least 1048576, so that any message fits",
+            ),
             (limits.link_credit_bytes < 256 * 1024, "limits.link_credit_bytes must be at least 262144"),
             (
                 !(1..=500).contains(&limits.watched_users_max),

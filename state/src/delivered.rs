@@ -185,22 +185,22 @@ async fn flush_part(core: &Core, part: &[(Key, Cursor)]) -> Result<(), StoreErro
     let mut lost = Vec::new();
     for ((key, cursor), outcome) in doubtful.into_iter().zip(core.apply(&ops).await) {
         let Head { history, seq, .. } = read::head(outcome)?;
-        core.histories.note(&key.0, history);
-        if losses::is_proof((cursor.history, cursor.seq), (history, seq)) {
-            tracing::warn!(
-                chat = key.0,
-                "a client holds messages that the store has lost; a new history begins"
-            );
+        let is_proof = losses::is_proof((cursor.history, cursor.seq), (history, seq));
+        if is_proof && core.losses.hear(core, (&key.1, chat_bucket(&key.0), history)) {
             lost.push((Op::LoseHistory { bucket: chat_bucket(&key.0), history }, key, cursor));
-        } else if cursor.history == history {
+            continue;
+        }
+        core.histories.note(&key.0, history);
+        if cursor.history == history && !is_proof {
             writes.push((key, cursor));
         } else {
-            // Of messages that are not there any more.
+            // Of messages that are not there any more, or on which nobody is heard.
             core.delivered.settled(key, cursor);
         }
     }
     let ops: Vec<Op> = lost.iter().map(|(op, ..)| op.clone()).collect();
-    for ((_, key, cursor), outcome) in lost.into_iter().zip(core.apply(&ops).await) {
+    for ((op, key, cursor), outcome) in lost.into_iter().zip(core.apply(&ops).await) {
+        core.losses.drawn(core, &op, &outcome);
         outcome?;
         core.delivered.settled(key, cursor);
     }
@@ -345,6 +345,13 @@ mod tests {
         core.delivered.note("a:b".into(), "a", Cursor { history: 7, seq: 11, read: 0 });
         flush(&core).await;
         assert_eq!(store.last(), Some(Op::LoseHistory { bucket, history: 7 }));
+        assert!(core.delivered.pending().is_empty());
+        // Said again it counts for nothing, and is forgotten.
+        core.histories.forget();
+        core.delivered.note("a:b".into(), "a", Cursor { history: 7, seq: 11, read: 0 });
+        flush(&core).await;
+        assert_eq!(store.last(), Some(Op::Head { chat: "a:b".into(), user: "a".into() }));
+        assert_eq!(core.metrics.proofs_refused.get(), 1);
         assert!(core.delivered.pending().is_empty());
     }
 }

@@ -19,8 +19,10 @@ use proto::link::{DownFrame, Push};
 use proto::name::Chat;
 use proto::wire::{self, Code};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::answer;
+use crate::backlog::{self, Room};
 use crate::gateways::{Outgoing, push_to};
 use crate::ledger::Token;
 use crate::roster::Readers;
@@ -50,6 +52,8 @@ pub struct Accepted {
     pub held: Option<Token>,
     /// Routes that were read behind its append.
     pub routes: Option<Arc<RoutesBehind>>,
+    /// What it takes of the backlog.
+    pub room: Option<Room>,
 }
 
 /// Routes that were read in one call of the store with the appends of a turn, behind them.
@@ -76,8 +80,8 @@ impl Accepted {
     /// One that is pushed again.
     pub fn pushed_again(chat: String, history: u64, message: wire::Message) -> Self {
         let from = From::default();
-        let (at, held, routes) = (Instant::now(), None, None);
-        Accepted { chat, history, message, version: UNKNOWN, again: false, from, at, held, routes }
+        let (at, held, routes, room) = (Instant::now(), None, None, None);
+        Accepted { chat, history, message, version: UNKNOWN, again: false, from, at, held, routes, room }
     }
 
     /// The routes of a user, if they were read behind this message's append, of a store of this generation.
@@ -114,7 +118,7 @@ const GROUP_MESSAGES_PER_ROUND: usize = 16;
 /// Pushes for ever.
 pub async fn run(core: Arc<Core>, mut accepted: mpsc::Receiver<Accepted>) {
     let lane = |_| {
-        let (lane, accepted) = mpsc::channel(core.config.limits.fan_out_max);
+        let (lane, accepted) = mpsc::channel(core.config.limits.fan_out_max.div_ceil(GROUP_LANES));
         (lane, groups(&core, accepted))
     };
     let (lanes, groups): (Vec<_>, Vec<_>) = (0..GROUP_LANES).map(lane).unzip();
@@ -140,8 +144,15 @@ async fn pairs(core: &Core, accepted: &mut mpsc::Receiver<Accepted>, lanes: Vec<
         }
         for accepted in taken.extract_if(.., |accepted| accepted.version > 0) {
             let lane = &lanes[chat_bucket(&accepted.chat) as usize % lanes.len()];
-            // It ends behind this.
-            let _ = lane.send(accepted).await;
+            let unsent = match core.repush.is_behind(&accepted.chat) {
+                true => Err(TrySendError::Full(accepted)),
+                false => lane.try_send(accepted),
+            };
+            let Err(TrySendError::Full(accepted)) = unsent else { continue };
+            if let Some(accepted) = backlog::later(core, accepted) {
+                // It ends behind this.
+                let _ = lane.send(accepted).await;
+            }
         }
         round(core, &mut taken).await;
     }
@@ -157,7 +168,7 @@ pub async fn round(core: &Core, taken: &mut Vec<Accepted>) {
 }
 
 /// A resent message is pushed again, because the first pushes may have died with their server; but with the body that was
-/// stored, which is the only one of that id.
+/// stored, which is the only one of that id, and under the history that is in force.
 async fn restore(core: &Core, taken: &mut Vec<Accepted>) {
     let ops: Vec<Op> = taken
         .iter()
@@ -174,11 +185,14 @@ async fn restore(core: &Core, taken: &mut Vec<Accepted>) {
             return true;
         }
         let page = stored.next().map(read::page).and_then(Result::ok);
-        let Some(found) = page.and_then(|page| page.messages.into_iter().next()) else { return false };
+        let found = page.and_then(|page| Some((page.history, page.messages.into_iter().next()?)));
+        let Some((history, found)) = found else { return false };
         if found.seq != accepted.message.seq {
             return false;
         }
         accepted.message = found.into();
+        // Its answer tells the history of its time.
+        accepted.history = history;
         true
     });
 }
@@ -203,10 +217,19 @@ async fn push_from(
     let names = members(chats.iter().flatten());
     let numbers = numbers_of(core, &names).await;
     let mut addressed = Vec::with_capacity(taken.len());
+    // A list that was read for one of these is as new as the others of its group: all of them are stored.
+    let mut lists: HashMap<&str, Arc<Readers>> = HashMap::new();
     for (accepted, chat) in taken.iter().zip(&chats) {
         let audience = match chat {
             Some(Chat::Group(_)) => {
-                Audience::Group(readers_of(core, accepted, generation).await, accepted.message.seq)
+                let list = match lists.get(accepted.chat.as_str()) {
+                    Some(list) => list.clone(),
+                    None => readers_of(core, accepted, generation).await,
+                };
+                if accepted.version == UNKNOWN {
+                    lists.insert(&accepted.chat, list.clone());
+                }
+                Audience::Group(list, accepted.message.seq)
             }
             _ => Audience::Pair(numbers_in(&numbers, chat)),
         };

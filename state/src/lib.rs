@@ -6,6 +6,7 @@
 //! Trap: all tasks share one thread. A computation that takes milliseconds delays every gateway.
 
 mod answer;
+mod backlog;
 mod calls;
 mod circle;
 mod clock;

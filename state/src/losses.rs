@@ -1,8 +1,9 @@
 //! Proof that stored messages were lost: a client holds a cursor of the current history that lies above the chat's head. Then
 //! the bucket gets a new history before anything of it is answered, so that no (history, seq) is ever used twice.
 //!
-//! Trap: the proof is a client's word. Only a member of the chat is heard, and only about the history that is in force; what
-//! he can do with a lie is to make those of one bucket in 1,024 read their chats again, once an hour and server.
+//! Trap: the proof is a client's word, be it in a Sync, a Pull or a PushAck. Only a member of the chat is heard, and only about the history
+//! that is in force. What a lie can do is to make those of a bucket read their chats again, once an hour and server; whoever chooses
+//! names of peers can lie about every bucket.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -32,8 +33,31 @@ impl Default for Losses {
 }
 
 impl Losses {
-    /// Whether a client's word about this bucket counts now. If so, it is the last one for an hour.
-    fn hear(&self, bucket: u32, now: Instant) -> bool {
+    /// Whether this user's word that such a history of a bucket has lost something counts now. If so, it is the last one for an hour, and
+    /// the caller has another history drawn and says what came of it ([`Losses::drawn`]).
+    pub fn hear(&self, core: &Core, (user, bucket, history): (&str, u32, u64)) -> bool {
+        let is_heard = self.is_heard(bucket, core.clock.now());
+        if is_heard {
+            let what = "a client holds messages that the store has lost; a new history begins";
+            tracing::warn!(user, bucket, history, "{what}");
+        } else {
+            core.metrics.proofs_refused.inc();
+            let what = "a client says that messages are lost of a bucket whose history began within the hour";
+            tracing::warn!(user, bucket, history, "{what}");
+        }
+        is_heard
+    }
+
+    /// What came of it. If nothing did, the next word counts.
+    pub fn drawn(&self, core: &Core, op: &Op, outcome: &Outcome) {
+        match (op, outcome) {
+            (Op::LoseHistory { .. }, Ok(_)) => drop(core.metrics.histories_redrawn.inc()),
+            (Op::LoseHistory { bucket, .. }, Err(_)) => self.forget(*bucket),
+            _ => {}
+        }
+    }
+
+    fn is_heard(&self, bucket: u32, now: Instant) -> bool {
         let mut heard = self.heard.lock();
         let Some(at) = heard.get_mut(bucket as usize) else { return false };
         if at.is_some_and(|at| now.saturating_duration_since(at) < HEARD_AGAIN_AFTER) {
@@ -43,8 +67,7 @@ impl Losses {
         true
     }
 
-    /// Nothing came of it: the next word counts.
-    pub fn forget(&self, bucket: u32) {
+    fn forget(&self, bucket: u32) {
         if let Some(at) = self.heard.lock().get_mut(bucket as usize) {
             *at = None;
         }
@@ -81,17 +104,10 @@ pub async fn prove(core: &Core, until: Instant, steps: &[Step], ops: &[Op], outc
     }
     // Also those about which nobody is heard: another may have drawn since they were read.
     let buckets: BTreeSet<u32> = lost.keys().map(|(bucket, _)| *bucket).collect();
-    let now = core.clock.now();
     let mut asks = Vec::new();
     for ((bucket, history), user) in lost {
-        if core.losses.hear(bucket, now) {
-            let what = "a client holds messages that the store has lost; a new history begins";
-            tracing::warn!(user, bucket, history, "{what}");
+        if core.losses.hear(core, (user, bucket, history)) {
             asks.push(Op::LoseHistory { bucket, history });
-        } else {
-            core.metrics.proofs_refused.inc();
-            let what = "a client says that messages are lost of a bucket whose history began within the hour";
-            tracing::warn!(user, bucket, history, "{what}");
         }
     }
     let drawn = asks.len();
@@ -106,13 +122,7 @@ pub async fn prove(core: &Core, until: Instant, steps: &[Step], ops: &[Op], outc
     }
     let answers = core.apply_until(until, &asks).await;
     for (ask, answer) in asks.iter().zip(&answers).take(drawn) {
-        match (ask, answer) {
-            (_, Ok(_)) => {
-                core.metrics.histories_redrawn.inc();
-            }
-            (Op::LoseHistory { bucket, .. }, Err(_)) => core.losses.forget(*bucket),
-            _ => {}
-        }
+        core.losses.drawn(core, ask, answer);
     }
     for (place, answer) in places.into_iter().zip(answers.into_iter().skip(drawn)) {
         outcomes[place] = answer;
@@ -194,13 +204,13 @@ mod tests {
     #[test]
     fn a_bucket_is_heard_of_once_an_hour() {
         let (losses, now) = (Losses::default(), Instant::now());
-        assert!(losses.hear(7, now));
-        assert!(!losses.hear(7, now + HEARD_AGAIN_AFTER - Duration::from_secs(1)));
-        assert!(losses.hear(8, now), "another bucket");
-        assert!(losses.hear(7, now + HEARD_AGAIN_AFTER));
+        assert!(losses.is_heard(7, now));
+        assert!(!losses.is_heard(7, now + HEARD_AGAIN_AFTER - Duration::from_secs(1)));
+        assert!(losses.is_heard(8, now), "another bucket");
+        assert!(losses.is_heard(7, now + HEARD_AGAIN_AFTER));
         losses.forget(7);
-        assert!(losses.hear(7, now + HEARD_AGAIN_AFTER), "nothing had come of it");
-        assert!(!losses.hear(CHAT_BUCKETS, now));
+        assert!(losses.is_heard(7, now + HEARD_AGAIN_AFTER), "nothing had come of it");
+        assert!(!losses.is_heard(CHAT_BUCKETS, now));
     }
 
     #[test]

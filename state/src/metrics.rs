@@ -25,6 +25,7 @@ pub struct Metrics {
     pub presence_changes: Counter,
     pub typing_notes: Counter,
     pub pushed_again: Counter,
+    pub left_behind: Counter,
     pub second_pushes: Counter,
     pub takeovers: Counter,
     pub histories_redrawn: Counter,
@@ -56,6 +57,7 @@ impl Metrics {
             presence_changes: Counter::default(),
             typing_notes: Counter::default(),
             pushed_again: Counter::default(),
+            left_behind: Counter::default(),
             second_pushes: Counter::default(),
             takeovers: Counter::default(),
             histories_redrawn: Counter::default(),
@@ -95,8 +97,13 @@ impl Metrics {
             ),
             (
                 "pushed_again",
-                "Messages pushed again for another server or for a gateway that was away",
+                "Messages pushed out of the store: again for another server or for a gateway that was away, or late",
                 &metrics.pushed_again,
+            ),
+            (
+                "left_behind",
+                "Accepted messages that found no room among those that wait to be pushed, to be pushed out of the store later",
+                &metrics.left_behind,
             ),
             (
                 "second_pushes",

@@ -22,6 +22,7 @@ use proto::state::state_server::StateServer;
 use proto::wire::Durability;
 use tokio::sync::mpsc;
 
+use crate::backlog::Backlog;
 use crate::calls::StateService;
 use crate::clock::{Clock, TokioClock};
 use crate::config::Config;
@@ -63,6 +64,8 @@ pub struct Core {
     pub delivered: Delivered,
     /// Open streams.
     pub gateways: Gateways,
+    /// What waits for the fan-out.
+    pub backlog: Backlog,
     /// To the fan-out.
     pub accepted: mpsc::Sender<Accepted>,
     /// The clock that decides.
@@ -135,6 +138,7 @@ impl Core {
             presence: Presence::new(&config.limits),
             delivered: Delivered::new(config.limits.delivered_waiting_max),
             gateways: Gateways::default(),
+            backlog: Backlog::default(),
             accepted: sender,
             rate: Rate::new(&config.limits, clock.now()),
             tokens,

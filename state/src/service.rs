@@ -18,7 +18,6 @@ use proto::link::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::fan_out;
 use crate::gateways::{GatewayStream, Outgoing, Waiting, push_to};
 use crate::lane::{Lane, Place};
 use crate::marks;
@@ -26,6 +25,7 @@ use crate::server::Core;
 use crate::store::{Op, read};
 use crate::turn::{self, Gateway, Outcomes};
 use crate::unplaced::{Pushes, Returned, Unplaced};
+use crate::{backlog, fan_out};
 
 /// Implements the link over the core.
 pub struct LinkService {
@@ -224,9 +224,7 @@ async fn fan_out(core: &Core, outcomes: Outcomes) {
         fan_out::tell(core, frame);
     }
     for accepted in outcomes.accepted {
-        if core.accepted.send(accepted).await.is_err() {
-            return;
-        }
+        backlog::enter(core, accepted).await;
     }
 }
 

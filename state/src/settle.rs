@@ -40,6 +40,11 @@ pub fn settle(
     out.answers.reserve(steps.len());
     for step in steps {
         let Step { frame, user_name, ask, ops } = step;
+        if let Planned::Members { members, .. } = ask {
+            // Others may have the same outcomes.
+            out.answers.push(members::answer(core, gateway, (&frame, &user_name), members, &outcomes[ops]));
+            continue;
+        }
         let mut results = outcomes[ops].iter_mut().map(|slot| std::mem::replace(slot, missing()));
         match ask {
             Planned::Login { login, device, number, grant } => {
@@ -78,13 +83,7 @@ pub fn settle(
                 };
                 out.answers.push(pull_answer(core, gateway, &frame, pull, chat.to_string(), limit, page));
             }
-            Planned::Members { members, .. } => {
-                let head = results.next().unwrap_or_else(missing).and_then(|answer| read::head(Ok(answer)));
-                let roster =
-                    results.next().unwrap_or_else(missing).and_then(|answer| read::roster(Ok(answer)));
-                let found = head.and_then(|head| Ok((head.history, roster?)));
-                out.answers.push(members::answer(core, gateway, (&frame, &user_name), members, found));
-            }
+            Planned::Members { .. } => {}
             Planned::Closed => {
                 core.presence.closed(frame.connection, frame.user);
                 if let Some(Err(error)) = results.next() {
@@ -204,6 +203,7 @@ fn send_answer(
                 at: Instant::now(),
                 held: None,
                 routes: None,
+                room: None,
             });
             return;
         }

@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::poll;
 use prost::Message as _;
-use proto::wire::Role;
+use proto::wire::{Kind, Role};
 
 use super::*;
 use crate::group::{Group, Member};
 use crate::server::tests::{Scripted, core_over};
-use crate::store::{Answer, Roster};
+use crate::store::{Answer, Page, Roster, Stored};
 
 #[test]
 fn whoever_sends_without_a_route_is_ended_in_the_right_way() {
@@ -140,4 +140,29 @@ async fn a_number_that_is_nobodys_any_more_is_looked_up_again() {
     let sent = waiting.take_now();
     assert!(sent.len() == 1 && sent.iter().all(pushed));
     assert_eq!((core.users.number("alice"), core.users.name(1)), (Some(2), None));
+}
+
+#[tokio::test]
+async fn what_is_pushed_again_for_a_resend_is_as_stored_and_under_the_present_history() {
+    let store = Scripted::new(|op| {
+        let Op::Pull { cursor: 4, .. } = op else {
+            return Err(StoreError::Corrupt("not asked for here".into()));
+        };
+        let body = "as stored".into();
+        let stored = Stored { seq: 5, sender: "alice".into(), time_us: 9, body, kind: Kind::Text };
+        Ok(Answer::Messages(Page {
+            history: 8,
+            head: 5,
+            first: 1,
+            since: 0,
+            messages: vec![stored],
+            read_to: 5,
+        }))
+    });
+    let message =
+        wire::Message { seq: 5, sender: "alice".into(), body: "as sent".into(), ..Default::default() };
+    let resent = Accepted { again: true, ..Accepted::pushed_again("alice:bob".into(), 7, message) };
+    let mut taken = vec![resent];
+    restore(&core_over(store), &mut taken).await;
+    assert_eq!((taken[0].history, &taken[0].message.body[..]), (8, &b"as stored"[..]));
 }

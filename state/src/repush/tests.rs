@@ -224,3 +224,17 @@ async fn a_store_that_fails_is_asked_the_same_again() {
     let wanted: Vec<(String, u64)> = (11..=350).map(|seq| ("alice:bob".to_owned(), seq)).collect();
     assert_eq!(pushed(&mut to_bob).await, wanted);
 }
+
+#[test]
+fn what_the_store_dated_ahead_of_its_clock_is_meant_too() {
+    let stored = |seq: u64, time_us| {
+        let (sender, body) = ("alice".into(), "x".into());
+        Stored { seq, sender, time_us, body, kind: Kind::Text }
+    };
+    let ahead = 100 + AHEAD_US + 1;
+    let messages = vec![stored(4, ahead), stored(3, 101), stored(2, 100), stored(1, 50)];
+    let page = Page { history: 1, head: 4, first: 1, since: 0, messages, read_to: 1 };
+    let job = Job::new(50, 100, Buckets::all(), BTreeMap::new(), None);
+    let seqs: Vec<u64> = accepted("a:b", page, &job).iter().map(|accepted| accepted.message.seq).collect();
+    assert_eq!(seqs, [2, 4], "3 came later and is its own server's, 4 is of before the clock was put back");
+}

@@ -11,40 +11,40 @@ use super::ANSWER_OVERHEAD_BYTES;
 use crate::answer;
 use crate::group::Member;
 use crate::server::Core;
-use crate::store::{Roster, StoreError};
+use crate::store::{Answer, Head, Outcome, Roster, StoreError};
 use crate::turn::{Gateway, not_a_member};
 
-/// The answer, by what the store found: the history that everything counts in, and the group.
+/// The answer, by what the store found: the chat's head, of which the history counts, and the group.
 pub fn answer(
     core: &Core,
     gateway: &Gateway,
     (frame, user_name): (&UpFrame, &str),
     asked: wire::Members,
-    found: Result<(u64, Roster), StoreError>,
+    outcomes: &[Outcome],
 ) -> DownFrame {
     let chat = asked.chat;
     let refused = |error: wire::Error| wire::Error { request: asked.request, chat: chat.clone(), ..error };
-    let (history, Roster { group, members, cursors }) = match found {
-        Ok(found) => found,
-        Err(error) => {
-            core.store_failed(&error);
-            return answer::error(frame, refused(answer::unavailable(core.config.limits.retry_after_ms)));
-        }
+    let [Ok(Answer::Head(Head { history, .. })), Ok(Answer::Roster(Roster { group, members, cursors }))] =
+        outcomes
+    else {
+        let error = outcomes.iter().find_map(|outcome| outcome.as_ref().err().cloned());
+        core.store_failed(&error.unwrap_or_else(|| StoreError::Corrupt("members of a group".to_owned())));
+        return answer::error(frame, refused(answer::unavailable(core.config.limits.retry_after_ms)));
     };
-    if !members.iter().any(|(user, member)| user == user_name && member.is_in(&group)) {
+    if !members.iter().any(|(user, member)| user == user_name && member.is_in(group)) {
         return answer::error(frame, refused(not_a_member()));
     }
     let mut ack = wire::MembersAck {
         request: asked.request,
         chat,
-        history,
+        history: *history,
         version: group.version,
         count: group.count as u32,
         ..Default::default()
     };
     let mut room = (gateway.frame_bytes_max as usize).saturating_sub(ANSWER_OVERHEAD_BYTES);
     for (at, (user, member)) in members.iter().enumerate() {
-        if *user <= asked.after || !member.is_in(&group) {
+        if *user <= asked.after || !member.is_in(group) {
             continue;
         }
         let one = told(user, member, cursors.get(at).copied().unwrap_or_default());
@@ -61,7 +61,7 @@ pub fn answer(
     if !ack.has_more {
         ack.next.clear();
     }
-    ack.title = group.title;
+    ack.title.clone_from(&group.title);
     answer::reply(frame, Command::MembersAck, &ack)
 }
 

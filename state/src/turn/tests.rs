@@ -279,7 +279,8 @@ async fn a_cursor_above_the_head_draws_a_new_history_before_the_answer() {
     assert_eq!(told(sync(7, 11)).await, 8);
     drawn.store(false, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(told(pull(7, 11)).await, 7, "a bucket is redrawn on a client's word once an hour");
-    core.losses.forget(chat_bucket("alice:bob"));
+    let ask = Op::LoseHistory { bucket: chat_bucket("alice:bob"), history: 7 };
+    core.losses.drawn(&core, &ask, &Err(StoreError::Unknown("away".into())));
     assert_eq!(told(pull(7, 11)).await, 8);
     assert_eq!((core.metrics.histories_redrawn.get(), core.metrics.proofs_refused.get()), (2, 1));
 }
@@ -302,4 +303,48 @@ async fn who_holds_messages_of_a_chat_that_is_gone_is_told_its_new_history() {
     let ack = wire::SyncAck::decode(answers(&out)[0].1).unwrap();
     let told: Vec<_> = ack.chats.iter().map(|head| (&*head.chat, head.history, head.head)).collect();
     assert_eq!((told, ack.has_more), (vec![("alice:bob", 8, 0)], false));
+}
+
+#[tokio::test]
+async fn a_turn_lists_each_group_once_and_few_groups() {
+    use crate::group::{Group, Member};
+    use crate::store::Roster;
+    let store = Scripted::new(|op| {
+        Ok(match op {
+            Op::Head { .. } => Answer::Head(Head { history: 8, first: 1, ..Head::default() }),
+            Op::Members { .. } => {
+                let group = Group { version: 1, count: 1, ..Group::default() };
+                let member = Member { number: 1, role: wire::Role::Owner, joined: 1, left: 0 };
+                Answer::Roster(Roster { group, members: vec![("alice".into(), member)], ..Roster::default() })
+            }
+            _ => return Err(StoreError::Corrupt("not asked for here".into())),
+        })
+    });
+    let core = core_over(store.clone());
+    core.users.learn("alice", 1);
+    let of = |group: &u64| {
+        let asked = wire::Members { request: 1, chat: format!("#{group}"), ..Default::default() };
+        frame(Command::Members, &asked)
+    };
+    let groups: Vec<u64> = (1..=3).chain(1..=3).chain(4..=6).chain([4]).collect();
+    let out = run(&core, &gateway(), groups.iter().map(of).collect(), Place::default()).await;
+    let listed = store.asked().iter().filter(|op| matches!(op, Op::Members { .. })).count();
+    assert_eq!(listed, GROUPS_LISTED_MAX);
+    let told: Vec<&[u8]> = answers(&out)
+        .into_iter()
+        .filter(|(command, _)| *command == Command::MembersAck as u8)
+        .map(|(_, body)| body)
+        .collect();
+    assert_eq!(told.len(), 8, "all but 5 and 6");
+    let acks = told.into_iter().map(|body| wire::MembersAck::decode(body).unwrap());
+    assert!(acks.into_iter().all(|ack| ack.history == 8 && ack.members.len() == 1));
+    let later = answers(&out).into_iter().filter(|(command, _)| *command == Command::Error as u8);
+    let codes: Vec<_> = later.map(|(_, body)| wire::Error::decode(body).unwrap().code()).collect();
+    assert_eq!(codes, [Code::Unavailable; 2]);
+}
+
+#[test]
+fn many_syncs_of_a_turn_look_at_fewer_chats_each() {
+    assert_eq!([1, 8, 16, 100, 1_024].map(|syncs| chats_per_sync(1_000, syncs)), [1_000, 1_000, 500, 80, 8]);
+    assert_eq!((chats_per_sync(3, 1_024), chats_per_sync(1_000, 0)), (3, 1_000));
 }

@@ -23,11 +23,11 @@ use super::{Phase, Shared, place_of};
 pub(super) async fn make(shared: &Shared, clients: &[Client]) -> Result<Vec<Arc<str>>, String> {
     let count = shared.plan.users.checked_div(shared.plan.group_users).unwrap_or(0) as usize;
     let mut chats = Vec::new();
-    for group in 0..count {
+    for (group, owner) in clients.iter().enumerate().take(count) {
         let members = members_of(shared, group, count);
         let name = |user: &u32| (&*shared.devices[*user as usize].name, Role::Member);
         let names: Vec<(&str, Role)> = members[1..].iter().map(name).collect();
-        let made = clients[group].create_group("torture", &names).await;
+        let made = owner.create_group("torture", &names).await;
         let place = place_of(made.map_err(|error| format!("cannot make a group: {error}"))?);
         chats.push(place.chat.clone());
         shared.track.lock().made(&place, members.clone());
