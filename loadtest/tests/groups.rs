@@ -11,6 +11,7 @@ use client::{
 };
 use loadtest::supervisor::{Cluster, ClusterOptions};
 use loadtest::torture::tool::aof;
+use loadtest::torture::tool::process::metric;
 use proto::wire::{Code, GroupAction, Role};
 
 /// Longest that anything here may take before it counts as broken.
@@ -215,4 +216,43 @@ async fn a_group_lives_and_ends_on_redis_with_two_state_servers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_lives_and_ends_on_redb() {
     a_groups_life(ClusterOptions { embedded: true, ..ClusterOptions::default() }).await;
+}
+
+/// What finds no room on its way to its readers is pushed out of the store: all of it arrives in order, and nobody else waits.
+async fn more_than_may_wait(embedded: bool) {
+    let state_sets = vec!["limits.fan_out_max=1".into()];
+    let cluster =
+        Cluster::start(ClusterOptions { embedded, state_sets, ..ClusterOptions::default() }).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().to_owned();
+    let ann = Device::login(&cluster, &root, "ann", "phone").await;
+    let mut bob = Device::login(&cluster, &root, "bob", "phone").await;
+    let mut carol = Device::login(&cluster, &root, "carol", "phone").await;
+    let made = ann.client.create_group("Rooks", &[("bob", Role::Member)]).await.unwrap();
+    let chat = made.chat.to_string();
+    for n in 1..=MANY {
+        let text = if n == MANY { "over".to_owned() } else { n.to_string() };
+        drop(ann.client.enqueue(&chat, text).await.unwrap());
+        if n % 10 == 0 {
+            drop(ann.client.enqueue("carol", n.to_string()).await.unwrap());
+        }
+    }
+    let last = MANY.to_string();
+    let seen = tokio::join!(bob.until("over"), carol.until(&last));
+    assert_eq!(seqs(&seen.0, &chat), (1..=MANY + 1).collect::<Vec<u64>>());
+    assert_eq!(seqs(&seen.1, "ann:carol"), (1..=MANY / 10).collect::<Vec<u64>>());
+    let behind = metric(cluster.states[0].admin, "rookery_state_left_behind_total").unwrap();
+    assert!(behind > 0.0, "this test means nothing if everything found room");
+}
+
+const MANY: u64 = 600;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_may_wait_on_redis() {
+    more_than_may_wait(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_may_wait_embedded() {
+    more_than_may_wait(true).await;
 }
