@@ -256,3 +256,51 @@ async fn more_than_may_wait_on_redis() {
 async fn more_than_may_wait_embedded() {
     more_than_may_wait(true).await;
 }
+
+/// Taken out and back in while a device is away: what was said in between is not for it, all else is.
+async fn there_and_back(embedded: bool) {
+    let cluster = Cluster::start(ClusterOptions { embedded, ..ClusterOptions::default() }).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().to_owned();
+    let ann = Device::login(&cluster, &root, "ann", "phone").await;
+    let mut bob = Device::login(&cluster, &root, "bob", "phone").await;
+    let made = ann.client.create_group("Rooks", &[("bob", Role::Member)]).await.unwrap();
+    let chat = made.chat.to_string();
+    ann.send(&chat, "two").await;
+    bob.until("two").await;
+    bob.client.close().await;
+    ann.send(&chat, "three").await;
+    let bobs = [("bob", Role::Member)];
+    for n in [4, 7] {
+        ann.send(&chat, named(GroupAction::GroupRemove, &bobs)).await;
+        ann.send(&chat, format!("not for bob, {}", n + 1)).await;
+        ann.send(&chat, named(GroupAction::GroupAdd, &bobs)).await;
+    }
+    ann.send(&chat, "ten").await;
+    let mut bob = Device::login(&cluster, &root, "bob", "phone").await;
+    let ten = bob.until("ten").await;
+    assert_eq!(seqs(&ten, &chat), [3, 4, 6, 7, 9, 10]);
+    // A look backwards, page by page, sees the same.
+    let (mut cursor, mut seen) = (0, Vec::new());
+    loop {
+        let page = bob.client.pull(&chat, cursor, 2, true).await.unwrap();
+        seen.extend(page.messages.iter().map(|message| message.seq));
+        match page.next {
+            Some(next) => cursor = next,
+            None => break,
+        }
+    }
+    assert_eq!(seen, [10, 9, 7, 6, 4, 3, 2, 1]);
+    ann.client.close().await;
+    bob.client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_back_sees_what_was_said_before_on_redis() {
+    there_and_back(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_back_sees_what_was_said_before_embedded() {
+    there_and_back(true).await;
+}

@@ -45,7 +45,7 @@ pub async fn places(
     let mut groups: BTreeMap<&str, Known> = BTreeMap::new();
     let mut numbers: HashMap<(&str, &str), Option<u64>> = HashMap::new();
     for ((chat, first), outcome) in firsts.into_iter().zip(core.apply_as(generation, &ops).await) {
-        let Standing { group, member } = read::standing(outcome)?;
+        let Standing { group, member, .. } = read::standing(outcome)?;
         let limits = &core.config.limits;
         let fits = group.version > 0 && group.count <= limits.receipt_members_max as u64;
         let is_told = limits.receipts && fits;

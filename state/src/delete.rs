@@ -119,7 +119,7 @@ async fn leave(core: &Arc<Core>, chat: &str, name: &str, only: Option<u64>) -> R
     for _ in 0..CHANGES_MAX {
         let (chat, user) = (chat.to_owned(), name.to_owned());
         let ask = Op::Member { chat: chat.clone(), user };
-        let Standing { group, member } = read::standing(core.apply(&[ask]).await.swap_remove(0))?;
+        let Standing { group, member, .. } = read::standing(core.apply(&[ask]).await.swap_remove(0))?;
         let Some(me) = member.filter(|me| me.is_in(&group) && only.is_none_or(|only| me.number == only))
         else {
             return Ok(was_in);

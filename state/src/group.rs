@@ -5,8 +5,8 @@
 //! everybody who was ever in it. A message of [`Kind::Group`] changes it at the message's own seq; so whoever knows the seq
 //! of a message knows who may see it: those who joined at or before it and had not left before it.
 //!
-//! Trap: a row outlives the membership, because who has left may still read what was said until then. Being in it is
-//! [`Member::left`] 0 *and* the group not deleted.
+//! Trap: a row outlives the membership, because who has left may still read what was said until then; and who comes back has a new one,
+//! but may read what was said in the stays before. Being in it is [`Member::left`] 0 *and* the group not deleted.
 
 use prost::Message;
 use proto::name::{self, Chat};
@@ -22,6 +22,13 @@ pub const CHANGE_MEMBERS_MAX: usize = 500;
 
 /// Users that one payload may mention.
 pub const MENTIONS_MAX: usize = 64;
+
+/// Earlier stays of somebody in a group that are remembered, the latest ones. What was said in an older one and was not read by then is
+/// passed over.
+pub const PAST_STAYS_MAX: usize = 16;
+
+/// From the seq that brought somebody into a group to the one that took them out, both included.
+pub type Stay = (u64, u64);
 
 /// Rows that a group may have, of members and of those who left, for each member that it may have.
 const ROWS_PER_MEMBER: usize = 2;
@@ -110,6 +117,14 @@ pub struct Effect {
     pub group: Group,
     /// Rows of members to be written.
     pub rows: Vec<(String, Member)>,
+    /// Of those who come back, the stay that their row tells until then: to be remembered.
+    pub past: Vec<(String, Stay)>,
+}
+
+/// Remembers one more stay that is over.
+pub fn remember(past: &mut Vec<Stay>, stay: Stay) {
+    past.push(stay);
+    past.drain(..past.len().saturating_sub(PAST_STAYS_MAX));
 }
 
 /// Decides on a message of a group: may the sender, and what changes? `head`: seq of the newest message, `find` gives rows.
@@ -124,6 +139,7 @@ pub fn decide<E>(
     let seq = head + 1;
     let mut after = Group { version: seq, ..group.clone() };
     let mut rows: Vec<(String, Member)> = Vec::new();
+    let mut past: Vec<(String, Stay)> = Vec::new();
     let Act::Change(change) = act else {
         let is_in = find(sender)?.is_some_and(|me| me.is_in(group));
         return Ok(if is_in { Ok(None) } else { Err(Code::NotAMember) });
@@ -141,7 +157,7 @@ pub fn decide<E>(
         }
         after.title.clone_from(&change.title);
         (after.count, after.rows) = (rows.len() as u64, rows.len() as u64);
-        return Ok(Ok(Some(Effect { group: after, rows })));
+        return Ok(Ok(Some(Effect { group: after, rows, past })));
     }
     let Some(me) = find(sender)?.filter(|me| me.is_in(group)) else { return Ok(Err(Code::NotAMember)) };
     let leads = me.role != Role::Member;
@@ -157,6 +173,7 @@ pub fn decide<E>(
                     continue;
                 }
                 after.rows += u64::from(known.is_none());
+                past.extend(known.map(|known| (named.user.clone(), (known.joined, known.left))));
                 after.count += 1;
                 let member = Member { number: named.number, role: named.role, joined: seq, left: 0 };
                 rows.push((named.user.clone(), member));
@@ -195,7 +212,7 @@ pub fn decide<E>(
         GroupAction::GroupDelete if me.role == Role::Owner => (after.deleted, after.count) = (seq, 0),
         _ => return Ok(Err(Code::NotAllowed)),
     }
-    Ok(Ok(Some(Effect { group: after, rows })))
+    Ok(Ok(Some(Effect { group: after, rows, past })))
 }
 
 /// Whether this message, if there is one, may be edited or recalled by this sender. The error is final.

@@ -21,7 +21,7 @@ use crate::marks;
 use crate::server::Core;
 use crate::store::{Appended, Bound, Head, MessageId, Outcome, Page, Standing, StoreError, read};
 use crate::turn::{Gateway, Grant, Outcomes, Planned, Step, not_a_member};
-use crate::visible;
+use crate::visible::{self, Seen};
 
 pub use rest::{has_more, rest};
 
@@ -61,7 +61,7 @@ pub fn settle(
                 let heads: Result<Vec<Head>, StoreError> =
                     results.by_ref().take(chats.len()).map(read::head).collect();
                 let standings: Result<Vec<Standing>, StoreError> = results.map(read::standing).collect();
-                let heads = heads.and_then(|heads| Ok(seen(&chats, heads, standings?)));
+                let heads = heads.and_then(|heads| Ok(seen(&chats, heads, standings?, &sync.cursors)));
                 out.answers.push(sync_answer(
                     core,
                     gateway,
@@ -78,7 +78,7 @@ pub fn settle(
                         let begins = if page.since > 0 { page.since + 1 } else { 0 };
                         Ok(Some((page, begins)))
                     }
-                    (Ok(page), Some(Ok(standing))) => Ok(visible::page(page, &standing, pull.history)),
+                    (Ok(page), Some(Ok(standing))) => Ok(visible::page(page, &standing, (&pull).into())),
                     (Err(error), _) | (_, Some(Err(error))) => Err(error),
                 };
                 out.answers.push(pull_answer(core, gateway, &frame, pull, chat.to_string(), limit, page));
@@ -242,7 +242,7 @@ fn sync_answer(
     (frame, user_name): (&UpFrame, &str),
     sync: wire::Sync,
     (chats, more): (Vec<String>, bool),
-    heads: Result<Vec<(Head, u64)>, StoreError>,
+    heads: Result<Vec<Seen>, StoreError>,
 ) -> DownFrame {
     let unread = more && chats.is_empty();
     let heads = match heads {
@@ -263,7 +263,8 @@ fn sync_answer(
     let mut room = (gateway.frame_bytes_max as usize).saturating_sub(ANSWER_OVERHEAD_BYTES);
     // The chat before, from which the next Sync goes on if this one does not fit any more.
     let mut before = String::new();
-    for (chat, (head, joined)) in chats.into_iter().zip(heads) {
+    for (chat, seen) in chats.into_iter().zip(heads) {
+        let head = &seen.head;
         let cursor = cursors.get(chat.as_str());
         let is_news = match cursor {
             // Also where nothing is left of what it holds: just that it must be told.
@@ -272,9 +273,9 @@ fn sync_answer(
             _ => head.seq > head.since,
         };
         let has_receipts =
-            || sync.receipts && receipts && cursor.is_some_and(|cursor| has_receipts(cursor, &head));
+            || sync.receipts && receipts && cursor.is_some_and(|cursor| has_receipts(cursor, head));
         if is_news || has_receipts() {
-            let news = chat_head(core, chat.clone(), user_name, (head, joined));
+            let news = chat_head(core, chat.clone(), user_name, &seen);
             // Key and length in front of it.
             let bytes = news.encoded_len() + 4;
             if bytes > room && !before.is_empty() {
@@ -296,7 +297,8 @@ fn has_receipts(cursor: &wire::Cursor, head: &Head) -> bool {
         || head.peer_read > cursor.peer_read
 }
 
-fn chat_head(core: &Core, chat: String, user_name: &str, (head, joined): (Head, u64)) -> wire::ChatHead {
+fn chat_head(core: &Core, chat: String, user_name: &str, seen: &Seen) -> wire::ChatHead {
+    let head = &seen.head;
     // What this server was told lately may not be written yet.
     let noted = core.delivered.noted(&chat, user_name, head.history);
     let (noted_seq, noted_read) =
@@ -308,9 +310,9 @@ fn chat_head(core: &Core, chat: String, user_name: &str, (head, joined): (Head, 
         head: head.seq,
         delivered: head.delivered.max(noted_seq).max(noted_read),
         first: head.first,
-        joined,
+        joined: seen.joined,
         read_seq,
-        unread: head.seq.saturating_sub(read_seq.max(head.first.max(joined).saturating_sub(1))),
+        unread: seen.count_behind(read_seq),
         // Whoever is not to be told of it is not told of it here.
         peer_delivered: if core.config.limits.receipts { head.peer_delivered } else { 0 },
         peer_read: if core.config.limits.receipts { head.peer_read } else { 0 },
@@ -372,11 +374,17 @@ fn pull_answer(
 }
 
 /// The heads as this user may see them, with the first seq of each group that is theirs. `standings`: of the groups among the
-/// chats, in their order.
-fn seen(chats: &[String], heads: Vec<Head>, standings: Vec<Standing>) -> Vec<(Head, u64)> {
+/// chats, in their order; `cursors`: what the client holds.
+fn seen(chats: &[String], heads: Vec<Head>, standings: Vec<Standing>, cursors: &[wire::Cursor]) -> Vec<Seen> {
     let mut standings = standings.into_iter();
+    let held: HashMap<&str, &wire::Cursor> =
+        cursors.iter().map(|cursor| (cursor.chat.as_str(), cursor)).collect();
     let mut see = |(chat, head): (&String, Head)| match chat.starts_with('#') {
-        true => visible::head(head, &standings.next().unwrap_or_default()),
+        true => {
+            let held = held.get(chat.as_str()).filter(|cursor| cursor.history == head.history);
+            let held = held.map_or(0, |cursor| cursor.seq);
+            visible::head(head, &standings.next().unwrap_or_default(), held)
+        }
         false => visible::of_pair(head),
     };
     chats.iter().zip(heads).map(&mut see).collect()

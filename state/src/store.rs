@@ -19,7 +19,7 @@ mod rules;
 use bytes::Bytes;
 use proto::wire::{Code, Durability, Kind};
 
-use crate::group::{Act, Group, Member};
+use crate::group::{Act, Group, Member, Stay};
 
 pub use marks::{Mark, Marks, Recent};
 pub use page::{Head, Moved, Page, Stored};
@@ -396,6 +396,8 @@ pub struct Standing {
     pub group: Group,
     /// `None`: never was in it.
     pub member: Option<Member>,
+    /// Earlier stays, in order, at most [`crate::group::PAST_STAYS_MAX`].
+    pub past: Vec<Stay>,
 }
 
 /// Everybody in a group.

@@ -322,6 +322,7 @@ impl Step<'_> {
                 let standing = |chat: &Chat| Standing {
                     group: chat.group.clone(),
                     member: chat.members.get(user).copied(),
+                    past: chat.past.get(user).cloned().unwrap_or_default(),
                 };
                 Answer::Standing(found.map(standing).unwrap_or_default())
             }
@@ -419,6 +420,9 @@ impl Step<'_> {
         if let Some(effect) = effect {
             chat.group = effect.group;
             chat.members.extend(effect.rows);
+            for (user, stay) in effect.past {
+                crate::group::remember(chat.past.entry(user).or_default(), stay);
+            }
         }
         let version = chat.group.version;
         let answer = Appended::Stored { seq, time_us, history, version, again: false };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proto::wire::Code;
 
-use crate::group::{self, Act, Effect, Group, Member};
+use crate::group::{self, Act, Effect, Group, Member, Stay};
 use crate::store::{
     Append, Appended, MessageId, PULL_BYTES_MAX, Roster, Stored, body_digest, message_crc, peer,
 };
@@ -22,6 +22,8 @@ pub(crate) struct Chat {
     pub cursors: BTreeMap<String, Cursors>,
     /// By user: up to where the chat was another's of that name.
     since: BTreeMap<String, u64>,
+    /// Earlier stays of those who came back.
+    pub past: BTreeMap<String, Vec<Stay>>,
     pub group: Group,
     pub members: BTreeMap<String, Member>,
 }
@@ -134,6 +136,7 @@ impl Chat {
     /// What is here so far is not the user's any more.
     pub fn vacate(&mut self, name: &str, user: &str) {
         self.cursors.remove(user);
+        self.past.remove(user);
         self.since.insert(user.to_owned(), self.seq);
         if !name.starts_with('#') {
             let nobodys = self.since_of(peer(name, user).unwrap_or(user));

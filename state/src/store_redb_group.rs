@@ -4,7 +4,7 @@
 
 use proto::wire::{Code, Role};
 
-use crate::group::{self, Act, Effect, Group, Member};
+use crate::group::{self, Act, Effect, Group, Member, Stay};
 use crate::store::Append;
 use crate::store_redb_read::{self as ask, CHAT, Read};
 use crate::store_redb_row::{self as row, Kind, Reader};
@@ -49,6 +49,11 @@ impl Step<'_> {
         }
         let table = open(&mut self.chat, self.transaction, CHAT)?;
         let Some(effect) = effect else { return Ok(ask::group(table, chat)?.version) };
+        for (user, stay) in &effect.past {
+            let mut past = ask::past(table, chat, user)?;
+            group::remember(&mut past, *stay);
+            table.insert(&row::cursor_key(chat, user, Kind::Past)[..], &past_row(&past)[..])?;
+        }
         for (user, member) in &effect.rows {
             table.insert(&row::member_key(chat, user)[..], &member_row(member)[..])?;
         }
@@ -69,6 +74,21 @@ pub fn member(row: &[u8]) -> Option<Member> {
     let role = Role::try_from(i32::from(*reader.take(1)?.first()?)).ok()?;
     let member = Member { role, number: reader.u64()?, joined: reader.u64()?, left: reader.u64()? };
     reader.0.is_empty().then_some(member)
+}
+
+/// A row of earlier stays.
+fn past_row(past: &[Stay]) -> Vec<u8> {
+    past.iter().flat_map(|(joined, left)| [joined.to_be_bytes(), left.to_be_bytes()]).flatten().collect()
+}
+
+/// Reads it.
+pub fn past(row: &[u8]) -> Option<Vec<Stay>> {
+    let mut reader = Reader(row);
+    let mut past = Vec::new();
+    while !reader.0.is_empty() {
+        past.push((reader.u64()?, reader.u64()?));
+    }
+    Some(past)
 }
 
 /// A group's row.

@@ -8,7 +8,7 @@ use std::ops::Bound;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition};
 
-use crate::group::{Group, Member};
+use crate::group::{Group, Member, Stay};
 use crate::store::{
     Answer, Head, Hides, Op, Outcome, PULL_BYTES_MAX, Page, Recent, Roster, Route, Seen, Standing,
     StoreError, Stored, chat_bucket, first_behind, peer,
@@ -220,9 +220,20 @@ pub fn member(table: &impl Bytes, chat: &str, user: &str) -> Read<Option<Member>
     }
 }
 
-/// Both.
+/// Earlier stays of somebody in a group.
+pub fn past(table: &impl Bytes, chat: &str, user: &str) -> Read<Vec<Stay>> {
+    match table.get(&row::cursor_key(chat, user, Kind::Past)[..])? {
+        Some(found) => store_redb_group::past(found.value()).ok_or_else(|| wrong("a past member of", chat)),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// All of that.
 pub fn standing(table: &impl Bytes, chat: &str, user: &str) -> Read<Standing> {
-    Ok(Standing { group: group(table, chat)?, member: member(table, chat, user)? })
+    let member = member(table, chat, user)?;
+    // Whoever never was in it was never in it before.
+    let past = if member.is_some() { past(table, chat, user)? } else { Vec::new() };
+    Ok(Standing { group: group(table, chat)?, member, past })
 }
 
 /// A group and everybody who is or was in it, with how far they have it if that is asked for.

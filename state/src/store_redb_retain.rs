@@ -49,7 +49,7 @@ impl Step<'_> {
         }
         let table = open(&mut self.chat, self.transaction, CHAT)?;
         table.insert(&row::cursor_key(chat, user, Kind::Since)[..], &seq.to_be_bytes()[..])?;
-        for kind in [Kind::Delivered, Kind::Read] {
+        for kind in [Kind::Delivered, Kind::Read, Kind::Past] {
             table.remove(&row::cursor_key(chat, user, kind)[..])?;
         }
         self.changed = true;

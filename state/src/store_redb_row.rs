@@ -3,7 +3,8 @@
 //! Numbers in keys are big-endian, so that byte order is number order. Texts in keys carry their length in front, so that
 //! no name is the beginning of another. In rows, numbers that are mostly small are varints.
 //!
-//! Trap: every change here is another layout. Raise [`LAYOUT`] with it: a store of another layout refuses to open.
+//! Trap: every change here is another layout. Raise [`LAYOUT`] with it: a store of another layout refuses to open. But a further kind of
+//! row that an older version does not miss is none.
 
 use std::collections::VecDeque;
 
@@ -39,6 +40,8 @@ pub enum Kind {
     Group = 7,
     /// Up to where the chat was another's, who had the name of this user.
     Since = 8,
+    /// Earlier stays in a group of somebody who came back: pairs of seqs.
+    Past = 9,
 }
 
 /// The key of a chat's row, or the beginning of the keys of its rows of that kind.

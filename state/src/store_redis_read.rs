@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proto::wire::{Code, Kind, Role};
 use redis::Value;
 
-use crate::group::{Group, Member};
+use crate::group::{Group, Member, Stay};
 use crate::store::{
     Answer, Append, Appended, Bound, Head, Hides, Mark, Marks, Moved, Op, Outcome, Page, Recent, Roster,
     Route, Seen, Standing, StoreError, Stored, first_behind, message_crc,
@@ -179,9 +179,17 @@ fn member(value: &Value) -> Option<Member> {
 }
 
 fn standing(value: &Value) -> Option<Standing> {
-    let [at, row] = items(value)? else { return None };
+    let [at, row, past] = items(value)? else { return None };
     let member = if bytes(row)?.is_empty() { None } else { Some(member(row)?) };
-    Some(Standing { group: group(at)?, member })
+    Some(Standing { group: group(at)?, member, past: stays(past)? })
+}
+
+/// As the script writes them: joined and left of each.
+fn stays(value: &Value) -> Option<Vec<Stay>> {
+    let text = std::str::from_utf8(bytes(value)?).ok()?;
+    let numbers: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+    let (pairs, rest) = numbers.as_chunks::<2>();
+    rest.is_empty().then(|| pairs.iter().map(|[joined, left]| (*joined, *left)).collect())
 }
 
 fn roster(value: &Value) -> Option<Roster> {

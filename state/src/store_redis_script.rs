@@ -53,10 +53,11 @@ return redis.call('INCRBY', KEYS[1], ARGV[1])";
 const RENUMBER: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then \
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end return 1";
 
-/// A group and one of its rows. KEYS: 1 chat (hash), 2 members (hash)   ARGV: 1 user
-const MEMBER: &str = "local at = redis.call('HMGET', KEYS[1], 'gv', 'gt', 'gn', 'gr', 'gd') \
-for i = 1, 5 do at[i] = at[i] or '' end \
-return {at, redis.call('HGET', KEYS[2], ARGV[1]) or ''}";
+/// A group, one of its rows, and the stays before that. KEYS: 1 chat (hash), 2 members (hash)   ARGV: 1 user
+const MEMBER: &str = "local at = redis.call('HMGET', KEYS[1], 'gv', 'gt', 'gn', 'gr', 'gd', 'p:' .. ARGV[1]) \
+for i = 1, 6 do at[i] = at[i] or '' end \
+local past = table.remove(at) \
+return {at, redis.call('HGET', KEYS[2], ARGV[1]) or '', past}";
 
 /// In the order of [`Script`].
 pub static SCRIPTS: LazyLock<[Source; 18]> = LazyLock::new(|| {

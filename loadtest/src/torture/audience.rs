@@ -1,8 +1,8 @@
 //! Who is to see what: every device of whoever sent a message and of whoever it is addressed to. Pure.
 //!
 //! The members of a group come and go by messages in its own order, so who sees a seq is known when every change up to it is.
-//! A member sees from the change that brought it in to the one that took it out, both included. Whoever comes back is owed what follows
-//! the return; of the stay before it, what has not been shown yet may be passed over.
+//! A member sees from the change that brought it in to the one that took it out, both included. Whoever comes back is still owed the stays
+//! before, as far as the servers remember them; of an older one, what has not been shown yet may be passed over.
 //!
 //! Trap: changes are learned out of order, from whoever asked for them and from whoever is shown them. What was true of a seq may
 //! change with the next one that is learned.
@@ -93,11 +93,12 @@ impl Audience {
         self.group_of(place).is_some_and(|group| group.sees(user, place))
     }
 
-    /// Where this device has to go on in that chat at the latest: the seq that brought its user in last, up to that one. 0 where nobody
-    /// has to be brought in.
-    pub fn joined(&self, device: u32, place: &Place) -> u64 {
+    /// What this device may be shown next in that chat, on its way to this place: the seqs from there on that its user may see, in order.
+    /// `None`: all.
+    pub fn next(&self, device: u32, behind: u64, place: &Place) -> Option<u64> {
         let user = self.user_of.get(device as usize).copied();
-        user.zip(self.group_of(place)).map_or(0, |(user, group)| group.joined(user, place))
+        let (user, group) = user.zip(self.group_of(place))?;
+        group.next(user, behind, place)
     }
 
     /// Whether this chat is the one that such a message belongs in.
@@ -120,6 +121,9 @@ impl Audience {
         devices.map(|(device, _)| device as u32).collect()
     }
 }
+
+/// The present stay, and those before it that the servers remember: state's PAST_STAYS_MAX.
+const STAYS_OWED: usize = 17;
 
 impl Group {
     /// From the seq that brings a user in to the one that takes it out, for each time that it is in.
@@ -147,16 +151,25 @@ impl Group {
     }
 
     fn owes(&self, user: u32, place: &Place) -> bool {
-        let last = self.stays(user).pop();
-        last.is_some_and(|stay| place.history != self.history || stay.contains(&place.seq))
+        let stays = self.stays(user);
+        if place.history != self.history {
+            return !stays.is_empty();
+        }
+        stays.iter().rev().take(STAYS_OWED).any(|stay| stay.contains(&place.seq))
     }
 
-    fn joined(&self, user: u32, place: &Place) -> u64 {
+    /// The first seq behind that one, up to the place, that the user is owed or sees there.
+    fn next(&self, user: u32, behind: u64, place: &Place) -> Option<u64> {
         if place.history != self.history {
-            return 0;
+            return None;
         }
-        let joins = self.stays(user).into_iter().map(|stay| *stay.start());
-        joins.filter(|joined| *joined <= place.seq).max().unwrap_or(0)
+        let mut stays = self.stays(user);
+        stays.retain(|stay| *stay.end() > behind);
+        let forgotten = stays.len().saturating_sub(STAYS_OWED);
+        let here = stays.iter().position(|stay| stay.contains(&place.seq));
+        // What is forgotten by the end may not have been yet.
+        let next = stays.get(forgotten.min(here?))?;
+        Some((*next.start()).max(behind + 1))
     }
 }
 
@@ -217,13 +230,29 @@ mod tests {
         };
         assert_eq!((sees(3), sees(4)), (vec![0, 1, 2, 3], vec![0, 1, 2, 3]));
         assert_eq!((sees(5), sees(6), sees(7)), (vec![0, 2], vec![0, 2], vec![0, 1, 3]));
-        // Of a stay that is over, all is owed; of one before another, nothing is.
-        assert_eq!(audience.owed_at(&at(3)), [0, 2]);
+        // Also of a stay that is over.
+        assert_eq!((audience.owed_at(&at(3)), audience.owed_at(&at(5))), (vec![0, 1, 2, 3], vec![0, 2]));
         assert_eq!((audience.owed_at(&at(6)), audience.owed_at(&at(8))), (vec![0, 2], vec![0, 1, 3]));
+        let next = |behind, seq| audience.next(3, behind, &at(seq));
         assert_eq!(
-            (audience.joined(3, &at(4)), audience.joined(3, &at(9)), audience.joined(0, &at(9))),
-            (1, 7, 1)
+            (next(2, 4), next(2, 7), next(4, 7), next(4, 9), next(8, 9)),
+            (Some(3), Some(3), Some(7), Some(7), Some(9))
         );
         assert!(!audience.sees(2, &at(8)) && audience.sees(2, &at(2)));
+    }
+
+    #[test]
+    fn of_many_stays_the_latest_are_owed() {
+        let mut audience = audience();
+        audience.add_group(&at(1), vec![0, 1]);
+        for stay in 1..=20 {
+            audience.learn(&at(2 * stay), &change(&[], &[1]));
+            audience.learn(&at(2 * stay + 1), &change(&[1], &[]));
+        }
+        // 21 stays; the fifth begins at 9.
+        assert_eq!((audience.owed_at(&at(8)), audience.owed_at(&at(9))), (vec![0], vec![0, 1, 3]));
+        assert!(audience.may_see(1, 0, To::Group(0), &at(8)));
+        assert_eq!(audience.next(1, 0, &at(41)), Some(9));
+        assert_eq!(audience.next(1, 0, &at(5)), Some(5), "shown before it was forgotten");
     }
 }

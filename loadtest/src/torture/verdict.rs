@@ -1,7 +1,7 @@
 //! What was promised against what a history shows. Pure: a history goes in, counts and the first cases come out.
 //!
 //! A message is addressed to every device of its receiver, or of a group's members as of its place there, and of its sender. It is **lost**
-//! when its sender holds the acknowledgement and one of these was never shown it (but for a member who has left and come back since); **doubled** when one was shown it twice, or two places were given
+//! when its sender holds the acknowledgement and one of these was never shown it (but for a member who has left and come back very often since); **doubled** when one was shown it twice, or two places were given
 //! to one id or one place to two; **reordered** when a seq, or the counter of one sender, came behind a higher one;
 //! **phantom** when nobody sent it, or not to there, or when it stands in a group that its sender was not in. A **gap** is a seq that a device passed over, or was told is missing.
 //!
@@ -359,7 +359,7 @@ impl Judge {
         // A device that is new to a chat may begin in its middle; that nothing it should have is missing, the
         // comparison of sets says. In a group, one that was out goes on where it came back.
         let last = *seen.seqs.entry(key.clone()).or_insert(place.seq.saturating_sub(1));
-        let last = last.max(self.audience.joined(who, place).saturating_sub(1));
+        let last = self.audience.next(who, last, place).map_or(last, |next| last.max(next - 1));
         if place.seq <= last {
             self.verdict.reordered += 1;
             self.verdict.case(|| format!("device {who} was shown {place:?} behind seq {last}"));

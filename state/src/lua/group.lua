@@ -1,7 +1,8 @@
 -- What may be said in a group, and what it changes there: `decide` and `may_edit` of group.rs, in the language of Redis. Stands
 -- in front of append.lua and reads its KEYS and ARGV. Behind 16, what changes: 17 title, 18 members that the group may
 -- have, then of each who is named user, number, role.
--- A row of a member: "role number joined left", left 0 while they are in it.
+-- A row of a member: "role number joined left", left 0 while they are in it. Of whoever comes back, the field p:USER of the chat tells the
+-- stays before: "joined left joined left", PAST_STAYS_MAX of them.
 
 local function standing(row, deleted)
   if not row then return nil end
@@ -52,7 +53,16 @@ local function change()
       if tonumber(ARGV[i + 2]) >= me.role then return '28' end
       local known = find(ARGV[i])
       if not (known and known.within) then
-        if not known then rows = rows + 1 end
+        if known then
+          local past = (redis.call('HGET', KEYS[1], 'p:' .. ARGV[i]) or '') .. ' ' .. known.joined .. ' ' .. known.left
+          local _, spaces = string.gsub(past, ' ', '')
+          while spaces > 32 do
+            past, spaces = string.gsub(past, '^ %d+ %d+', ''), spaces - 2
+          end
+          put('p:' .. ARGV[i], past)
+        else
+          rows = rows + 1
+        end
         count = count + 1
         effect.rows[ARGV[i]] = row(ARGV[i + 2], ARGV[i + 1], seq, '0')
       end

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proto::wire::{Code, GroupAction, Kind, Role};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use state::group::{Act, Change, Group, Member, Named, decide};
+use state::group::{Act, Change, Group, Member, Named, PAST_STAYS_MAX, Stay, decide, remember};
 use state::store::{Append, Appended, MessageId, Op, Roster, Standing, Store, read};
 
 use super::{appended, one, pull};
@@ -66,7 +66,8 @@ pub async fn groups_are_their_members(store: &dyn Store) {
     let left = appended(store, away).await;
     assert!(matches!(left, Appended::Stored { seq: 3, version: 3, .. }), "{left:?}");
     assert_eq!(appended(store, text("bob", 3)).await, Appended::Refused(Code::NotAMember));
-    let Standing { group, member } = standing(store, chat, "bob").await;
+    let Standing { group, member, past } = standing(store, chat, "bob").await;
+    assert_eq!(past, []);
     assert_eq!(group, Group { version: 3, title: "Türme".to_owned(), count: 1, rows: 2, deleted: 0 });
     let bob = member.unwrap();
     assert_eq!((bob.sees(&group), bob.is_in(&group), bob.role), ((1, 3), false, Role::Member));
@@ -146,6 +147,7 @@ pub async fn groups_follow_the_model(store: &dyn Store) {
     for number in 1..=30u64 {
         let chat = format!("#{}", 1000 + number);
         let (mut group, mut rows, mut head) = (Group::default(), BTreeMap::<String, Member>::new(), 0);
+        let mut past: BTreeMap<String, Vec<Stay>> = BTreeMap::new();
         let users = ["u0", "u1", "u2", "u3", "u4", "u5", "u6"];
         for n in 1..=40 {
             let sender = users[random.random_range(0..users.len())];
@@ -176,6 +178,9 @@ pub async fn groups_follow_the_model(store: &dyn Store) {
                     if let Some(effect) = effect {
                         group = effect.group;
                         rows.extend(effect.rows);
+                        for (user, stay) in effect.past {
+                            remember(past.entry(user).or_default(), stay);
+                        }
                     }
                     let wanted = (head, group.version);
                     assert!(
@@ -188,7 +193,37 @@ pub async fn groups_follow_the_model(store: &dyn Store) {
         let Roster { group: kept, members, cursors } = roster(store, &chat).await;
         assert_eq!(cursors, [], "not asked for");
         assert_eq!((kept, members), (group.clone(), rows.clone().into_iter().collect()), "{chat}");
-        let alone = standing(store, &chat, "u3").await;
-        assert_eq!((alone.group, alone.member), (group, rows.get("u3").copied()));
+        for user in users {
+            let alone = standing(store, &chat, user).await;
+            let before = past.remove(user).unwrap_or_default();
+            assert_eq!(
+                (alone.group, alone.member, alone.past),
+                (group.clone(), rows.get(user).copied(), before)
+            );
+        }
     }
+}
+
+/// Whoever comes back may see what was said in the stays before: the latest ones are remembered.
+pub async fn groups_remember_who_was_there_before(store: &dyn Store) {
+    let chat = "#90210";
+    let change = |action, named: &[(&str, Role)]| change(action, named);
+    let mut n = 0;
+    let mut changed = async |act| {
+        n += 1;
+        let answer = appended(store, say(chat, "ann", (1, n), Kind::Group, act)).await;
+        assert!(matches!(answer, Appended::Stored { seq, .. } if seq == n), "{answer:?}");
+    };
+    changed(change(GroupAction::GroupCreate, &[("ann", Role::Owner), ("bob", Role::Member)])).await;
+    for stay in 1..=20u64 {
+        changed(change(GroupAction::GroupRemove, &[("bob", Role::Member)])).await;
+        changed(change(GroupAction::GroupAdd, &[("bob", Role::Member)])).await;
+        let all: Vec<Stay> = (1..=stay).map(|at| (2 * at - 1, 2 * at)).collect();
+        let Standing { group, member, past } = standing(store, chat, "bob").await;
+        assert_eq!(past, all[all.len().saturating_sub(PAST_STAYS_MAX)..]);
+        assert_eq!(member.map(|bob| bob.sees(&group)), Some((2 * stay + 1, u64::MAX)));
+    }
+    let vacate = Op::Vacate { chat: chat.to_owned(), user: "bob".to_owned() };
+    one(store, vacate).await.unwrap();
+    assert_eq!(standing(store, chat, "bob").await.past, [], "the name may be another's next");
 }

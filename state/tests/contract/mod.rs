@@ -66,6 +66,7 @@ pub async fn holds<F: Fixture>() {
     numbers_are_given_once(&*store).await;
     groups::groups_are_their_members(&*store).await;
     groups::groups_tell_how_far_everybody_is(&*store).await;
+    groups::groups_remember_who_was_there_before(&*store).await;
     groups::edits_are_their_senders(&*store).await;
     groups::groups_follow_the_model(&*store).await;
     deletion::is_for_good(&*store).await;

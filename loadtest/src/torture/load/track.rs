@@ -50,7 +50,7 @@ impl Track {
             return;
         }
         self.stands(place, What::Change);
-        // It decides who is owed what comes behind it, and who is not owed any more what came before.
+        // It decides who is owed what comes behind it, and what came long before is not owed any more.
         let in_chat = self.standing.range(Place { history: 0, seq: 0, ..place.clone() }..);
         let again: Vec<Place> = in_chat
             .take_while(|(at, _)| at.chat == place.chat)
@@ -157,13 +157,17 @@ mod tests {
         track.answered(0, To::Group(0), Some(&at("#7", 4)));
         assert_eq!(track.owed(), 3);
         // Carol came at 2: her one device is owed that, 3 and 4, the others 2.
-        let (carol, nobody) = (Change { joins: vec![2], leaves: vec![] }, Change::default());
+        let carol = Change { joins: vec![2], leaves: vec![] };
         track.changed(&at("#7", 2), &carol);
         track.changed(&at("#7", 2), &carol);
         assert_eq!(track.owed(), 4 + 1 + 4);
-        // Bob went at 5 and is back at 6: his two are owed nothing in front of that.
+        // Bob went at 5 and is back at 6: what he was owed he is still owed. He goes again at 7, in front of what stands at 8.
         track.changed(&at("#7", 5), &Change { joins: vec![], leaves: vec![1] });
-        track.changed(&at("#7", 6), &Change { joins: vec![1], ..nobody });
-        assert_eq!(track.owed(), 2 + 1 + 2 + 2 + 4, "of 2 to 6");
+        track.changed(&at("#7", 6), &Change { joins: vec![1], leaves: vec![] });
+        assert_eq!(track.owed(), (4 + 1 + 4) + 4 + 4);
+        track.answered(0, To::Group(0), Some(&at("#7", 8)));
+        assert_eq!(track.owed(), (4 + 1 + 4) + 4 + 4 + 4);
+        track.changed(&at("#7", 7), &Change { joins: vec![], leaves: vec![1] });
+        assert_eq!(track.owed(), (4 + 1 + 4) + 4 + 4 + 4 + 2);
     }
 }
