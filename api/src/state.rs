@@ -66,7 +66,7 @@ impl State {
 
 /// Whether a message may have been stored by a server of which nothing more is known than this.
 fn leaves_doubt(status: &Status) -> bool {
-    refusal(status, Refusal::Unknown) == Refusal::Unknown
+    meant(status, Refusal::Unknown) == Refusal::Unknown
 }
 
 /// `in_doubt`: one of the servers that were tried may have stored it.
@@ -80,8 +80,16 @@ fn refusal_of_send(status: &Status, in_doubt: bool) -> Refusal {
 
 /// `otherwise`: for what nobody knows.
 fn refusal(status: &Status, otherwise: Refusal) -> Refusal {
+    let refusal = meant(status, otherwise);
+    if matches!(refusal, Refusal::Unavailable(_) | Refusal::Unknown | Refusal::Damaged) {
+        tracing::warn!(code = ?status.code(), error = status.message(), "a state server did not do it");
+    }
+    refusal
+}
+
+fn meant(status: &Status, otherwise: Refusal) -> Refusal {
     let told = proto::state::Refusal::decode(status.details()).unwrap_or_default();
-    let refusal = match told.why() {
+    match told.why() {
         Why::BadChat => Refusal::Field("Chat", "must be two names joined by ':'".to_owned()),
         Why::NotAMember => Refusal::Field("Sender", "is not in this chat".to_owned()),
         Why::TooLarge => Refusal::Field("Text", "is longer than this service takes".to_owned()),
@@ -94,11 +102,7 @@ fn refusal(status: &Status, otherwise: Refusal) -> Refusal {
         Why::BadRequest | Why::OutOfOrder | Why::TooOld => Refusal::Malformed(status.message().to_owned()),
         Why::Unspecified if was_not_sent(status) => Refusal::Unavailable(RETRY_AFTER_MS),
         Why::Unspecified | Why::Unknown => otherwise,
-    };
-    if matches!(refusal, Refusal::Unavailable(_) | Refusal::Unknown | Refusal::Damaged) {
-        tracing::warn!(code = ?status.code(), error = status.message(), "a state server did not do it");
     }
-    refusal
 }
 
 #[cfg(test)]

@@ -382,6 +382,7 @@ class Session:
                 self._hint(chat)
                 continue
             chat.head = max(chat.head, found["head"])
+            self._begin(chat, found["joined"])
             self._skip(found["chat"], chat, min(found["first"] - 1, found["head"]))
             if found["head"] != chat.position:  # below it: a store that came back older, or a Push was quicker
                 chat.pull_at = time.monotonic()
@@ -438,19 +439,25 @@ class Session:
             chat.older += 1
             return
         chat.older, chat.head, chat.history = 0, max(chat.head, ack["head"]), ack["history"] or chat.history
+        self._begin(chat, ack["joined"])
         for fields in ack["messages"]:
             if fields["seq"] > chat.position:
                 self._skip(name, chat, fields["seq"] - 1)
                 chat.held[fields["seq"]] = Message(name, ack["history"], **fields)
                 self._hand_over(chat, now)
-        if not ack["has_more"]:
-            self._skip(name, chat, ack["head"])  # `head` is of the same moment as the messages
+        # `head` is of the same moment as the messages
+        self._skip(name, chat, min(ack["first"] - 1, ack["head"]) if ack["has_more"] else ack["head"])
         self._hand_over(chat, now if ack["messages"] else now + 1.0)
         if chat.is_hinted:
             chat.pull_at = now
 
     def _hint(self, chat: Chat) -> None:
         chat.is_hinted, chat.pull_at = True, time.monotonic()
+
+    def _begin(self, chat: Chat, joined: int) -> None:
+        """What lies below `joined` is not for this user, and nothing is missing there."""
+        if joined > chat.position + 1 and all(key >= joined for key in chat.held):
+            chat.position = joined - 1
 
     def _skip(self, name: str, chat: Chat, seq: int) -> None:
         """Nothing up to `seq` is to be had any more, beside what is held."""

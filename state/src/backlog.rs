@@ -1,119 +1,300 @@
-//! How much is accepted and waits to be pushed, and what becomes of what finds no room: it is stored, so it is left where it is, and
-//! [`crate::repush`] reads its chat again. Nobody else waits for a group that more is written to than can be told to its members.
+//! The lanes in which messages of groups wait to be pushed, and what becomes of what finds no room in one: it is stored, so it is left there,
+//! and the lane reads it again when it comes to it. So a group that more is written to than its members can be told takes no memory, and
+//! holds up nobody in another lane. On the state server's thread.
 //!
-//! Trap: once a chat is behind, what follows has to stay behind it, or its readers see a gap with each message and pull.
+//! Trap: once a group is behind, what follows has to stay behind it, or its readers see a hole with each message and pull.
 
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::fan_out::Accepted;
+use crate::fan_out::{self, Accepted};
+use crate::ledger::Token;
 use crate::server::Core;
+use crate::store::{Op, StoreError, Stored, read};
 
-/// Bytes that wait.
-#[derive(Debug, Default)]
-pub struct Backlog {
-    bytes: Arc<AtomicUsize>,
-}
-
-/// What a message takes of it until it is dropped.
-#[derive(Debug)]
-pub struct Room {
-    of: Arc<AtomicUsize>,
-    bytes: usize,
-}
+/// What a message takes of the bytes that may wait, until it is dropped.
+pub type Room = OwnedSemaphorePermit;
 
 /// Of a message beside its body: names, places in queues.
 const BESIDE_BODY_BYTES: usize = 256;
 
-impl Backlog {
-    /// Room for a body, if there is some.
-    fn enter(&self, body_bytes: usize, bytes_max: usize) -> Option<Room> {
-        let bytes = BESIDE_BODY_BYTES + body_bytes;
-        let waiting = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let room = Room { of: self.bytes.clone(), bytes };
-        (waiting + bytes <= bytes_max).then_some(room)
-    }
+/// Places of a lane that only messages get which were answered before. They have no body, and what is behind does not cover them.
+const PLACES_FOR_RESENT: usize = 64;
+
+/// Groups of a lane that may be behind at a time; then others wait for one of these.
+const BEHIND_MAX: usize = 4_096;
+
+/// Messages taken at a time, also of what is behind: few, because their readers are read once a round.
+const MESSAGES_PER_ROUND: usize = 16;
+
+/// See the head of this file.
+pub struct Lane {
+    queue: mpsc::Sender<Accepted>,
+    bytes: Arc<Semaphore>,
+    behind: Mutex<BTreeMap<String, Behind>>,
 }
 
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
+/// What is to be read again of a group.
+#[derive(Debug)]
+struct Behind {
+    /// All up to here was there before, or has been pushed.
+    cursor: u64,
+    /// The newest message that found no room.
+    last: u64,
+    /// The oldest: the mark stands until all of it is pushed.
+    held: Option<Token>,
 }
 
-/// Hands a message to the fan-out. It waits only where very many chats are behind.
-pub async fn enter(core: &Core, mut accepted: Accepted) {
-    let room = match core.repush.is_behind(&accepted.chat) {
-        true => None,
-        false => core.backlog.enter(accepted.message.body.len(), core.config.limits.fan_out_bytes_max),
-    };
-    let accepted = match room {
-        None => later(core, accepted),
-        room => {
-            accepted.room = room;
-            // It may wait for long, and what it was cut from is not kept for it.
-            accepted.message.body = Bytes::copy_from_slice(&accepted.message.body);
-            match core.accepted.try_send(accepted) {
-                Err(TrySendError::Full(accepted)) => later(core, accepted),
-                // Only a server that has stopped drops the receiver; the message is stored all the same.
-                Ok(()) | Err(TrySendError::Closed(_)) => None,
-            }
+impl Lane {
+    /// One with room for so many messages and bytes, and what is put into it.
+    pub fn new(messages_max: usize, bytes_max: usize) -> (Lane, mpsc::Receiver<Accepted>) {
+        let (queue, accepted) = mpsc::channel(messages_max.max(1) + PLACES_FOR_RESENT);
+        (Lane { queue, bytes: Arc::new(Semaphore::new(bytes_max)), behind: Mutex::default() }, accepted)
+    }
+
+    /// Puts a message in, or leaves it in the store.
+    pub async fn put(&self, core: &Core, mut accepted: Accepted) {
+        if accepted.again {
+            // If not even these places are free its sender floods it, and the first push was lost as well.
+            accepted.message.body = Bytes::new();
+            accepted.room = None;
+            return drop(self.queue.try_send(accepted));
         }
-    };
-    if let Some(accepted) = accepted {
-        let _ = core.accepted.send(accepted).await;
+        let is_full = self.queue.capacity() <= PLACES_FOR_RESENT;
+        let room = if is_full { None } else { room(&self.bytes, &accepted) };
+        let unsent = match room {
+            Some(room) if !self.is_behind(&accepted.chat) => {
+                accepted.room = Some(room);
+                match self.queue.try_send(accepted) {
+                    // It ends behind this.
+                    Ok(()) | Err(TrySendError::Closed(_)) => return,
+                    Err(TrySendError::Full(accepted)) => accepted,
+                }
+            }
+            _ => accepted,
+        };
+        if let Some(accepted) = self.leave(core, unsent) {
+            let _ = self.queue.send(accepted).await;
+        }
+    }
+
+    fn is_behind(&self, chat: &str) -> bool {
+        self.behind.lock().contains_key(chat)
+    }
+
+    /// It is read from the store, behind what is behind already; given back where too many groups are.
+    fn leave(&self, core: &Core, mut accepted: Accepted) -> Option<Accepted> {
+        let (seq, held) = (accepted.message.seq, accepted.held.take());
+        let mut all = self.behind.lock();
+        let is_full = all.len() >= BEHIND_MAX;
+        match all.get_mut(&accepted.chat) {
+            Some(behind) => {
+                behind.cursor = behind.cursor.min(seq - 1);
+                behind.last = behind.last.max(seq);
+                let is_older =
+                    |held: &Token| behind.held.as_ref().is_none_or(|of| held.time_us() < of.time_us());
+                if held.as_ref().is_some_and(is_older) {
+                    behind.held = held;
+                }
+            }
+            None if is_full => return Some(Accepted { held, ..accepted }),
+            None => drop(all.insert(accepted.chat, Behind { cursor: seq - 1, last: seq, held })),
+        }
+        core.metrics.left_behind.inc();
+        None
+    }
+
+    /// What is to be read next, of the group behind that one in turn.
+    fn next(&self, behind: &str) -> Option<(String, u64, u64, Option<Token>)> {
+        let all = self.behind.lock();
+        let next = all
+            .range::<str, _>((Bound::Excluded(behind), Bound::Unbounded))
+            .next()
+            .or_else(|| all.iter().next());
+        next.map(|(chat, at)| (chat.clone(), at.cursor, at.last, at.held.clone()))
+    }
+
+    /// All up to `read` is pushed of what was to be read from `cursor` on; `None`: there is no more.
+    fn done(&self, chat: &str, cursor: u64, read: Option<u64>) {
+        let mut all = self.behind.lock();
+        let Some(behind) = all.get_mut(chat) else { return };
+        if behind.cursor < cursor {
+            // Something older has come meanwhile.
+            return;
+        }
+        match read {
+            Some(read) if read < behind.last => behind.cursor = read,
+            _ => drop(all.remove(chat)),
+        }
     }
 }
 
-/// It is pushed out of the store, with what follows it in its chat; given back where too many chats are.
-pub fn later(core: &Core, mut accepted: Accepted) -> Option<Accepted> {
-    let from_us = accepted.message.time_us.saturating_sub(1);
-    let is_taken = core.repush.catch_up(&accepted.chat, from_us, &mut accepted.held);
-    if is_taken {
-        core.metrics.left_behind.inc();
+/// Room for a message, if there is some.
+fn room(bytes: &Arc<Semaphore>, accepted: &Accepted) -> Option<Room> {
+    bytes.clone().try_acquire_many_owned(cost(accepted)).ok()
+}
+
+fn cost(accepted: &Accepted) -> u32 {
+    (BESIDE_BODY_BYTES + accepted.message.body.len()) as u32
+}
+
+/// Hands a message to the fan-out. It waits where as much waits as may.
+pub async fn enter(core: &Core, mut accepted: Accepted) {
+    // Nobody closes it.
+    accepted.room = core.backlog.clone().acquire_many_owned(cost(&accepted)).await.ok();
+    // It may wait for long, and what it was cut from is not kept for it.
+    accepted.message.body = Bytes::copy_from_slice(&accepted.message.body);
+    // Only a server that has stopped drops the receiver; the message is stored all the same.
+    let _ = core.accepted.send(accepted).await;
+}
+
+/// Pushes what is in a lane, and what was left behind, in turn.
+pub async fn run(core: &Core, lane: &Lane, mut accepted: mpsc::Receiver<Accepted>) {
+    let mut taken = Vec::with_capacity(MESSAGES_PER_ROUND);
+    let mut last = String::new();
+    loop {
+        let next = lane.next(&last);
+        if next.is_none() || !accepted.is_empty() {
+            if accepted.recv_many(&mut taken, MESSAGES_PER_ROUND).await == 0 {
+                return;
+            }
+            fan_out::round(core, &mut taken).await;
+        }
+        if let Some((chat, cursor, upto, held)) = next {
+            catch_up(core, lane, &chat, (cursor, upto), held).await;
+            last = chat;
+        }
     }
-    (!is_taken).then_some(accepted)
+}
+
+/// Pushes some of a group that is behind.
+async fn catch_up(core: &Core, lane: &Lane, chat: &str, (cursor, upto): (u64, u64), held: Option<Token>) {
+    let limit = MESSAGES_PER_ROUND.min((upto - cursor) as usize);
+    let op = Op::Pull { chat: chat.to_owned(), reader: String::new(), cursor, limit, reverse: false };
+    let page = match read::page(fan_out::insist(core, &[op]).await.swap_remove(0)) {
+        Ok(page) => page,
+        Err(StoreError::Corrupt(text)) => {
+            tracing::error!(chat, text, "what is behind cannot be read");
+            return lane.done(chat, cursor, None);
+        }
+        // It insists on an answer.
+        Err(_) => return,
+    };
+    let again = |stored: Stored| Accepted {
+        held: held.clone(),
+        ..Accepted::pushed_again(chat.to_owned(), page.history, stored.into())
+    };
+    let mut round: Vec<Accepted> = page.messages.into_iter().map(again).collect();
+    fan_out::round(core, &mut round).await;
+    // Also where it is damaged; nothing was there: the chat ends here, its history is another.
+    lane.done(chat, cursor, (page.read_to > cursor).then_some(page.read_to));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::server::tests::{Scripted, core_over};
-    use crate::store::{Answer, Page};
+    use crate::store::{Answer, Page, Roster};
     use proto::wire;
 
-    fn accepted(core: &Core, chat: &str, time_us: u64) -> Accepted {
-        let message = wire::Message { seq: time_us, time_us, body: "hello".into(), ..Default::default() };
-        let held = Some(core.ledger.hold());
-        Accepted { held, ..Accepted::pushed_again(chat.into(), 7, message) }
+    fn accepted(core: &Core, chat: &str, seq: u64) -> Accepted {
+        let message = wire::Message { seq, time_us: seq, body: "hello".into(), ..Default::default() };
+        Accepted { held: Some(core.ledger.hold()), ..Accepted::pushed_again(chat.into(), 7, message) }
     }
 
-    #[test]
-    fn room_comes_back_with_what_took_it() {
-        let backlog = Backlog::default();
-        let of_one = BESIDE_BODY_BYTES + 10;
-        let room = backlog.enter(10, of_one).unwrap();
-        assert!(backlog.enter(10, 2 * of_one - 1).is_none());
-        drop(room);
-        assert!(backlog.enter(10, of_one).is_some());
-        assert_eq!(backlog.bytes.load(Ordering::Relaxed), 0, "also what found none");
+    fn waiting(queue: &mut mpsc::Receiver<Accepted>) -> Vec<(String, u64)> {
+        std::iter::from_fn(|| queue.try_recv().ok()).map(|one| (one.chat, one.message.seq)).collect()
     }
 
     #[tokio::test]
-    async fn a_chat_that_is_behind_stays_behind_until_it_has_been_read_again() {
-        let core = core_over(Scripted::new(|_| Ok(Answer::Messages(Page::default()))));
-        let first = accepted(&core, "#1", 10);
-        assert!(later(&core, first).is_none());
-        // Its receiver is gone; whatever is handed over there is dropped, and its hold with it.
-        enter(&core, accepted(&core, "#1", 11)).await;
-        enter(&core, accepted(&core, "#2", 11)).await;
-        assert!(core.repush.is_behind("#1") && !core.repush.is_behind("#2"));
-        assert_eq!(core.metrics.left_behind.get(), 2);
-        assert!(!core.ledger.is_clear(), "the mark stands until it is pushed");
-        while crate::repush::step(&core).await != crate::repush::Stepped::Idle {}
-        assert!(!core.repush.is_behind("#1"));
+    async fn what_finds_no_room_is_read_again_behind_what_did() {
+        let core = core_over(Scripted::new(|_| Ok(Answer::Done)));
+        let (lane, mut queue) = Lane::new(2, 1_000_000);
+        for seq in [1, 2, 4, 3] {
+            lane.put(&core, accepted(&core, "#1", seq)).await;
+        }
+        assert_eq!(waiting(&mut queue), [("#1".to_owned(), 1), ("#1".to_owned(), 2)]);
+        // There is room again, but not for what would overtake; another group is not behind.
+        lane.put(&core, accepted(&core, "#1", 5)).await;
+        lane.put(&core, accepted(&core, "#2", 1)).await;
+        assert_eq!(waiting(&mut queue), [("#2".to_owned(), 1)]);
+        let next = |behind: &str| lane.next(behind).map(|(chat, cursor, last, _)| (chat, cursor, last));
+        assert_eq!(next(""), Some(("#1".into(), 2, 5)));
+        assert_eq!(next("#1"), next(""), "in turn");
+        assert!(!core.ledger.is_clear(), "the mark stands");
+        // What comes meanwhile is read later, and so is what is older.
+        lane.put(&core, accepted(&core, "#1", 6)).await;
+        lane.done("#1", 2, Some(5));
+        assert_eq!(next(""), Some(("#1".into(), 5, 6)));
+        lane.put(&core, accepted(&core, "#1", 2)).await;
+        lane.done("#1", 5, Some(6));
+        assert_eq!(next(""), Some(("#1".into(), 1, 6)));
+        lane.done("#1", 1, Some(6));
+        assert_eq!(next(""), None);
+        assert!(core.ledger.is_clear());
+        assert_eq!(core.metrics.left_behind.get(), 5);
+        lane.put(&core, accepted(&core, "#1", 7)).await;
+        assert_eq!(waiting(&mut queue), [("#1".to_owned(), 7)]);
+    }
+
+    #[tokio::test]
+    async fn bytes_are_bounded_and_resends_have_places_of_their_own() {
+        let core = core_over(Scripted::new(|_| Ok(Answer::Done)));
+        let (lane, mut queue) = Lane::new(100, 2 * (BESIDE_BODY_BYTES + 5));
+        for seq in 1..=3 {
+            lane.put(&core, accepted(&core, "#1", seq)).await;
+        }
+        let resent = |seq| Accepted { again: true, ..accepted(&core, "#1", seq) };
+        for seq in 0..200 {
+            lane.put(&core, resent(900 + seq)).await;
+        }
+        assert_eq!(
+            lane.next("").map(|(chat, cursor, last, _)| (chat, cursor, last)),
+            Some(("#1".into(), 2, 3))
+        );
+        assert_eq!(
+            waiting(&mut queue).len(),
+            100 + PLACES_FOR_RESENT,
+            "and no more, however many are resent"
+        );
+        assert_eq!(lane.bytes.available_permits(), 2 * (BESIDE_BODY_BYTES + 5));
+    }
+
+    #[tokio::test]
+    async fn a_lane_pushes_what_is_behind_until_nothing_is() {
+        let store = Scripted::new(|op| match op {
+            Op::Pull { cursor, limit, .. } => {
+                let stored = |seq| Stored {
+                    seq,
+                    sender: "a".into(),
+                    time_us: seq,
+                    body: "x".into(),
+                    kind: wire::Kind::Text,
+                };
+                let messages: Vec<Stored> = (cursor + 1..=50).take(*limit).map(stored).collect();
+                let read_to = messages.last().map_or(0, |last| last.seq);
+                Ok(Answer::Messages(Page { history: 7, head: 50, first: 1, since: 0, messages, read_to }))
+            }
+            Op::Members { .. } => Ok(Answer::Roster(Roster::default())),
+            _ => Err(StoreError::Corrupt("not asked for here".into())),
+        });
+        let core = core_over(store.clone());
+        let (lane, queue) = Lane::new(1, 1_000_000);
+        for seq in 1..=40 {
+            lane.put(&core, accepted(&core, "#1", seq)).await;
+        }
+        let Lane { bytes, behind, queue: open } = lane;
+        // Nobody can put anything in any more: it ends when it is through.
+        drop(open);
+        let (closed, _) = mpsc::channel(1);
+        run(&core, &Lane { queue: closed, bytes, behind }, queue).await;
+        let pulls = store.asked().into_iter().filter(|op| matches!(op, Op::Pull { .. })).count();
+        assert_eq!((pulls, core.ledger.is_clear()), (3, true), "2 to 40 by sixteen");
     }
 }

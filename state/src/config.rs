@@ -150,9 +150,10 @@ pub struct Limits {
     pub group_members_max: usize,
     /// Members of groups, over all groups, that are kept in memory for pushing; one group always is.
     pub group_cache_members_max: usize,
-    /// Accepted messages waiting to be pushed, those of groups counted apart. What finds no room is read from the store again later.
+    /// Accepted messages of one-to-one chats waiting to be pushed; beyond it answers wait. As many of groups, in eight lanes: what finds no
+    /// room in its lane is read from the store again later.
     pub fan_out_max: usize,
-    /// Bytes that these may take.
+    /// Bytes that these may take, and as many of groups.
     pub fan_out_bytes_max: usize,
     /// Bytes of frames that one gateway may have un-acknowledged here.
     pub link_credit_bytes: u64,
@@ -260,8 +261,8 @@ impl Config {
             ),
             (limits.fan_out_max == 0, "limits.fan_out_max must be at least 1"),
             (
-                limits.fan_out_bytes_max < 1024 * 1024,
-                "limits.fan_out_bytes_max must be at least 1048576, so that any message fits",
+                !(1024 * 1024..=1 << 40).contains(&limits.fan_out_bytes_max),
+                "limits.fan_out_bytes_max must be between 1048576, so that any message fits, and 2^40",
             ),
             (limits.link_credit_bytes < 256 * 1024, "limits.link_credit_bytes must be at least 262144"),
             (

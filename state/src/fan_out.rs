@@ -19,10 +19,9 @@ use proto::link::{DownFrame, Push};
 use proto::name::Chat;
 use proto::wire::{self, Code};
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
 
 use crate::answer;
-use crate::backlog::{self, Room};
+use crate::backlog::{self, Lane, Room};
 use crate::gateways::{Outgoing, push_to};
 use crate::ledger::Token;
 use crate::roster::Readers;
@@ -112,29 +111,17 @@ const MESSAGES_PER_ROUND: usize = 1024;
 /// Who is in another lane than a large group does not wait behind its readers.
 const GROUP_LANES: usize = 8;
 
-/// Messages taken at a time of groups: few, because their readers are read once a round.
-const GROUP_MESSAGES_PER_ROUND: usize = 16;
-
 /// Pushes for ever.
 pub async fn run(core: Arc<Core>, mut accepted: mpsc::Receiver<Accepted>) {
-    let lane = |_| {
-        let (lane, accepted) = mpsc::channel(core.config.limits.fan_out_max.div_ceil(GROUP_LANES));
-        (lane, groups(&core, accepted))
-    };
-    let (lanes, groups): (Vec<_>, Vec<_>) = (0..GROUP_LANES).map(lane).unzip();
-    future::join(pairs(&core, &mut accepted, lanes), future::join_all(groups)).await;
-}
-
-/// Groups of one lane.
-async fn groups(core: &Core, mut accepted: mpsc::Receiver<Accepted>) {
-    let mut taken = Vec::with_capacity(GROUP_MESSAGES_PER_ROUND);
-    while accepted.recv_many(&mut taken, GROUP_MESSAGES_PER_ROUND).await > 0 {
-        round(core, &mut taken).await;
-    }
+    let limits = &core.config.limits;
+    let lane = |_| Lane::new(limits.fan_out_max / GROUP_LANES, limits.fan_out_bytes_max / GROUP_LANES);
+    let (lanes, queues): (Vec<Lane>, Vec<_>) = (0..GROUP_LANES).map(lane).unzip();
+    let groups = lanes.iter().zip(queues).map(|(lane, queue)| backlog::run(&core, lane, queue));
+    future::join(pairs(&core, &mut accepted, &lanes), future::join_all(groups)).await;
 }
 
 /// One-to-one chats; what is of a group is passed on.
-async fn pairs(core: &Core, accepted: &mut mpsc::Receiver<Accepted>, lanes: Vec<mpsc::Sender<Accepted>>) {
+async fn pairs(core: &Core, accepted: &mut mpsc::Receiver<Accepted>, lanes: &[Lane]) {
     let mut taken = Vec::with_capacity(MESSAGES_PER_ROUND);
     while accepted.recv_many(&mut taken, MESSAGES_PER_ROUND).await > 0 {
         if crpc::failpoint::due("state_after_ack") {
@@ -143,16 +130,7 @@ async fn pairs(core: &Core, accepted: &mut mpsc::Receiver<Accepted>, lanes: Vec<
             crpc::failpoint::die();
         }
         for accepted in taken.extract_if(.., |accepted| accepted.version > 0) {
-            let lane = &lanes[chat_bucket(&accepted.chat) as usize % lanes.len()];
-            let unsent = match core.repush.is_behind(&accepted.chat) {
-                true => Err(TrySendError::Full(accepted)),
-                false => lane.try_send(accepted),
-            };
-            let Err(TrySendError::Full(accepted)) = unsent else { continue };
-            if let Some(accepted) = backlog::later(core, accepted) {
-                // It ends behind this.
-                let _ = lane.send(accepted).await;
-            }
+            lanes[chat_bucket(&accepted.chat) as usize % lanes.len()].put(core, accepted).await;
         }
         round(core, &mut taken).await;
     }
@@ -496,7 +474,7 @@ pub async fn routes_of(core: &Core, numbers: BTreeSet<u64>) -> HashMap<u64, Vec<
 
 /// Reads, again and again while the store does not answer, for however long: the messages are stored, and while they are held
 /// here acknowledgements wait and the mark stands. What the store cannot read is left at that.
-async fn insist(core: &Core, ops: &[Op]) -> Vec<Outcome> {
+pub async fn insist(core: &Core, ops: &[Op]) -> Vec<Outcome> {
     loop {
         let generation = core.generation();
         let outcomes = core.apply_as(generation, ops).await;

@@ -117,13 +117,17 @@ pub struct Effect {
     pub group: Group,
     /// Rows of members to be written.
     pub rows: Vec<(String, Member)>,
-    /// Of those who come back, the stay that their row tells until then: to be remembered.
-    pub past: Vec<(String, Stay)>,
+    /// Of those who come back, the stay that their row tells until then: to be remembered. `None`: the name was another's, and with it what
+    /// is remembered.
+    pub past: Vec<(String, Option<Stay>)>,
 }
 
-/// Remembers one more stay that is over.
-pub fn remember(past: &mut Vec<Stay>, stay: Stay) {
-    past.push(stay);
+/// Remembers one more stay that is over, or forgets them.
+pub fn remember(past: &mut Vec<Stay>, stay: Option<Stay>) {
+    match stay {
+        Some(stay) => past.push(stay),
+        None => past.clear(),
+    }
     past.drain(..past.len().saturating_sub(PAST_STAYS_MAX));
 }
 
@@ -139,7 +143,7 @@ pub fn decide<E>(
     let seq = head + 1;
     let mut after = Group { version: seq, ..group.clone() };
     let mut rows: Vec<(String, Member)> = Vec::new();
-    let mut past: Vec<(String, Stay)> = Vec::new();
+    let mut past = Vec::new();
     let Act::Change(change) = act else {
         let is_in = find(sender)?.is_some_and(|me| me.is_in(group));
         return Ok(if is_in { Ok(None) } else { Err(Code::NotAMember) });
@@ -173,7 +177,9 @@ pub fn decide<E>(
                     continue;
                 }
                 after.rows += u64::from(known.is_none());
-                past.extend(known.map(|known| (named.user.clone(), (known.joined, known.left))));
+                let stay =
+                    |known: Member| (known.number == named.number).then_some((known.joined, known.left));
+                past.extend(known.map(|known| (named.user.clone(), stay(known))));
                 after.count += 1;
                 let member = Member { number: named.number, role: named.role, joined: seq, left: 0 };
                 rows.push((named.user.clone(), member));

@@ -97,12 +97,12 @@ impl Metrics {
             ),
             (
                 "pushed_again",
-                "Messages pushed out of the store: again for another server or for a gateway that was away, or late",
+                "Messages pushed again for another server or for a gateway that was away",
                 &metrics.pushed_again,
             ),
             (
                 "left_behind",
-                "Accepted messages that found no room among those that wait to be pushed, to be pushed out of the store later",
+                "Messages of groups that found no room in their lane, to be read from the store again and pushed later",
                 &metrics.left_behind,
             ),
             (

@@ -7,7 +7,7 @@
 //! Trap: this runs beside live traffic in the same thread and store. It takes a little at a time and rests as long as it
 //! worked, so that what people wait for goes first.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,6 @@ use proto::name::Chat;
 use tokio::sync::Notify;
 
 use crate::fan_out::{self, Accepted};
-use crate::ledger::Token;
 use crate::server::Core;
 use crate::store::{CHAT_BUCKETS, Op, Page, Recent, StoreError, Stored, read};
 use crate::takeover::{Buckets, Life, Takeover};
@@ -35,10 +34,6 @@ struct Queue {
     takeovers: VecDeque<Takeover>,
     /// Chats in which something may stand that was not pushed, and since when.
     doubted: BTreeMap<String, u64>,
-    /// Chats in which something stands that found no room on its way.
-    behind: BTreeMap<String, Behind>,
-    /// Of these the ones that are being read again.
-    catching_up: BTreeSet<String>,
     /// Replays that were begun, each for gateways of its own, or for all: then of doubted chats.
     replaying: VecDeque<Job>,
     /// The takeover that was begun.
@@ -56,15 +51,6 @@ pub struct Missing {
     pub from_us: u64,
     /// `u64::MAX`: all until now.
     pub upto_us: u64,
-}
-
-/// What is to be pushed of a chat that is behind.
-#[derive(Debug)]
-struct Behind {
-    /// Exclusive.
-    from_us: u64,
-    /// Of the first: the mark stands until all that follows is pushed.
-    held: Option<Token>,
 }
 
 /// What there is to do.
@@ -92,10 +78,6 @@ struct Job {
     chats: VecDeque<Recent>,
     at: Option<Walk>,
     pushed: u64,
-    /// The one chat that is behind, if that is what it is for.
-    behind: Option<String>,
-    /// What holds the mark until it is done.
-    held: Option<Token>,
 }
 
 /// Going up through a chat that has more than one page.
@@ -104,9 +86,6 @@ struct Walk {
     cursor: u64,
     head: u64,
 }
-
-/// Chats that may be behind at a time; whatever else finds no room waits for some.
-const BEHIND_MAX: usize = 16_384;
 
 /// Takeovers that may wait; others stay where they are until there is room.
 const TAKEOVERS_MAX: usize = 256;
@@ -163,27 +142,6 @@ impl Repush {
         self.wake.notify_one();
     }
 
-    /// A chat in which something newer than this stands that found no room on its way. `false`: too many are, and nothing was taken of
-    /// `held`.
-    pub fn catch_up(&self, chat: &str, from_us: u64, held: &mut Option<Token>) -> bool {
-        let mut queue = self.queue.lock();
-        let is_full = queue.behind.len() >= BEHIND_MAX;
-        match queue.behind.get_mut(chat) {
-            Some(behind) => behind.from_us = from_us.min(behind.from_us),
-            None if is_full => return false,
-            None => drop(queue.behind.insert(chat.to_owned(), Behind { from_us, held: held.take() })),
-        }
-        drop(queue);
-        self.wake.notify_one();
-        true
-    }
-
-    /// Whether something of this chat is still to be pushed that found no room: what follows has to stay behind it.
-    pub fn is_behind(&self, chat: &str) -> bool {
-        let queue = self.queue.lock();
-        queue.behind.contains_key(chat) || queue.catching_up.contains(chat)
-    }
-
     /// Whether another takeover may be put in.
     pub fn has_room(&self) -> bool {
         self.queue.lock().takeovers.len() < TAKEOVERS_MAX
@@ -224,12 +182,8 @@ impl Repush {
         if job.of.is_some() { queue.taking = Some(job) } else { queue.replaying.push_back(job) }
     }
 
-    fn done(&self, job: &Job) {
-        let mut queue = self.queue.lock();
-        queue.at = None;
-        if let Some(chat) = &job.behind {
-            queue.catching_up.remove(chat);
-        }
+    fn done(&self) {
+        self.queue.lock().at = None;
     }
 }
 
@@ -260,12 +214,6 @@ impl Queue {
             let job = Job::new(from_us, u64::MAX, Buckets::default(), BTreeMap::new(), None);
             self.replaying.push_back(Job { chats, ..job });
         }
-        for (chat, Behind { from_us, held }) in std::mem::take(&mut self.behind) {
-            let chats = [Recent { chat: chat.clone(), time_us: from_us }].into();
-            let job = Job::new(from_us, u64::MAX, Buckets::default(), BTreeMap::new(), None);
-            self.catching_up.insert(chat.clone());
-            self.replaying.push_back(Job { chats, behind: Some(chat), held, ..job });
-        }
         for _ in 0..self.replaying.len() {
             let mut job = self.replaying.pop_front()?;
             if job.to.is_empty() {
@@ -288,9 +236,7 @@ impl Queue {
 impl Job {
     fn new(from_us: u64, upto_us: u64, buckets: Buckets, to: BTreeMap<u32, u64>, of: Option<Life>) -> Job {
         let chats = VecDeque::new();
-        let (bucket, after_us, at, pushed) = (0, from_us, None, 0);
-        let (behind, held) = (None, None);
-        Job { from_us, upto_us, buckets, bucket, after_us, to, of, chats, at, pushed, behind, held }
+        Job { from_us, upto_us, buckets, bucket: 0, after_us: from_us, to, of, chats, at: None, pushed: 0 }
     }
 
     /// The next buckets to ask for, with the time behind which.
@@ -356,13 +302,10 @@ pub async fn step(core: &Core) -> Stepped {
     match done {
         Ok(true) => {
             let pushed = job.pushed;
-            core.repush.done(&job);
+            core.repush.done();
             match &job.of {
                 Some((server, life)) => {
                     tracing::info!(server, life, pushed, "pushed again for another server")
-                }
-                None if job.behind.is_some() => {
-                    tracing::debug!(chat = job.behind, pushed, "pushed what found no room on its way")
                 }
                 None if job.to.is_empty() => tracing::info!(pushed, "looked again for what was in doubt"),
                 None => tracing::info!(gateways = job.to.len(), pushed, "pushed again what gateways missed"),
@@ -412,7 +355,15 @@ async fn look(core: &Core, job: &mut Job) -> Result<bool, StoreError> {
 /// Pushes what fits one step: the newest page of several chats, or some more of one that has many.
 async fn push_some(core: &Core, job: &mut Job) -> Result<bool, StoreError> {
     if job.at.is_some() {
-        go_up(core, job).await?;
+        match go_up(core, job).await {
+            // Another try will not read it either.
+            Err(StoreError::Corrupt(text)) => {
+                let chat = job.chats.pop_front().map(|recent| recent.chat);
+                tracing::error!(chat, text, "not pushed again");
+                job.at = None;
+            }
+            went => went?,
+        }
         return Ok(false);
     }
     let some: Vec<Recent> = job.chats.iter().take(CHATS_PER_STEP).cloned().collect();
@@ -451,7 +402,14 @@ async fn push_some(core: &Core, job: &mut Job) -> Result<bool, StoreError> {
         job.chats.push_front(recent);
     }
     if let Some(chat) = begun {
-        job.at = go_down(core, job.from_us, &chat).await?;
+        job.at = match go_down(core, job.from_us, &chat).await {
+            Err(StoreError::Corrupt(text)) => {
+                tracing::error!(chat, text, "not pushed again");
+                job.chats.pop_front();
+                None
+            }
+            at => at?,
+        };
     }
     Ok(job.chats.is_empty() && job.ask().is_empty())
 }
@@ -542,10 +500,7 @@ fn accepted(chat: &str, page: Page, job: &Job) -> Vec<Accepted> {
         .into_iter()
         .rev()
         .filter(meant)
-        .map(|stored| Accepted {
-            held: job.held.clone(),
-            ..Accepted::pushed_again(chat.to_owned(), page.history, stored.into())
-        })
+        .map(|stored| Accepted::pushed_again(chat.to_owned(), page.history, stored.into()))
         .collect()
 }
 

@@ -20,9 +20,8 @@ use parking_lot::Mutex;
 use proto::link::link_server::LinkServer;
 use proto::state::state_server::StateServer;
 use proto::wire::Durability;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
-use crate::backlog::Backlog;
 use crate::calls::StateService;
 use crate::clock::{Clock, TokioClock};
 use crate::config::Config;
@@ -64,8 +63,8 @@ pub struct Core {
     pub delivered: Delivered,
     /// Open streams.
     pub gateways: Gateways,
-    /// What waits for the fan-out.
-    pub backlog: Backlog,
+    /// Bytes of one-to-one messages that may still be handed to the fan-out.
+    pub backlog: Arc<Semaphore>,
     /// To the fan-out.
     pub accepted: mpsc::Sender<Accepted>,
     /// The clock that decides.
@@ -138,7 +137,7 @@ impl Core {
             presence: Presence::new(&config.limits),
             delivered: Delivered::new(config.limits.delivered_waiting_max),
             gateways: Gateways::default(),
-            backlog: Backlog::default(),
+            backlog: Arc::new(Semaphore::new(config.limits.fan_out_bytes_max)),
             accepted: sender,
             rate: Rate::new(&config.limits, clock.now()),
             tokens,

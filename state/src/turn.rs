@@ -226,9 +226,12 @@ async fn plan(
             // Each may bring a whole frame out of the store.
             Ask::Pull(_) => pulls > core.config.limits.pulls_per_turn_max,
             // Each reads all of its group.
-            Ask::Members(members) if !groups.contains(&members.chat) => {
-                groups.len() >= GROUPS_LISTED_MAX || !groups.insert(members.chat.clone())
-            }
+            Ask::Members(members) => match Chat::parse(&members.chat) {
+                Ok(chat @ Chat::Group(_)) if !groups.contains(&chat.to_string()) => {
+                    groups.len() >= GROUPS_LISTED_MAX || !groups.insert(chat.to_string())
+                }
+                _ => false,
+            },
             _ => false,
         };
         let planned = match ask {
@@ -284,7 +287,7 @@ fn chats_per_sync(sync_chats_max: usize, syncs: usize) -> usize {
 const SYNCS_IN_FULL: usize = 8;
 
 /// However many there are, each looks at so many.
-const CHATS_PER_SYNC_MIN: usize = 8;
+const CHATS_PER_SYNC_MIN: usize = 32;
 
 /// Groups whose members are listed in a turn: of 10,000 each takes the store 15 to 20 ms.
 const GROUPS_LISTED_MAX: usize = 4;

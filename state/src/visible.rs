@@ -32,6 +32,8 @@ pub struct Seen {
     pub head: Head,
     /// The first seq that they are to read; 0: all are theirs, or none.
     pub joined: u64,
+    /// The first seq that is kept and theirs, whatever they have read.
+    pub begins: u64,
     /// What was said while they were out of a group, first and last seq, in order.
     pub absences: Vec<Stay>,
 }
@@ -39,7 +41,7 @@ pub struct Seen {
 impl Seen {
     /// How many of its messages they may see behind that one.
     pub fn count_behind(&self, read: u64) -> u64 {
-        let read = read.max(self.head.first.max(self.joined).saturating_sub(1));
+        let read = read.max(self.begins.saturating_sub(1));
         let missed =
             |(first, last): &Stay| (last.min(&self.head.seq) + 1).saturating_sub(*first.max(&(read + 1)));
         self.head.seq.saturating_sub(read).saturating_sub(self.absences.iter().map(missed).sum())
@@ -49,10 +51,12 @@ impl Seen {
 /// A one-to-one chat. What somebody had in it who bore the same name before is nothing to them.
 pub fn of_pair(head: Head) -> Seen {
     if head.since == 0 {
-        return Seen { head, ..Seen::default() };
+        return Seen { head, begins: head.first, ..Seen::default() };
     }
     let joined = head.since + 1;
-    Seen { head: Head { delivered: head.delivered.max(head.since), ..head }, joined, absences: Vec::new() }
+    let begins = head.first.max(joined);
+    let head = Head { delivered: head.delivered.max(head.since), ..head };
+    Seen { head, joined, begins, absences: Vec::new() }
 }
 
 /// A group, for whoever holds everything up to `held`: what was said in an earlier stay is to be read before what is said in this one.
@@ -69,7 +73,8 @@ pub fn head(head: Head, standing: &Standing, held: u64) -> Seen {
     let ends = stays(standing, head.since).map(|(_, end)| end);
     let nexts = stays(standing, head.since).skip(1).map(|(next, _)| next);
     let absences = ends.zip(nexts).map(|(end, next)| (end + 1, next - 1)).collect();
-    Seen { head: Head { seq, delivered, first, ..head }, joined, absences }
+    let begins = head.first.max(stays(standing, head.since).next().map_or(joined, |(first, _)| first));
+    Seen { head: Head { seq, delivered, first, ..head }, joined, begins, absences }
 }
 
 /// What a reader of a group holds, and how they read on.
@@ -105,7 +110,9 @@ pub fn page(page: Page, standing: &Standing, reading: Reading) -> Option<(Page, 
         false => (joined..=end).contains(&message.seq),
     });
     let head = page.head.min(last);
-    Some((Page { messages, head, first: page.first.max(joined).min(head + 1), ..page }, joined))
+    // What lies behind this stay was read in vain.
+    let read_to = if reading.reverse { page.read_to } else { page.read_to.min(end) };
+    Some((Page { messages, head, first: page.first.max(joined).min(head + 1), read_to, ..page }, joined))
 }
 
 /// Whoever reads backwards from what they may not see goes on at the last one below that they may.
@@ -208,30 +215,50 @@ mod tests {
         assert_eq!([0, 2, 3, 5, 6, 7, 14, 20].map(|held| seen(held).joined), [1, 1, 6, 6, 6, 15, 15, 15]);
         assert_eq!((seen(2).head.seq, seen(2).head.delivered, seen(2).head.first), (20, 14, 1));
         // 1 to 3, 6, 7, 15 to 20.
-        assert_eq!([0, 2, 3, 6, 10, 16].map(|read| seen(0).count_behind(read)), [11, 9, 8, 7, 6, 4]);
+        for held in [0, 2, 7, 20] {
+            assert_eq!([0, 2, 3, 6, 10, 16].map(|read| seen(held).count_behind(read)), [11, 9, 8, 7, 6, 4]);
+        }
+        let kept = head(Head { first: 7, ..at }, &there_again(), 0);
+        assert_eq!(kept.count_behind(0), 7);
         let behind_another = head(Head { since: 4, ..at }, &there_again(), 0);
         assert_eq!((behind_another.joined, behind_another.count_behind(0)), (6, 8), "the name was another's");
-        // As a client pulls.
-        let (mut cursor, mut read) = (0, Vec::new());
-        for _ in 0..20 {
-            let messages: Vec<Stored> = (cursor + 1..=20).take(4).map(stored).collect();
-            let read_to = messages.last().map_or(0, |last| last.seq);
-            let whole = Page { history: 7, head: 20, first: 1, since: 0, messages, read_to };
+        assert_eq!(pulled(1, &[]), (vec![1, 2, 3, 6, 7, 15, 16, 17, 18, 19, 20], vec![]));
+        // Retention has cut a stay, or two, or into the last; damaged ends of stays.
+        assert_eq!(pulled(6, &[]), (vec![6, 7, 15, 16, 17, 18, 19, 20], vec![(1, 5)]));
+        assert_eq!(pulled(9, &[]), (vec![15, 16, 17, 18, 19, 20], vec![(1, 8)]));
+        assert_eq!(pulled(18, &[]), (vec![18, 19, 20], vec![(1, 17)]));
+        assert_eq!(pulled(1, &[3, 6, 7]), (vec![1, 2, 15, 16, 17, 18, 19, 20], vec![(3, 3), (6, 7)]));
+    }
+
+    /// What a client is shown that pulls from the start, and what it is told is missing. It does as the library does.
+    fn pulled(first: u64, damaged: &[u64]) -> (Vec<u64>, Vec<(u64, u64)>) {
+        let (mut cursor, mut shown, mut gaps) = (0, Vec::new(), Vec::new());
+        for _ in 0..30 {
+            let kept: Vec<u64> = (first.max(cursor + 1)..=20).take(4).collect();
+            let read_to = kept.last().copied().unwrap_or(0);
+            let messages = kept.into_iter().filter(|seq| !damaged.contains(seq)).map(stored).collect();
+            let whole = Page { history: 7, head: 20, first, since: 0, messages, read_to };
             let (page, joined) = page(whole, &there_again(), up(7, cursor)).unwrap();
+            let mut skip_to = |cursor: &mut u64, seq: u64| {
+                if seq > *cursor {
+                    gaps.push((*cursor + 1, seq));
+                    *cursor = seq;
+                }
+            };
             cursor = cursor.max(joined - 1);
-            for message in &page.messages {
-                assert_eq!(message.seq, cursor + 1, "nothing seems to be missing");
-                cursor = message.seq;
-                read.push(message.seq);
-            }
             let last = page.messages.last().map(|last| last.seq);
-            let (more, first) = crate::settle::rest(last, false, (page.first, page.head), page.read_to);
-            if !more {
-                break;
+            for message in page.messages {
+                skip_to(&mut cursor, message.seq - 1);
+                cursor = message.seq;
+                shown.push(message.seq);
             }
-            assert!(first <= cursor + 1 || page.messages.is_empty(), "nothing seems to be gone");
+            let (more, first) = crate::settle::rest(last, false, (page.first, page.head), page.read_to);
+            skip_to(&mut cursor, if more { (first - 1).min(page.head) } else { page.head });
+            if !more {
+                return (shown, gaps);
+            }
         }
-        assert_eq!(read, [1, 2, 3, 6, 7, 15, 16, 17, 18, 19, 20]);
+        panic!("it goes on and on: {shown:?}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The members of a group come and go by messages in its own order, so who sees a seq is known when every change up to it is.
 //! A member sees from the change that brought it in to the one that took it out, both included. Whoever comes back is still owed the stays
-//! before, as far as the servers remember them; of an older one, what has not been shown yet may be passed over.
+//! before; nobody has more of them than servers remember.
 //!
 //! Trap: changes are learned out of order, from whoever asked for them and from whoever is shown them. What was true of a seq may
 //! change with the next one that is learned.
@@ -76,7 +76,7 @@ impl Audience {
 
     /// The devices that what stands there is owed to, in order, if it is in a group.
     pub fn owed_at(&self, place: &Place) -> Vec<u32> {
-        self.group_of(place).map_or_else(Vec::new, |group| self.devices(|user| group.owes(user, place)))
+        self.group_of(place).map_or_else(Vec::new, |group| self.devices(|user| group.sees(user, place)))
     }
 
     /// Whether this device may be shown such a message there.
@@ -88,13 +88,17 @@ impl Audience {
         }
     }
 
+    /// Whether this device may be shown what stands there, if it is in a group.
+    pub fn sees_at(&self, device: u32, place: &Place) -> bool {
+        self.user_of.get(device as usize).is_some_and(|user| self.sees(*user, place))
+    }
+
     /// Whether this user is in the group when what stands there is stored, or comes or goes by it.
     pub fn sees(&self, user: u32, place: &Place) -> bool {
         self.group_of(place).is_some_and(|group| group.sees(user, place))
     }
 
-    /// What this device may be shown next in that chat, on its way to this place: the seqs from there on that its user may see, in order.
-    /// `None`: all.
+    /// What this device is to be shown next in a group, behind that seq, on its way to this place. `None`: whatever comes next.
     pub fn next(&self, device: u32, behind: u64, place: &Place) -> Option<u64> {
         let user = self.user_of.get(device as usize).copied();
         let (user, group) = user.zip(self.group_of(place))?;
@@ -122,9 +126,6 @@ impl Audience {
     }
 }
 
-/// The present stay, and those before it that the servers remember: state's PAST_STAYS_MAX.
-const STAYS_OWED: usize = 17;
-
 impl Group {
     /// From the seq that brings a user in to the one that takes it out, for each time that it is in.
     fn stays(&self, user: u32) -> Vec<RangeInclusive<u64>> {
@@ -150,26 +151,13 @@ impl Group {
         }
     }
 
-    fn owes(&self, user: u32, place: &Place) -> bool {
-        let stays = self.stays(user);
-        if place.history != self.history {
-            return !stays.is_empty();
-        }
-        stays.iter().rev().take(STAYS_OWED).any(|stay| stay.contains(&place.seq))
-    }
-
-    /// The first seq behind that one, up to the place, that the user is owed or sees there.
+    /// The first seq behind that one that the user sees, at most that of the place.
     fn next(&self, user: u32, behind: u64, place: &Place) -> Option<u64> {
         if place.history != self.history {
             return None;
         }
-        let mut stays = self.stays(user);
-        stays.retain(|stay| *stay.end() > behind);
-        let forgotten = stays.len().saturating_sub(STAYS_OWED);
-        let here = stays.iter().position(|stay| stay.contains(&place.seq));
-        // What is forgotten by the end may not have been yet.
-        let next = stays.get(forgotten.min(here?))?;
-        Some((*next.start()).max(behind + 1))
+        let stay = self.stays(user).into_iter().find(|stay| *stay.end() > behind)?;
+        Some((*stay.start()).max(behind + 1).min(place.seq))
     }
 }
 
@@ -239,20 +227,5 @@ mod tests {
             (Some(3), Some(3), Some(7), Some(7), Some(9))
         );
         assert!(!audience.sees(2, &at(8)) && audience.sees(2, &at(2)));
-    }
-
-    #[test]
-    fn of_many_stays_the_latest_are_owed() {
-        let mut audience = audience();
-        audience.add_group(&at(1), vec![0, 1]);
-        for stay in 1..=20 {
-            audience.learn(&at(2 * stay), &change(&[], &[1]));
-            audience.learn(&at(2 * stay + 1), &change(&[1], &[]));
-        }
-        // 21 stays; the fifth begins at 9.
-        assert_eq!((audience.owed_at(&at(8)), audience.owed_at(&at(9))), (vec![0], vec![0, 1, 3]));
-        assert!(audience.may_see(1, 0, To::Group(0), &at(8)));
-        assert_eq!(audience.next(1, 0, &at(41)), Some(9));
-        assert_eq!(audience.next(1, 0, &at(5)), Some(5), "shown before it was forgotten");
     }
 }

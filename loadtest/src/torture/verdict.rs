@@ -1,7 +1,7 @@
 //! What was promised against what a history shows. Pure: a history goes in, counts and the first cases come out.
 //!
 //! A message is addressed to every device of its receiver, or of a group's members as of its place there, and of its sender. It is **lost**
-//! when its sender holds the acknowledgement and one of these was never shown it (but for a member who has left and come back very often since); **doubled** when one was shown it twice, or two places were given
+//! when its sender holds the acknowledgement and one of these was never shown it; **doubled** when one was shown it twice, or two places were given
 //! to one id or one place to two; **reordered** when a seq, or the counter of one sender, came behind a higher one;
 //! **phantom** when nobody sent it, or not to there, or when it stands in a group that its sender was not in. A **gap** is a seq that a device passed over, or was told is missing.
 //!
@@ -216,6 +216,14 @@ impl Judge {
                 }
                 What::Told { place, .. } => {
                     self.pass(who, place);
+                    if !self.audience.sees_at(who, place) {
+                        self.verdict.phantom += 1;
+                        self.verdict.case(|| {
+                            format!(
+                                "device {who} was shown the change at {place:?}, and was not in that group"
+                            )
+                        });
+                    }
                     self.told.entry(place.clone()).or_default().insert(who);
                 }
                 What::Unchanged { group, code } => {

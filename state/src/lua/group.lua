@@ -53,7 +53,10 @@ local function change()
       if tonumber(ARGV[i + 2]) >= me.role then return '28' end
       local known = find(ARGV[i])
       if not (known and known.within) then
-        if known then
+        if known and known.number ~= ARGV[i + 1] then
+          -- The name was another's.
+          put('p:' .. ARGV[i], '')
+        elseif known then
           local past = (redis.call('HGET', KEYS[1], 'p:' .. ARGV[i]) or '') .. ' ' .. known.joined .. ' ' .. known.left
           local _, spaces = string.gsub(past, ' ', '')
           while spaces > 32 do

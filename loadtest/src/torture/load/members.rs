@@ -4,7 +4,7 @@
 //! Trap: whoever is out writes on, and is refused; nobody asks for the next change before the last one is answered, so that what is asked
 //! for is never refused rightly.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use proto::wire::{GroupAction, Role};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use state::group::PAST_STAYS_MAX;
 use tokio::sync::watch;
 
 use super::super::history::{Change, What};
@@ -36,8 +37,8 @@ pub(super) async fn make(shared: &Shared, clients: &[Client]) -> Result<Vec<Arc<
     Ok(chats)
 }
 
-/// One goes, by itself or sent by the owner, one comes back, brought in by the owner: at most two are out at a time. The owner, who is
-/// the first of them, stays.
+/// One goes, by itself or sent by the owner, one comes back, brought in by the owner: at most two are out at a time, and nobody comes back
+/// more often than servers remember. The owner, who is the first of them, stays.
 pub(super) async fn come_and_go(
     shared: Arc<Shared>,
     clients: Vec<Client>,
@@ -48,6 +49,7 @@ pub(super) async fn come_and_go(
     let members = members_of(&shared, group, chats.len());
     let mut random = StdRng::seed_from_u64(shared.seed ^ (1 + group as u64) << 32);
     let mut out = BTreeSet::new();
+    let mut returns: BTreeMap<u32, usize> = BTreeMap::new();
     let mut is_over = false;
     while !is_over {
         let every_ms = u64::from(shared.plan.change_every_ms);
@@ -55,7 +57,10 @@ pub(super) async fn come_and_go(
         if phases.wait_for(|phase| *phase == Phase::Send).await.is_err() {
             return;
         }
-        let Some(user) = members[1..].choose(&mut random).copied() else { return };
+        let may_return = |user: &u32| returns.get(user).is_none_or(|count| *count < PAST_STAYS_MAX);
+        let able: Vec<u32> =
+            members[1..].iter().copied().filter(|user| out.contains(user) || may_return(user)).collect();
+        let Some(user) = able.choose(&mut random).copied() else { return };
         let name = &*shared.devices[user as usize].name;
         let (by, asked, is_back) = if out.contains(&user) {
             (members[0], change(GroupAction::GroupAdd, "", &[(name, Role::Member)]), true)
@@ -77,10 +82,11 @@ pub(super) async fn come_and_go(
                 shared.track.lock().changed(&place, &told);
                 shared.journal.add(Some(by), What::Changed { place, change: told });
                 if is_back {
-                    out.remove(&user)
+                    out.remove(&user);
+                    *returns.entry(user).or_default() += 1;
                 } else {
-                    out.insert(user)
-                };
+                    out.insert(user);
+                }
             }
             Err(SendError::Refused { code, .. }) => {
                 let code = code.as_str_name().into();
