@@ -37,7 +37,16 @@ const MESSAGES_PER_ROUND: usize = 16;
 pub struct Lane {
     queue: mpsc::Sender<Accepted>,
     bytes: Arc<Semaphore>,
-    behind: Mutex<BTreeMap<String, Behind>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By name of the group.
+    behind: BTreeMap<String, Behind>,
+    /// Messages that were put into the queue and taken out of it, ever.
+    put: u64,
+    taken: u64,
 }
 
 /// What is to be read again of a group.
@@ -47,6 +56,8 @@ struct Behind {
     cursor: u64,
     /// The newest message that found no room.
     last: u64,
+    /// So many messages were put into the queue before it; they come first.
+    after: u64,
     /// The oldest: the mark stands until all of it is pushed.
     held: Option<Token>,
 }
@@ -55,7 +66,7 @@ impl Lane {
     /// One with room for so many messages and bytes, and what is put into it.
     pub fn new(messages_max: usize, bytes_max: usize) -> (Lane, mpsc::Receiver<Accepted>) {
         let (queue, accepted) = mpsc::channel(messages_max.max(1) + PLACES_FOR_RESENT);
-        (Lane { queue, bytes: Arc::new(Semaphore::new(bytes_max)), behind: Mutex::default() }, accepted)
+        (Lane { queue, bytes: Arc::new(Semaphore::new(bytes_max)), state: Mutex::default() }, accepted)
     }
 
     /// Puts a message in, or leaves it in the store.
@@ -64,7 +75,9 @@ impl Lane {
             // If not even these places are free its sender floods it, and the first push was lost as well.
             accepted.message.body = Bytes::new();
             accepted.room = None;
-            return drop(self.queue.try_send(accepted));
+            let is_in = self.queue.try_send(accepted).is_ok();
+            self.state.lock().put += u64::from(is_in);
+            return;
         }
         let is_full = self.queue.capacity() <= PLACES_FOR_RESENT;
         let room = if is_full { None } else { room(&self.bytes, &accepted) };
@@ -73,7 +86,7 @@ impl Lane {
                 accepted.room = Some(room);
                 match self.queue.try_send(accepted) {
                     // It ends behind this.
-                    Ok(()) | Err(TrySendError::Closed(_)) => return,
+                    Ok(()) | Err(TrySendError::Closed(_)) => return self.state.lock().put += 1,
                     Err(TrySendError::Full(accepted)) => accepted,
                 }
             }
@@ -81,19 +94,20 @@ impl Lane {
         };
         if let Some(accepted) = self.leave(core, unsent) {
             let _ = self.queue.send(accepted).await;
+            self.state.lock().put += 1;
         }
     }
 
     fn is_behind(&self, chat: &str) -> bool {
-        self.behind.lock().contains_key(chat)
+        self.state.lock().behind.contains_key(chat)
     }
 
     /// It is read from the store, behind what is behind already; given back where too many groups are.
     fn leave(&self, core: &Core, mut accepted: Accepted) -> Option<Accepted> {
         let (seq, held) = (accepted.message.seq, accepted.held.take());
-        let mut all = self.behind.lock();
-        let is_full = all.len() >= BEHIND_MAX;
-        match all.get_mut(&accepted.chat) {
+        let mut state = self.state.lock();
+        let (is_full, after) = (state.behind.len() >= BEHIND_MAX, state.put);
+        match state.behind.get_mut(&accepted.chat) {
             Some(behind) => {
                 behind.cursor = behind.cursor.min(seq - 1);
                 behind.last = behind.last.max(seq);
@@ -104,7 +118,10 @@ impl Lane {
                 }
             }
             None if is_full => return Some(Accepted { held, ..accepted }),
-            None => drop(all.insert(accepted.chat, Behind { cursor: seq - 1, last: seq, held })),
+            None => {
+                let behind = Behind { cursor: seq - 1, last: seq, after, held };
+                state.behind.insert(accepted.chat, behind);
+            }
         }
         core.metrics.left_behind.inc();
         None
@@ -112,25 +129,30 @@ impl Lane {
 
     /// What is to be read next, of the group behind that one in turn.
     fn next(&self, behind: &str) -> Option<(String, u64, u64, Option<Token>)> {
-        let all = self.behind.lock();
-        let next = all
-            .range::<str, _>((Bound::Excluded(behind), Bound::Unbounded))
-            .next()
-            .or_else(|| all.iter().next());
+        let state = self.state.lock();
+        let from = |bounds| {
+            let mut some = state.behind.range::<str, _>((bounds, Bound::Unbounded));
+            some.find(|(_, behind)| behind.after <= state.taken)
+        };
+        let next = from(Bound::Excluded(behind)).or_else(|| from(Bound::Unbounded));
         next.map(|(chat, at)| (chat.clone(), at.cursor, at.last, at.held.clone()))
+    }
+
+    fn took(&self, messages: usize) {
+        self.state.lock().taken += messages as u64;
     }
 
     /// All up to `read` is pushed of what was to be read from `cursor` on; `None`: there is no more.
     fn done(&self, chat: &str, cursor: u64, read: Option<u64>) {
-        let mut all = self.behind.lock();
-        let Some(behind) = all.get_mut(chat) else { return };
+        let mut state = self.state.lock();
+        let Some(behind) = state.behind.get_mut(chat) else { return };
         if behind.cursor < cursor {
             // Something older has come meanwhile.
             return;
         }
         match read {
             Some(read) if read < behind.last => behind.cursor = read,
-            _ => drop(all.remove(chat)),
+            _ => drop(state.behind.remove(chat)),
         }
     }
 }
@@ -161,10 +183,12 @@ pub async fn run(core: &Core, lane: &Lane, mut accepted: mpsc::Receiver<Accepted
     loop {
         let next = lane.next(&last);
         if next.is_none() || !accepted.is_empty() {
-            if accepted.recv_many(&mut taken, MESSAGES_PER_ROUND).await == 0 {
+            let count = accepted.recv_many(&mut taken, MESSAGES_PER_ROUND).await;
+            if count == 0 {
                 return;
             }
             fan_out::round(core, &mut taken).await;
+            lane.took(count);
         }
         if let Some((chat, cursor, upto, held)) = next {
             catch_up(core, lane, &chat, (cursor, upto), held).await;
@@ -219,7 +243,9 @@ mod tests {
         for seq in [1, 2, 4, 3] {
             lane.put(&core, accepted(&core, "#1", seq)).await;
         }
+        assert_eq!(lane.next("").map(|(chat, ..)| chat), None, "what is in the lane comes first");
         assert_eq!(waiting(&mut queue), [("#1".to_owned(), 1), ("#1".to_owned(), 2)]);
+        lane.took(2);
         // There is room again, but not for what would overtake; another group is not behind.
         lane.put(&core, accepted(&core, "#1", 5)).await;
         lane.put(&core, accepted(&core, "#2", 1)).await;
@@ -254,6 +280,7 @@ mod tests {
         for seq in 0..200 {
             lane.put(&core, resent(900 + seq)).await;
         }
+        lane.took(2);
         assert_eq!(
             lane.next("").map(|(chat, cursor, last, _)| (chat, cursor, last)),
             Some(("#1".into(), 2, 3))
@@ -289,11 +316,11 @@ mod tests {
         for seq in 1..=40 {
             lane.put(&core, accepted(&core, "#1", seq)).await;
         }
-        let Lane { bytes, behind, queue: open } = lane;
+        let Lane { bytes, state, queue: open } = lane;
         // Nobody can put anything in any more: it ends when it is through.
         drop(open);
         let (closed, _) = mpsc::channel(1);
-        run(&core, &Lane { queue: closed, bytes, behind }, queue).await;
+        run(&core, &Lane { queue: closed, bytes, state }, queue).await;
         let pulls = store.asked().into_iter().filter(|op| matches!(op, Op::Pull { .. })).count();
         assert_eq!((pulls, core.ledger.is_clear()), (3, true), "2 to 40 by sixteen");
     }
