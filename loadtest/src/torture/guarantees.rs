@@ -215,6 +215,10 @@ const HOW: &[(&str, &str)] = &[
         "A9",
         "a hundred messages to a group whose members are all connected, and acknowledge as the library does",
     ),
+    (
+        "A13",
+        "a thousand messages from one sender, as many at once as may be unanswered; half a thousand may wait, over eight lanes",
+    ),
     ("A10", "a gateway under a low RLIMIT_NOFILE, and more clients than it allows"),
     (
         "A11",
