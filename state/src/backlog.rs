@@ -2,11 +2,14 @@
 //! and the lane reads it again when it comes to it. So a group that more is written to than its members can be told takes no memory, and
 //! holds up nobody in another lane. On the state server's thread.
 //!
+//! What is read again are all messages of the group from there on: where several state servers are behind in one group, each pushes them.
+//!
 //! Trap: once a group is behind, what follows has to stay behind it, or its readers see a hole with each message and pull.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -58,8 +61,42 @@ struct Behind {
     last: u64,
     /// So many messages were put into the queue before it; they come first.
     after: u64,
-    /// The oldest: the mark stands until all of it is pushed.
+    /// Of what was left up to there the oldest: the mark stands until all of that is pushed.
     held: Option<Token>,
+    held_upto: u64,
+    /// The same of what was left behind that. A group may be behind for hours, and the mark must not.
+    later: Option<Token>,
+    /// Messages that were left, ever.
+    left: u64,
+}
+
+impl Behind {
+    /// Nothing is left yet, and the first will be this.
+    fn from(seq: u64, after: u64) -> Behind {
+        Behind { cursor: seq - 1, last: seq, after, held: None, held_upto: seq, later: None, left: 0 }
+    }
+
+    fn leave(&mut self, seq: u64, held: Option<Token>) {
+        self.cursor = self.cursor.min(seq - 1);
+        self.last = self.last.max(seq);
+        self.left += 1;
+        let of = if seq <= self.held_upto { &mut self.held } else { &mut self.later };
+        let is_older = |held: &Token| of.as_ref().is_none_or(|of| held.time_us() < of.time_us());
+        if held.as_ref().is_some_and(is_older) {
+            *of = held;
+        }
+    }
+}
+
+/// What a lane reads of a group that is behind, of one moment.
+#[derive(Debug)]
+struct Turn {
+    chat: String,
+    /// From here, exclusive, and up to there.
+    cursor: u64,
+    last: u64,
+    held: Option<Token>,
+    left: u64,
 }
 
 impl Lane {
@@ -72,11 +109,13 @@ impl Lane {
     /// Puts a message in, or leaves it in the store.
     pub async fn put(&self, core: &Core, mut accepted: Accepted) {
         if accepted.again {
-            // If not even these places are free its sender floods it, and the first push was lost as well.
-            accepted.message.body = Bytes::new();
-            accepted.room = None;
-            let is_in = self.queue.try_send(accepted).is_ok();
-            self.state.lock().put += u64::from(is_in);
+            if !self.is_to_be_read(&accepted) {
+                // If not even these places are free its sender floods it, and the first push was lost as well.
+                accepted.message.body = Bytes::new();
+                accepted.room = None;
+                let is_in = self.queue.try_send(accepted).is_ok();
+                self.state.lock().put += u64::from(is_in);
+            }
             return;
         }
         let is_full = self.queue.capacity() <= PLACES_FOR_RESENT;
@@ -102,25 +141,24 @@ impl Lane {
         self.state.lock().behind.contains_key(chat)
     }
 
+    /// Whether it is one of those that are to be read again anyway.
+    fn is_to_be_read(&self, accepted: &Accepted) -> bool {
+        let state = self.state.lock();
+        let behind = state.behind.get(&accepted.chat);
+        behind.is_some_and(|behind| (behind.cursor + 1..=behind.last).contains(&accepted.message.seq))
+    }
+
     /// It is read from the store, behind what is behind already; given back where too many groups are.
     fn leave(&self, core: &Core, mut accepted: Accepted) -> Option<Accepted> {
-        let (seq, held) = (accepted.message.seq, accepted.held.take());
+        let seq = accepted.message.seq;
         let mut state = self.state.lock();
         let (is_full, after) = (state.behind.len() >= BEHIND_MAX, state.put);
         match state.behind.get_mut(&accepted.chat) {
-            Some(behind) => {
-                behind.cursor = behind.cursor.min(seq - 1);
-                behind.last = behind.last.max(seq);
-                let is_older =
-                    |held: &Token| behind.held.as_ref().is_none_or(|of| held.time_us() < of.time_us());
-                if held.as_ref().is_some_and(is_older) {
-                    behind.held = held;
-                }
-            }
-            None if is_full => return Some(Accepted { held, ..accepted }),
+            Some(behind) => behind.leave(seq, accepted.held.take()),
+            None if is_full => return Some(accepted),
             None => {
-                let behind = Behind { cursor: seq - 1, last: seq, after, held };
-                state.behind.insert(accepted.chat, behind);
+                let behind = state.behind.entry(accepted.chat).or_insert(Behind::from(seq, after));
+                behind.leave(seq, accepted.held.take());
             }
         }
         core.metrics.left_behind.inc();
@@ -128,31 +166,45 @@ impl Lane {
     }
 
     /// What is to be read next, of the group behind that one in turn.
-    fn next(&self, behind: &str) -> Option<(String, u64, u64, Option<Token>)> {
+    fn next(&self, behind: &str) -> Option<Turn> {
         let state = self.state.lock();
         let from = |bounds| {
             let mut some = state.behind.range::<str, _>((bounds, Bound::Unbounded));
             some.find(|(_, behind)| behind.after <= state.taken)
         };
         let next = from(Bound::Excluded(behind)).or_else(|| from(Bound::Unbounded));
-        next.map(|(chat, at)| (chat.clone(), at.cursor, at.last, at.held.clone()))
+        next.map(|(chat, at)| Turn {
+            chat: chat.clone(),
+            cursor: at.cursor,
+            last: at.last,
+            held: at.held.clone(),
+            left: at.left,
+        })
     }
 
     fn took(&self, messages: usize) {
         self.state.lock().taken += messages as u64;
     }
 
-    /// All up to `read` is pushed of what was to be read from `cursor` on; `None`: there is no more.
-    fn done(&self, chat: &str, cursor: u64, read: Option<u64>) {
+    /// All up to `read` is pushed of what was to be read; `None`: there was nothing to be read.
+    fn done(&self, turn: &Turn, read: Option<u64>) {
         let mut state = self.state.lock();
-        let Some(behind) = state.behind.get_mut(chat) else { return };
-        if behind.cursor < cursor {
+        let Some(behind) = state.behind.get_mut(&turn.chat) else { return };
+        if behind.cursor < turn.cursor {
             // Something older has come meanwhile.
             return;
         }
         match read {
-            Some(read) if read < behind.last => behind.cursor = read,
-            _ => drop(state.behind.remove(chat)),
+            Some(read) if read < behind.last => {
+                behind.cursor = read;
+                if read >= behind.held_upto {
+                    behind.held = behind.later.take();
+                    behind.held_upto = behind.last;
+                }
+            }
+            // It may have come while that was read.
+            None if behind.left != turn.left => {}
+            _ => drop(state.behind.remove(&turn.chat)),
         }
     }
 }
@@ -190,34 +242,39 @@ pub async fn run(core: &Core, lane: &Lane, mut accepted: mpsc::Receiver<Accepted
             fan_out::round(core, &mut taken).await;
             lane.took(count);
         }
-        if let Some((chat, cursor, upto, held)) = next {
-            catch_up(core, lane, &chat, (cursor, upto), held).await;
-            last = chat;
+        if let Some(turn) = next {
+            catch_up(core, lane, &turn).await;
+            last = turn.chat;
         }
     }
 }
 
 /// Pushes some of a group that is behind.
-async fn catch_up(core: &Core, lane: &Lane, chat: &str, (cursor, upto): (u64, u64), held: Option<Token>) {
-    let limit = MESSAGES_PER_ROUND.min((upto - cursor) as usize);
-    let op = Op::Pull { chat: chat.to_owned(), reader: String::new(), cursor, limit, reverse: false };
+async fn catch_up(core: &Core, lane: &Lane, turn: &Turn) {
+    let (chat, cursor) = (&turn.chat, turn.cursor);
+    let limit = MESSAGES_PER_ROUND.min((turn.last - cursor) as usize);
+    let op = Op::Pull { chat: chat.clone(), reader: String::new(), cursor, limit, reverse: false };
     let page = match read::page(fan_out::insist(core, &[op]).await.swap_remove(0)) {
         Ok(page) => page,
         Err(StoreError::Corrupt(text)) => {
             tracing::error!(chat, text, "what is behind cannot be read");
-            return lane.done(chat, cursor, None);
+            return lane.done(turn, None);
         }
         // It insists on an answer.
         Err(_) => return,
     };
-    let again = |stored: Stored| Accepted {
-        held: held.clone(),
-        ..Accepted::pushed_again(chat.to_owned(), page.history, stored.into())
+    let store_now_us = core.ledger.store_now_us(core.clock.now());
+    let again = |stored: Stored| {
+        // It has waited since then.
+        let waited = Duration::from_micros(store_now_us.unwrap_or(0).saturating_sub(stored.time_us));
+        let again = Accepted::pushed_again(chat.clone(), page.history, stored.into());
+        let at = again.at.checked_sub(waited).unwrap_or(again.at);
+        Accepted { held: turn.held.clone(), at, ..again }
     };
     let mut round: Vec<Accepted> = page.messages.into_iter().map(again).collect();
     fan_out::round(core, &mut round).await;
     // Also where it is damaged; nothing was there: the chat ends here, its history is another.
-    lane.done(chat, cursor, (page.read_to > cursor).then_some(page.read_to));
+    lane.done(turn, (page.read_to > cursor).then_some(page.read_to));
 }
 
 #[cfg(test)]
@@ -243,30 +300,64 @@ mod tests {
         for seq in [1, 2, 4, 3] {
             lane.put(&core, accepted(&core, "#1", seq)).await;
         }
-        assert_eq!(lane.next("").map(|(chat, ..)| chat), None, "what is in the lane comes first");
+        assert_eq!(lane.next("").map(|turn| turn.chat), None, "what is in the lane comes first");
         assert_eq!(waiting(&mut queue), [("#1".to_owned(), 1), ("#1".to_owned(), 2)]);
         lane.took(2);
         // There is room again, but not for what would overtake; another group is not behind.
         lane.put(&core, accepted(&core, "#1", 5)).await;
         lane.put(&core, accepted(&core, "#2", 1)).await;
         assert_eq!(waiting(&mut queue), [("#2".to_owned(), 1)]);
-        let next = |behind: &str| lane.next(behind).map(|(chat, cursor, last, _)| (chat, cursor, last));
+        let next = |behind: &str| lane.next(behind).map(|turn| (turn.chat, turn.cursor, turn.last));
         assert_eq!(next(""), Some(("#1".into(), 2, 5)));
         assert_eq!(next("#1"), next(""), "in turn");
         assert!(!core.ledger.is_clear(), "the mark stands");
         // What comes meanwhile is read later, and so is what is older.
+        let turn = lane.next("").unwrap();
         lane.put(&core, accepted(&core, "#1", 6)).await;
-        lane.done("#1", 2, Some(5));
+        lane.done(&turn, Some(5));
+        drop(turn);
         assert_eq!(next(""), Some(("#1".into(), 5, 6)));
+        let turn = lane.next("").unwrap();
         lane.put(&core, accepted(&core, "#1", 2)).await;
-        lane.done("#1", 5, Some(6));
+        lane.done(&turn, Some(6));
+        drop(turn);
         assert_eq!(next(""), Some(("#1".into(), 1, 6)));
-        lane.done("#1", 1, Some(6));
+        // Nothing was there, but something has come since.
+        let turn = lane.next("").unwrap();
+        lane.put(&core, accepted(&core, "#1", 7)).await;
+        lane.done(&turn, None);
+        drop(turn);
+        assert_eq!(next(""), Some(("#1".into(), 1, 7)));
+        // What is sent again is read with the rest.
+        lane.put(&core, Accepted { again: true, ..accepted(&core, "#1", 7) }).await;
+        assert_eq!(waiting(&mut queue), []);
+        lane.done(&lane.next("").unwrap(), Some(7));
         assert_eq!(next(""), None);
         assert!(core.ledger.is_clear());
-        assert_eq!(core.metrics.left_behind.get(), 5);
-        lane.put(&core, accepted(&core, "#1", 7)).await;
-        assert_eq!(waiting(&mut queue), [("#1".to_owned(), 7)]);
+        assert_eq!(core.metrics.left_behind.get(), 6);
+        lane.put(&core, accepted(&core, "#1", 8)).await;
+        assert_eq!(waiting(&mut queue), [("#1".to_owned(), 8)]);
+    }
+
+    #[tokio::test]
+    async fn the_mark_goes_on_though_a_group_stays_behind() {
+        let core = core_over(Scripted::new(|_| Ok(Answer::Done)));
+        let (lane, mut queue) = Lane::new(1, 1_000_000);
+        let put = async |seq: u64| {
+            core.ledger.told(seq * 1_000_000, core.clock.now());
+            lane.put(&core, accepted(&core, "#1", seq)).await;
+        };
+        put(1).await;
+        put(2).await;
+        assert_eq!((waiting(&mut queue).len(), core.ledger.mark_us()), (1, 2_000_000));
+        lane.took(1);
+        for seq in 3..=20 {
+            put(seq).await;
+            // One comes for each that is pushed.
+            let turn = lane.next("").unwrap();
+            lane.done(&turn, Some(seq - 1));
+        }
+        assert!(lane.is_behind("#1") && core.ledger.mark_us() >= 19_000_000, "{}", core.ledger.mark_us());
     }
 
     #[tokio::test]
@@ -281,10 +372,7 @@ mod tests {
             lane.put(&core, resent(900 + seq)).await;
         }
         lane.took(2);
-        assert_eq!(
-            lane.next("").map(|(chat, cursor, last, _)| (chat, cursor, last)),
-            Some(("#1".into(), 2, 3))
-        );
+        assert_eq!(lane.next("").map(|turn| (turn.chat, turn.cursor, turn.last)), Some(("#1".into(), 2, 3)));
         assert_eq!(
             waiting(&mut queue).len(),
             100 + PLACES_FOR_RESENT,

@@ -95,7 +95,11 @@ fn flood(round: &mut Round) -> Result<(), TortureError> {
     }
     round.worst("last_delivery_s", began.elapsed().as_secs_f64());
     beside.attack_ends();
-    round.worst("left_behind", process::metric(state, "rookery_state_left_behind_total")?);
+    let left_behind = process::metric(state, "rookery_state_left_behind_total")?;
+    round.worst("left_behind", left_behind);
+    round.expect(left_behind > 0.0, || {
+        "everything found room: the flood was too slow to show anything".into()
+    });
     round.expect(missing == 0 && holes == 0, || {
         format!("{missing} deliveries in order were missing after {FLOOD_MAX:?}, {holes} came behind a hole")
     });

@@ -67,9 +67,12 @@ fn soak(round: &mut Round) -> Result<(), TortureError> {
         _ => 240,
     };
     let long = Duration::from_secs(minutes * 60);
-    // Every load has users and chats of its own, and a cache that takes them in until it is full would look like a leak for hours: these
+    // Every load has users, chats and groups of its own, and a cache that takes them in until it is full would look like a leak for hours: these
     // are full within the first tenth of the shortest soak.
-    let state_sets = ["limits.user_cache_max=48", "limits.chat_cache_max=96"].map(str::to_owned).into();
+    let state_sets =
+        ["limits.user_cache_max=48", "limits.chat_cache_max=96", "limits.group_cache_members_max=24"]
+            .map(str::to_owned)
+            .into();
     let mut world = round.world(ClusterOptions { state_sets, ..one() })?;
     let mut crowd = crowd(&world, SOAK_PEOPLE, long + Duration::from_secs(600))?;
     let (gateway, state) = (&world.cluster.gateways[0], &world.cluster.states[0]);
