@@ -286,8 +286,8 @@ fn chats_per_sync(sync_chats_max: usize, syncs: usize) -> usize {
 /// Syncs of a turn that may look at as many chats as one may.
 const SYNCS_IN_FULL: usize = 8;
 
-/// However many there are, each looks at so many.
-const CHATS_PER_SYNC_MIN: usize = 32;
+/// However many there are, each looks at so many: a client goes on to name no more than that in one Sync.
+const CHATS_PER_SYNC_MIN: usize = 64;
 
 /// Groups whose members are listed in a turn: of 10,000 each takes the store 15 to 20 ms.
 const GROUPS_LISTED_MAX: usize = 4;

@@ -70,9 +70,6 @@ impl Inbox {
         if ack.has_more && ack.next > after {
             let page = (Bound::Excluded(&*after), Bound::Included(&*ack.next));
             self.page_chats = self.chats.range::<str, _>(page).count().max(1);
-        } else {
-            // A server looks at fewer where many sync at once.
-            self.page_chats = self.page_chats.saturating_mul(2);
         }
         let next = if ack.has_more { ack.next } else { until };
         if next > after {

@@ -345,6 +345,6 @@ async fn a_turn_lists_each_group_once_and_few_groups() {
 
 #[test]
 fn many_syncs_of_a_turn_look_at_fewer_chats_each() {
-    assert_eq!([1, 8, 16, 100, 1_024].map(|syncs| chats_per_sync(1_000, syncs)), [1_000, 1_000, 500, 80, 32]);
+    assert_eq!([1, 8, 16, 100, 1_024].map(|syncs| chats_per_sync(1_000, syncs)), [1_000, 1_000, 500, 80, 64]);
     assert_eq!((chats_per_sync(3, 1_024), chats_per_sync(1_000, 0)), (3, 1_000));
 }
