@@ -7,6 +7,8 @@
 //! Trap: this runs beside live traffic in the same thread and store. It takes a little at a time and rests as long as it
 //! worked, so that what people wait for goes first.
 
+mod job;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +19,9 @@ use tokio::sync::Notify;
 
 use crate::fan_out::{self, Accepted};
 use crate::server::Core;
-use crate::store::{CHAT_BUCKETS, Op, Page, Recent, StoreError, Stored, read};
+use crate::store::{Op, Page, Recent, StoreError, Stored, read};
 use crate::takeover::{Buckets, Life, Takeover};
+use job::{CHATS_PER_BUCKET, Job, Walk};
 
 /// What is to be pushed again.
 #[derive(Debug, Default)]
@@ -61,38 +64,8 @@ enum Next {
     Nothing,
 }
 
-/// Buckets that are gone through.
-#[derive(Debug, Clone)]
-struct Job {
-    from_us: u64,
-    /// `u64::MAX`: to the end.
-    upto_us: u64,
-    buckets: Buckets,
-    /// The bucket that is next, and how far its index is read.
-    bucket: u32,
-    after_us: u64,
-    /// Gateways whose connections are pushed to, and since when they miss something; empty: all.
-    to: BTreeMap<u32, u64>,
-    of: Option<Life>,
-    /// Chats that are still to be pushed, oldest news first, and where in the one in front.
-    chats: VecDeque<Recent>,
-    at: Option<Walk>,
-    pushed: u64,
-}
-
-/// Going up through a chat that has more than one page.
-#[derive(Debug, Clone)]
-struct Walk {
-    cursor: u64,
-    head: u64,
-}
-
 /// Takeovers that may wait; others stay where they are until there is room.
 const TAKEOVERS_MAX: usize = 256;
-
-/// Buckets, and chats of one bucket, that are asked for at a time.
-const BUCKETS_PER_STEP: usize = 64;
-const CHATS_PER_BUCKET: usize = 256;
 
 /// Chats that are read at a time: each may bring [`crate::store::PULL_BYTES_MAX`].
 const CHATS_PER_STEP: usize = 16;
@@ -233,40 +206,6 @@ impl Queue {
     }
 }
 
-impl Job {
-    fn new(from_us: u64, upto_us: u64, buckets: Buckets, to: BTreeMap<u32, u64>, of: Option<Life>) -> Job {
-        let chats = VecDeque::new();
-        Job { from_us, upto_us, buckets, bucket: 0, after_us: from_us, to, of, chats, at: None, pushed: 0 }
-    }
-
-    /// The next buckets to ask for, with the time behind which.
-    fn ask(&self) -> Vec<(u32, u64)> {
-        let after = |bucket| if bucket == self.bucket { self.after_us } else { self.from_us };
-        (self.bucket..CHAT_BUCKETS)
-            .filter(|bucket| self.buckets.has(*bucket))
-            .take(BUCKETS_PER_STEP)
-            .map(|bucket| (bucket, after(bucket)))
-            .collect()
-    }
-
-    /// Takes what the index said of these buckets, up to the first that has more than was asked for.
-    fn found(&mut self, asked: &[(u32, u64)], found: Vec<Vec<Recent>>) {
-        for ((bucket, after_us), chats) in asked.iter().zip(found) {
-            let full = chats.len() >= CHATS_PER_BUCKET;
-            let last_us = chats.last().map_or(0, |recent| recent.time_us);
-            self.chats.extend(chats);
-            self.bucket = *bucket;
-            if full {
-                // Others may have the same time as the last one; twice is harmless. But it must go on.
-                self.after_us = if last_us > after_us + 1 { last_us - 1 } else { last_us };
-                return;
-            }
-            self.bucket = bucket + 1;
-            self.after_us = self.from_us;
-        }
-    }
-}
-
 /// Pushes again, for ever.
 pub async fn run(core: Arc<Core>) {
     loop {
@@ -300,6 +239,14 @@ pub async fn step(core: &Core) -> Stepped {
     let done =
         if job.chats.is_empty() { look(core, &mut job).await } else { push_some(core, &mut job).await };
     match done {
+        // Going up or down the chat in front: another try will not read it either.
+        Err(StoreError::Corrupt(text)) if !job.chats.is_empty() => {
+            let chat = job.chats.pop_front().map(|recent| recent.chat);
+            tracing::error!(chat, text, "not pushed again");
+            job.at = None;
+            core.repush.put_back(job);
+            Stepped::More
+        }
         Ok(true) => {
             let pushed = job.pushed;
             core.repush.done();
@@ -355,15 +302,7 @@ async fn look(core: &Core, job: &mut Job) -> Result<bool, StoreError> {
 /// Pushes what fits one step: the newest page of several chats, or some more of one that has many.
 async fn push_some(core: &Core, job: &mut Job) -> Result<bool, StoreError> {
     if job.at.is_some() {
-        match go_up(core, job).await {
-            // Another try will not read it either.
-            Err(StoreError::Corrupt(text)) => {
-                let chat = job.chats.pop_front().map(|recent| recent.chat);
-                tracing::error!(chat, text, "not pushed again");
-                job.at = None;
-            }
-            went => went?,
-        }
+        go_up(core, job).await?;
         return Ok(false);
     }
     let some: Vec<Recent> = job.chats.iter().take(CHATS_PER_STEP).cloned().collect();
@@ -402,14 +341,7 @@ async fn push_some(core: &Core, job: &mut Job) -> Result<bool, StoreError> {
         job.chats.push_front(recent);
     }
     if let Some(chat) = begun {
-        job.at = match go_down(core, job.from_us, &chat).await {
-            Err(StoreError::Corrupt(text)) => {
-                tracing::error!(chat, text, "not pushed again");
-                job.chats.pop_front();
-                None
-            }
-            at => at?,
-        };
+        job.at = go_down(core, job.from_us, &chat).await?;
     }
     Ok(job.chats.is_empty() && job.ask().is_empty())
 }

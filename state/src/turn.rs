@@ -14,8 +14,9 @@ mod ask;
 mod enrol;
 mod grant;
 mod learn;
+mod ops;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -28,6 +29,7 @@ use proto::wire::{self, Code};
 
 use ask::{about, decode};
 use learn::learn;
+use ops::last_ops;
 
 pub use ask::Ask;
 pub use grant::Grant;
@@ -43,7 +45,7 @@ use crate::presence;
 use crate::rate;
 use crate::server::Core;
 use crate::settle;
-use crate::store::{Append, MessageId, Op, Outcome, StoreError, read};
+use crate::store::{Op, Outcome, StoreError, read};
 use crate::users::device_number;
 use crate::visible;
 
@@ -216,26 +218,16 @@ async fn plan(
 ) -> (Vec<Step>, Vec<Op>) {
     let mut first = Vec::new();
     let mut pulls = 0;
-    let mut groups: BTreeSet<String> = BTreeSet::new();
     let syncs = asks.iter().filter(|(_, ask)| matches!(ask, Ask::Sync(_))).count();
     let chats_max = chats_per_sync(core.config.limits.sync_chats_max, syncs);
     let mut steps = Vec::with_capacity(asks.len());
     for (frame, ask) in asks {
         pulls += usize::from(matches!(ask, Ask::Pull(_)));
-        let is_over = match &ask {
-            // Each may bring a whole frame out of the store.
-            Ask::Pull(_) => pulls > core.config.limits.pulls_per_turn_max,
-            // Each reads all of its group.
-            Ask::Members(members) => match Chat::parse(&members.chat) {
-                Ok(chat @ Chat::Group(_)) if !groups.contains(&chat.to_string()) => {
-                    groups.len() >= GROUPS_LISTED_MAX || !groups.insert(chat.to_string())
-                }
-                _ => false,
-            },
-            _ => false,
-        };
         let planned = match ask {
-            _ if is_over => Err(about(&ask, answer::unavailable(core.config.limits.retry_after_ms))),
+            // Each may bring a whole frame out of the store.
+            Ask::Pull(_) if pulls > core.config.limits.pulls_per_turn_max => {
+                Err(about(&ask, answer::unavailable(core.config.limits.retry_after_ms)))
+            }
             Ask::Closed => Ok(Some((Planned::Closed, String::new()))),
             Ask::Login(login, number, grant) => {
                 plan_login(core, login, number, grant).map(|planned| Some((planned, String::new())))
@@ -258,22 +250,7 @@ async fn plan(
     }
     enrol::enrol(core, &mut steps, (generation, until)).await;
     prepare(core, &mut steps, (first, chats_max), (generation, until)).await;
-    let mut ops = Vec::with_capacity(steps.len());
-    let mut listed: BTreeMap<String, std::ops::Range<usize>> = BTreeMap::new();
-    for step in &mut steps {
-        if let Planned::Members { chat, .. } = &step.ask {
-            // Whoever asks about the same group has the same answer.
-            let chat = chat.to_string();
-            if let Some(ops) = listed.get(&chat) {
-                step.ops = ops.clone();
-                continue;
-            }
-            listed.insert(chat, ops.len()..ops.len() + 2);
-        }
-        let from = ops.len();
-        last_ops(core, step, &mut ops);
-        step.ops = from..ops.len();
-    }
+    let ops = last_ops(core, &mut steps, out);
     (steps, ops)
 }
 
@@ -288,9 +265,6 @@ const SYNCS_IN_FULL: usize = 8;
 
 /// However many there are, each looks at so many: a client goes on to name no more than that in one Sync.
 const CHATS_PER_SYNC_MIN: usize = 64;
-
-/// Groups whose members are listed in a turn: of 10,000 each takes the store 15 to 20 ms.
-const GROUPS_LISTED_MAX: usize = 4;
 
 fn plan_login(
     core: &Core,
@@ -460,78 +434,6 @@ async fn prepare(
                 // Told apart from "no chats" by the range of operations, which stays empty: see `settle`.
                 Some(Err(_)) | None => *more = true,
             }
-        }
-    }
-}
-
-fn last_ops(core: &Core, step: &Step, ops: &mut Vec<Op>) {
-    match &step.ask {
-        Planned::Login { login, device, number, grant } => {
-            ops.push(Op::Bind {
-                user: *number,
-                device: *device,
-                attempt: login.attempt,
-                connection: step.frame.connection,
-                devices_max: core.config.limits.devices_max,
-                issued_s: grant.issued_s,
-            });
-        }
-        Planned::Send { send, chat, act } => {
-            let (refusal, act) = match (chat, act) {
-                _ if send.body.len() > core.config.limits.message_bytes_max => {
-                    (Some(Code::MessageTooLarge), Act::Nothing)
-                }
-                (_, Decided::Refused(code)) => (Some(*code), Act::Nothing),
-                (_, Decided::NotNow) => return,
-                // The chat must stand in its members' lists first; without that the message waits for a resend.
-                (Chat::Pair(..), _) if !core.chat_is_listed(&chat.to_string()) => return,
-                (_, Decided::Step(act)) => (None, act.clone()),
-            };
-            // A fault that the tortures must find: every try is a message of its own.
-            let undone = crpc::failpoint::switch("dedupe_off");
-            ops.push(Op::Append(Append {
-                chat: chat.to_string(),
-                sender: step.user_name.clone(),
-                id: if undone {
-                    MessageId::Unnamed
-                } else {
-                    MessageId::Numbered { stream: send.stream, n: send.n }
-                },
-                body: send.body.clone(),
-                refusal,
-                kind: send.kind(),
-                act,
-                token: None,
-            }));
-        }
-        Planned::Sync { chats, .. } => {
-            ops.extend(
-                chats.iter().map(|chat| Op::Head { chat: chat.clone(), user: step.user_name.clone() }),
-            );
-            // Behind all heads: what is read later of who may see them is not less strict.
-            let groups = chats.iter().filter(|chat| chat.starts_with('#'));
-            ops.extend(groups.map(|chat| Op::Member { chat: chat.clone(), user: step.user_name.clone() }));
-        }
-        Planned::Pull { pull, chat, limit } => {
-            let name = chat.to_string();
-            ops.push(Op::Pull {
-                chat: name.clone(),
-                reader: step.user_name.clone(),
-                cursor: pull.cursor,
-                limit: *limit,
-                reverse: pull.reverse,
-            });
-            if matches!(chat, Chat::Group(_)) {
-                ops.push(Op::Member { chat: name, user: step.user_name.clone() });
-            }
-        }
-        Planned::Members { chat, .. } => {
-            let (chat, user, cursors) =
-                (chat.to_string(), step.user_name.clone(), core.config.limits.receipts);
-            ops.extend([Op::Head { chat: chat.clone(), user }, Op::Members { chat, cursors }]);
-        }
-        Planned::Closed => {
-            ops.push(Op::Unbind { user: step.frame.user, connection: step.frame.connection });
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use prost::Message;
 
+use super::ops::GROUPS_LISTED_MAX;
 use super::*;
 use crate::fan_out;
 use crate::gateways::Outgoing;
 use crate::lane::Lane;
 use crate::server::tests::{Scripted, core_and_accepted, core_over};
-use crate::store::{Answer, Appended, Head, Page, StoreError, chat_bucket};
+use crate::store::{Answer, Append, Appended, Head, MessageId, Page, StoreError, chat_bucket};
 
 fn gateway() -> Gateway {
     Gateway {
