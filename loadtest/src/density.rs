@@ -58,6 +58,11 @@ pub struct Figures {
     pub setups_per_s: f64,
 }
 
+/// Where a server's figures stand in the JSON object.
+pub fn keys(server: Server) -> [String; 2] {
+    ["bytes_per_conn", "setups_per_s"].map(|figure| format!("peers.{}.{figure}", server.name()))
+}
+
 /// A report, and what stands beside it.
 #[derive(Debug, Clone)]
 pub struct DensityResult {

@@ -1,6 +1,6 @@
 //! `--fail-if 'login_p99_ms>500'`: one comparison with a key of the JSON report. Pure.
 //!
-//! True counts as 1 and false as 0.
+//! True counts as 1 and false as 0. Dots lead into objects: `peers.nginx.setups_per_s`.
 //!
 //! Trap: a value that is missing (null) fails the comparison's run: a threshold that nobody measured is not met.
 
@@ -44,7 +44,7 @@ impl FromStr for FailIf {
             number.trim().parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(wrong)?;
         let key = key.trim();
         let is_key =
-            |key: &str| !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            |key: &str| !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "_.".contains(c));
         if !is_key(key) {
             return Err(wrong());
         }
@@ -60,7 +60,8 @@ impl FailIf {
 
     /// Why the run failed, if it did. An object (`errors`) counts as the sum of its numbers.
     pub fn judge(&self, report: &Value) -> Option<String> {
-        let value = match report.get(&self.key) {
+        let found = self.key.split('.').try_fold(report, |object, name| object.get(name));
+        let value = match found {
             Some(Value::Object(object)) => object.values().filter_map(Value::as_f64).sum(),
             Some(Value::Bool(yes)) => f64::from(u8::from(*yes)),
             Some(value) if value.is_number() => value.as_f64()?,
@@ -98,8 +99,10 @@ mod tests {
 
     #[test]
     fn comparisons_judge_a_report() {
-        let report =
-            json!({"login_p99_ms": 500.5, "failed": 0, "connect_p99_ms": null, "errors": {"a": 2, "b": 1}});
+        let report = json!({
+            "login_p99_ms": 500.5, "failed": 0, "connect_p99_ms": null, "errors": {"a": 2, "b": 1},
+            "peers": {"nginx": {"setups_per_s": 20_000}},
+        });
         for (text, fails) in [
             ("login_p99_ms>500", true),
             ("login_p99_ms > 501", false),
@@ -111,6 +114,9 @@ mod tests {
             ("errors<=2", false),
             ("connect_p99_ms>1", true),
             ("nothing<1", true),
+            ("peers.nginx.setups_per_s<20001", true),
+            ("peers.nginx.setups_per_s<20000", false),
+            ("peers.haproxy.setups_per_s<1", true),
         ] {
             let judged = text.parse::<FailIf>().unwrap().judge(&report);
             assert_eq!(judged.is_some(), fails, "{text}: {judged:?}");

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use loadtest::adapter::{self, MqttOptions, PeerStormOptions, Protocol};
+use loadtest::adapter::{MqttOptions, Protocol, SessionOptions};
 use loadtest::chat::{self, ChatOptions};
 use loadtest::density::{self, DensityOptions, Server};
-use loadtest::engine::{Plan, Rate};
+use loadtest::engine::Rate;
 use loadtest::fail_if::FailIf;
 use loadtest::floor::{self, FloorOptions};
 use loadtest::fsync::FsyncProbe;
@@ -208,6 +208,9 @@ struct DensityArgs {
     /// No progress on standard error
     #[arg(long)]
     quiet: bool,
+    /// Exit 1 if this holds for a key of the JSON object, e.g. 'peers.rookery.bytes_per_conn>64'; may be repeated
+    #[arg(long, value_name = "EXPR")]
+    fail_if: Vec<FailIf>,
 }
 
 fn main() -> ExitCode {
@@ -253,20 +256,18 @@ fn run_storm(args: &StormArgs) -> Result<Failures, RunError> {
     }
     let more = storm::more_keys();
     keys.extend(more.iter().map(String::as_str));
-    check_keys(&args.common, &keys)?;
+    check_keys(&args.common.fail_if, &keys)?;
+    let protocol = protocol(args)?;
     let targets = args.target.resolve()?;
     check_reachable(&targets)?;
     note_machine(args.connections);
-    let tokens = args.token_secret.as_deref();
-    let tokens = tokens.map(|file| Tokens::open(file, &args.token_kid, &args.token_issuer)).transpose()?;
     let options = StormOptions {
-        tokens: tokens.map(Arc::new),
+        protocol,
         targets,
         connections: args.connections,
         rate: args.rate,
         window: args.common.window,
         hold: args.hold,
-        no_login: args.no_login,
         timeout: args.common.timeout,
         pid: args.pid,
         quiet: args.common.quiet,
@@ -281,56 +282,41 @@ fn run_storm(args: &StormArgs) -> Result<Failures, RunError> {
         .collect(),
         hdr_log: args.hdr_log.clone(),
     };
-    let result = match peer_protocol(args)? {
-        None => report::value(&storm::run(&options)?),
-        Some(protocol) => report::value(&adapter::run(&peer_storm(options, protocol))?),
-    };
-    show(&args.common, &result, &[])
+    show(&args.common, &report::value(&storm::run(&options)?), &[])
 }
 
-/// What is to be spoken if it is not ours; nothing is spoken without a login.
-fn peer_protocol(args: &StormArgs) -> Result<Option<Protocol>, RunError> {
-    let ours = [
-        ("--reconnect", args.reconnect.is_some()),
-        ("--half-frames", args.half_frames > 0),
-        ("--half-open", args.half_open > 0),
-        ("--slow-readers", args.slow_readers > 0),
-        ("--hdr-log", args.hdr_log.is_some()),
-        ("--token-secret", args.token_secret.is_some()),
+/// What is to be spoken, and how it begins.
+fn protocol(args: &StormArgs) -> Result<Protocol, RunError> {
+    let of_one = [
+        (Spoken::Rookery, "--token-secret", args.token_secret.is_some()),
+        (Spoken::Mqtt, "--mqtt-user", args.mqtt_user.is_some()),
+        (Spoken::Mqtt, "--mqtt-subscribe", args.mqtt_subscribe),
     ];
-    if args.protocol != Spoken::Rookery
-        && !args.no_login
-        && let Some((option, _)) = ours.iter().find(|(_, is_given)| *is_given)
+    if let Some((_, option, _)) =
+        of_one.iter().find(|(spoken, _, is_given)| *is_given && *spoken != args.protocol)
     {
-        return Err(RunError::Usage(format!("{option} needs --protocol rookery")));
-    }
-    if args.protocol != Spoken::Mqtt && (args.mqtt_user.is_some() || args.mqtt_subscribe) {
-        return Err(RunError::Usage("--mqtt-user and --mqtt-subscribe need --protocol mqtt".into()));
+        return Err(RunError::Usage(format!("{option} does not go with this --protocol")));
     }
     Ok(match args.protocol {
-        _ if args.no_login => None,
-        Spoken::Rookery => None,
-        Spoken::Http => Some(Protocol::Http),
+        // Nothing is said then, in whichever protocol.
+        _ if args.no_login => Protocol::Rookery(SessionOptions { no_login: true, tokens: None }),
+        Spoken::Rookery => {
+            let secret = args.token_secret.as_deref();
+            let tokens = secret.map(|file| Tokens::open(file, &args.token_kid, &args.token_issuer));
+            let tokens = tokens.transpose()?.map(Arc::new);
+            Protocol::Rookery(SessionOptions { no_login: false, tokens })
+        }
+        Spoken::Http => Protocol::Http,
         Spoken::Mqtt => {
             let (user, subscribe) = (args.mqtt_user.clone(), args.mqtt_subscribe);
-            Some(Protocol::Mqtt(MqttOptions { user, subscribe }))
+            Protocol::Mqtt(MqttOptions { user, subscribe })
         }
     })
 }
 
-fn peer_storm(options: StormOptions, protocol: Protocol) -> PeerStormOptions {
-    let plan = Plan {
-        connections: options.connections,
-        targets: options.targets,
-        rate: options.rate,
-        window: options.window,
-        ..Plan::default()
-    };
-    let StormOptions { hold, timeout, pid, quiet, .. } = options;
-    PeerStormOptions { protocol, plan, hold, timeout, pid, quiet }
-}
-
 fn run_density(args: &DensityArgs) -> Result<Failures, RunError> {
+    let keys: Vec<String> = args.servers.iter().flat_map(|server| density::keys(*server)).collect();
+    check_keys(&args.fail_if, &keys.iter().map(String::as_str).collect::<Vec<_>>())?;
     note_machine(args.connections);
     let here = Path::new("target");
     let default = if here.is_dir() { here.join("bench/density") } else { std::env::temp_dir() };
@@ -350,14 +336,15 @@ fn run_density(args: &DensityArgs) -> Result<Failures, RunError> {
     if args.json.as_deref() != Some("-".as_ref()) {
         println!("{}", density::table(&result));
     }
+    let value = report::value(&result.report);
     if let Some(path) = &args.json {
-        report::write_json(path, &report::value(&result.report))?;
+        report::write_json(path, &value)?;
     }
-    Ok(Failures::new())
+    Ok(judge(&args.fail_if, &value))
 }
 
 fn run_floor(args: &FloorArgs) -> Result<Failures, RunError> {
-    check_keys(&args.common, &FLOOR_KEYS)?;
+    check_keys(&args.common.fail_if, &FLOOR_KEYS)?;
     note_machine(args.connections);
     let options = FloorOptions {
         connections: args.connections,
@@ -376,7 +363,7 @@ fn run_floor(args: &FloorArgs) -> Result<Failures, RunError> {
 }
 
 fn run_chat(args: &ChatArgs) -> Result<Failures, RunError> {
-    check_keys(&args.common, &CHAT_KEYS)?;
+    check_keys(&args.common.fail_if, &CHAT_KEYS)?;
     let targets = args.target.resolve()?;
     check_reachable(&targets)?;
     note_machine(args.connections);
@@ -420,11 +407,15 @@ fn show(common: &Common, result: &Value, beside: &[(&str, String)]) -> Result<Fa
     if let Some(path) = &common.json {
         report::write_json(path, result)?;
     }
-    Ok(common.fail_if.iter().filter_map(|fail_if| fail_if.judge(result)).collect())
+    Ok(judge(&common.fail_if, result))
 }
 
-fn check_keys(common: &Common, keys: &[&str]) -> Result<(), RunError> {
-    match common.fail_if.iter().find(|fail_if| !keys.contains(&fail_if.key())) {
+fn judge(fail_if: &[FailIf], result: &Value) -> Failures {
+    fail_if.iter().filter_map(|fail_if| fail_if.judge(result)).collect()
+}
+
+fn check_keys(fail_if: &[FailIf], keys: &[&str]) -> Result<(), RunError> {
+    match fail_if.iter().find(|fail_if| !keys.contains(&fail_if.key())) {
         Some(wrong) => {
             Err(RunError::Usage(format!("--fail-if: no key `{}`; there are {}", wrong.key(), keys.join(" "))))
         }

@@ -1,32 +1,30 @@
-//! `storm`: opens, logs in and holds many sessions. The mode lives on the engine threads, [`run`] on the main thread.
+//! `storm`: opens, logs in and holds many sessions, of ours or of another protocol. Main thread.
 //!
 //! Trap: a connection counts as one of `connections` only if it still stands at the end of the hold. One that logged in
 //! and was dropped counts as failed, and its fault is named `dropped_...`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
-use proto::frame;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::engine::{Engine, Io, Mode, Plan, Rate, Sample, Share, millis};
-use crate::fault::Fault;
+use crate::adapter::{Protocol, SessionOptions};
+use crate::engine::{Engine, Plan, Rate, Sample, millis};
 use crate::hdr_log::HdrLogs;
 use crate::machine::{self, KernelBytes};
 use crate::misfit::{Misfit, MisfitMode};
 use crate::monitor::{Monitor, RunError, Strained};
 use crate::report::{percentile_keys, percentiles};
-use crate::session::{Heard, Session, random_run};
-use crate::tokens::Tokens;
+use crate::session::random_run;
 
 /// What to do.
 #[derive(Debug, Clone)]
 pub struct StormOptions {
-    /// Gateways.
+    /// What they speak.
+    pub protocol: Protocol,
+    /// Gateways, or servers of that protocol.
     pub targets: Vec<SocketAddr>,
     /// How many.
     pub connections: u32,
@@ -36,10 +34,6 @@ pub struct StormOptions {
     pub window: usize,
     /// How long they stay after the last is open.
     pub hold: Duration,
-    /// Only connect.
-    pub no_login: bool,
-    /// With a token each; none: development logins.
-    pub tokens: Option<Arc<Tokens>>,
     /// The end of everything.
     pub timeout: Duration,
     /// The server's process, if its memory is wanted.
@@ -48,7 +42,7 @@ pub struct StormOptions {
     pub quiet: bool,
     /// While they are held: cut so many percent by reset, so often, and let them come back.
     pub reconnect: Option<(u32, Duration)>,
-    /// Badly behaved clients beside the others while these are held, so many of each kind.
+    /// Badly behaved clients of our protocol beside the others while these are held, so many of each kind.
     pub misfits: Vec<(Misfit, u32)>,
     /// Where HdrHistogram logs go: `PREFIX.login.hlog` and others.
     pub hdr_log: Option<PathBuf>,
@@ -57,13 +51,12 @@ pub struct StormOptions {
 impl Default for StormOptions {
     fn default() -> StormOptions {
         StormOptions {
+            protocol: Protocol::default(),
             targets: Vec::new(),
             connections: 0,
             rate: None,
             window: Plan::default().window,
             hold: Duration::ZERO,
-            no_login: false,
-            tokens: None,
             timeout: Duration::from_secs(600),
             pid: None,
             quiet: true,
@@ -123,6 +116,9 @@ fn check(options: &StormOptions) -> Result<(), RunError> {
             "--half-frames, --half-open and --slow-readers come while holding: give --hold SECONDS",
         );
     }
+    if !options.misfits.is_empty() && !matches!(options.protocol, Protocol::Rookery(_)) {
+        return usage("--half-frames, --half-open and --slow-readers need --protocol rookery");
+    }
     if options.reconnect.is_some_and(|(_, every)| every >= options.hold) {
         return usage(
             "--reconnect cuts every --reconnect-every seconds (10) while holding: give a longer --hold",
@@ -144,10 +140,8 @@ pub fn run(options: &StormOptions) -> Result<StormReport, RunError> {
         ready_ms_max: READY_MS_MAX,
         ..Plan::default()
     };
-    let (run, login) = (random_run(), !options.no_login);
-    let name = run.clone();
-    let tokens = options.tokens.clone();
-    let engine = Engine::start(plan, move |share| StormMode::new(&name, share, login, tokens.clone()))?;
+    let run = random_run();
+    let engine = options.protocol.engine(plan, &run)?;
     let mut monitor =
         Monitor::new(u64::from(options.connections), options.timeout, options.quiet).log_to(hdr);
     let begun_us = engine.begin();
@@ -175,6 +169,11 @@ pub fn run(options: &StormOptions) -> Result<StormReport, RunError> {
     Ok(report(options, &opened, monitor.sum(), held, seconds, before.zip(after), more))
 }
 
+/// Whether each connection is let in by an answer, and not by the kernel alone.
+fn has_logins(options: &StormOptions) -> bool {
+    !matches!(options.protocol, Protocol::Rookery(SessionOptions { no_login: true, .. }))
+}
+
 fn report(
     options: &StormOptions,
     opened: &Sample,
@@ -192,7 +191,7 @@ fn report(
         more.insert("kernel_page_tables_per_conn_bytes".into(), each(old.page_tables, new.page_tables));
         more.insert("kernel_per_cpu_per_conn_bytes".into(), each(old.per_cpu, new.per_cpu));
     }
-    let timed = (!options.no_login).then_some(&opened.login);
+    let timed = has_logins(options).then_some(&opened.login);
     StormReport {
         connections: held,
         failed: u64::from(options.connections) - held,
@@ -218,7 +217,7 @@ fn beside(
     strained: Strained,
 ) {
     percentiles(more, "connect", &opened.connect, &HAS);
-    if !options.no_login {
+    if has_logins(options) {
         percentiles(more, "login", &opened.login, &HAS);
         percentiles(more, "login_uncorrected", &opened.login_uncorrected, &HAS);
     }
@@ -341,53 +340,5 @@ const MORE_KEYS: [&str; 14] = [
     "kernel_per_cpu_per_conn_bytes",
 ];
 
-struct StormMode {
-    session: Session,
-    login: bool,
-}
-
-impl StormMode {
-    fn new(run: &str, share: Share, login: bool, tokens: Option<Arc<Tokens>>) -> StormMode {
-        StormMode { session: Session::new(run, share.first).with_tokens(tokens), login }
-    }
-}
-
-impl Mode for StormMode {
-    type Part = ();
-
-    fn greet(&mut self, index: u32, attempt: u64, out: &mut BytesMut) {
-        if self.login {
-            self.session.login(index, attempt, out);
-        }
-    }
-
-    fn ready_at_once(&self) -> bool {
-        !self.login
-    }
-
-    fn receive(&mut self, index: u32, bytes: &[u8], io: &mut Io) -> Result<usize, Fault> {
-        let mut used = 0;
-        while let Some(frame) =
-            frame::cut(&bytes[used..], proto::FRAME_BYTES_MAX).map_err(|_| Fault::BadFrame)?
-        {
-            used += frame.wire_bytes();
-            // Pushes and the like do not concern a storm.
-            let _: Heard = self.session.hear(index, &frame, io)?;
-        }
-        Ok(used)
-    }
-
-    /// Whoever is told to come back later does, as often as it is told.
-    fn lost(&mut self, _: u32, fault: &Fault, _: &mut Io) -> Option<u64> {
-        Some(fault.wait_ms()).filter(|ms| *ms > 0)
-    }
-
-    fn tick(&mut self, io: &mut Io) -> Option<u64> {
-        self.session.tick(io)
-    }
-
-    fn finish(self) {}
-}
-
-/// From begin to LoginAck.
+/// From begin to LoginAck, or to what another protocol has in its place.
 const READY_MS_MAX: u64 = 30_000;

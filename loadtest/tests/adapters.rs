@@ -6,9 +6,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use loadtest::adapter::{self, MqttOptions, PeerStormOptions, PeerStormReport, Protocol};
+use loadtest::adapter::{MqttOptions, Protocol};
 use loadtest::density::{self, DensityOptions, Server};
-use loadtest::engine::Plan;
+use loadtest::storm::{self, StormOptions, StormReport};
 use serde_json::Value;
 
 const CONNACK: &[u8] = b"\x20\x02\0\0";
@@ -44,10 +44,22 @@ fn serve(mut stream: TcpStream, answers: &[&[u8]]) -> std::io::Result<()> {
     Ok(())
 }
 
-fn storm(protocol: Protocol, target: SocketAddr) -> PeerStormReport {
-    let plan = Plan { connections: 60, targets: vec![target], window: 16, ..Plan::default() };
-    let (hold, timeout) = (Duration::from_millis(100), Duration::from_secs(60));
-    adapter::run(&PeerStormOptions { protocol, plan, hold, timeout, pid: None, quiet: true }).unwrap()
+fn storm(protocol: Protocol, target: SocketAddr) -> StormReport {
+    storm_with(protocol, target, |_| {})
+}
+
+fn storm_with(protocol: Protocol, target: SocketAddr, change: impl FnOnce(&mut StormOptions)) -> StormReport {
+    let mut options = StormOptions {
+        protocol,
+        targets: vec![target],
+        connections: 60,
+        window: 16,
+        hold: Duration::from_millis(100),
+        timeout: Duration::from_secs(60),
+        ..StormOptions::default()
+    };
+    change(&mut options);
+    storm::run(&options).unwrap()
 }
 
 #[test]
@@ -68,6 +80,24 @@ fn http_is_ready_when_the_page_is_read() {
     assert_eq!((good.connections, good.failed), (60, 0), "{:?}", good.errors);
     let busy = storm(Protocol::Http, fake(&[b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"]));
     assert_eq!((busy.connections, busy.errors["http_503"]), (0, 60), "{:?}", busy.errors);
+}
+
+#[test]
+fn a_peer_is_stormed_as_we_are() {
+    let (hold, every) = (Duration::from_secs(2), Duration::from_millis(500));
+    let folder = tempfile::tempdir().unwrap();
+    let logs = folder.path().join("peer");
+    let report = storm_with(Protocol::Mqtt(MqttOptions::default()), fake(&[CONNACK]), |options| {
+        options.hold = hold;
+        options.reconnect = Some((50, every));
+        options.hdr_log = Some(logs.clone());
+    });
+    assert_eq!((report.connections, report.failed), (60, 0), "{:?}", report.errors);
+    let number =
+        |key: &str| report.more[key].as_f64().unwrap_or_else(|| panic!("{key} in {:?}", report.more));
+    assert!(number("reconnect_rounds") >= 1.0 && number("reconnect_cut") >= 30.0);
+    assert!(number("login_p999_ms") > 0.0 && number("reconnect_login_p99_ms") > 0.0);
+    assert!(folder.path().join("peer.login.hlog").is_file());
 }
 
 #[test]
@@ -100,6 +130,14 @@ fn the_program_writes_the_keys_of_a_storm() {
     let output = run(&["--protocol", "http", "--half-open", "3", "--hold", "1"]);
     assert_eq!(output.status.code(), Some(64));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--half-open"));
+}
+
+#[test]
+fn a_threshold_of_density_is_of_a_server_that_is_measured() {
+    let args = ["density", "--servers", "nginx", "--fail-if", "peers.rookery.bytes_per_conn>64"];
+    let output = Command::new(env!("CARGO_BIN_EXE_loadtest")).args(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("peers.nginx.bytes_per_conn"));
 }
 
 /// The whole bench, small, with whatever is installed here.

@@ -19,7 +19,6 @@ fn sessions_and_messages_cross_a_real_cluster() {
         rate: None,
         window: 64,
         hold: Duration::ZERO,
-        no_login: false,
         timeout: Duration::from_secs(60),
         pid: Some(cluster.gateways[0].process.pid().unwrap()),
         quiet: true,

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use fake::{Fake, Fault};
+use loadtest::adapter::{Protocol, SessionOptions};
 use loadtest::chat::{self, ChatOptions, ChatResult};
 use loadtest::misfit::Misfit;
 use loadtest::monitor::RunError;
@@ -19,7 +20,6 @@ fn storm(fake: &Fake, change: impl FnOnce(&mut StormOptions)) -> StormReport {
         rate: None,
         window: 128,
         hold: Duration::ZERO,
-        no_login: false,
         timeout: Duration::from_secs(60),
         pid: None,
         quiet: true,
@@ -71,7 +71,8 @@ fn a_storm_at_a_rate_takes_its_time() {
 #[test]
 fn a_storm_without_login_only_connects() {
     let fake = Fake::start(Fault::RefuseLogins);
-    let report = storm(&fake, |options| options.no_login = true);
+    let no_login = SessionOptions { no_login: true, ..SessionOptions::default() };
+    let report = storm(&fake, |options| options.protocol = Protocol::Rookery(no_login));
     assert_eq!((report.connections, report.login_p50_ms), (500, None));
 }
 

@@ -22,18 +22,17 @@
 //! connection to one Redis, scripts for many (Bind, Unbind, Delivered) take keys of many slots, and a message that rests on a
 //! token is stored and its user's revocations read in one script.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use proto::wire::Durability;
 use redis::{Cmd, Pipeline, RedisResult, RedisWrite, Value};
 
 use crate::config::StoreConfig;
 use crate::group::Act;
 use crate::store::{
-    Answer, Appended, MessageId, Op, Outcome, Store, StoreError, body_digest, chat_bucket, message_crc, peer,
-    retention_step,
+    Answer, Appended, CHAT_BUCKETS, MessageId, Op, Outcome, Store, StoreError, body_digest, chat_bucket,
+    message_crc, peer, retention_step,
 };
 use crate::store_redis_command::{command, delivered, members, put_change, registered, unnamed, user_number};
 use crate::store_redis_connection::{Connection, Dialer};
@@ -51,8 +50,8 @@ pub struct RedisStore {
     bulk: Connection,
     seen: Arc<Seen>,
     hints: Hints,
-    /// Of each bucket that was looked through: the time behind which retention goes on.
-    expired_to: Mutex<HashMap<u32, String>>,
+    /// Of each bucket: the time behind which retention goes on, µs; 0: at the beginning.
+    expired_to: Vec<AtomicU64>,
     route_buckets: u32,
     dedupe_seconds: u64,
     named_seconds: u64,
@@ -72,7 +71,7 @@ impl RedisStore {
             bulk: Connection::open(&dialer).await?,
             seen,
             hints: Hints::new(config.events),
-            expired_to: Mutex::default(),
+            expired_to: (0..CHAT_BUCKETS).map(|_| AtomicU64::new(0)).collect(),
             route_buckets: config.route_buckets,
             dedupe_seconds: u64::from(config.dedupe_days) * 86_400,
             named_seconds: u64::from(config.named_ids_hours) * 3_600,
@@ -353,10 +352,10 @@ impl RedisStore {
                 command
             }
             Op::Expire { bucket, before_us, limit } => {
-                let from = self.expired_to.lock().get(bucket).cloned();
+                let from_us =
+                    self.expired_to.get(*bucket as usize).map_or(0, |at| at.load(Ordering::Relaxed));
                 let mut command = Script::Expire.call(&[&key::recent(*bucket)]);
-                command.arg(key::tag(*bucket)).arg(from.as_deref().unwrap_or("-inf"));
-                command.arg(before_us).arg(limit);
+                command.arg(key::tag(*bucket)).arg(from_us).arg(before_us).arg(limit);
                 command
             }
         }
@@ -371,8 +370,9 @@ impl RedisStore {
                 }
             }
             Op::Expire { bucket, .. } => {
-                if let Some(time) = expired_to(value) {
-                    self.expired_to.lock().insert(*bucket, time);
+                if let (Some(time_us), Some(at)) = (expired_to(value), self.expired_to.get(*bucket as usize))
+                {
+                    at.store(time_us, Ordering::Relaxed);
                 }
             }
             _ => {}

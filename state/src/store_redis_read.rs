@@ -269,9 +269,9 @@ pub fn stamp(value: &Value) -> Option<u64> {
     number(items(value)?.get(1)?)
 }
 
-/// Where retention goes on, in the answer to it.
-pub fn expired_to(value: &Value) -> Option<String> {
-    text(value).filter(|time| !time.is_empty())
+/// The time behind which retention goes on, µs, in the answer to it; nothing where there is no chat.
+pub fn expired_to(value: &Value) -> Option<u64> {
+    number(value)
 }
 
 fn recent(value: &Value) -> Option<Vec<Recent>> {

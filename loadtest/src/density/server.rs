@@ -41,7 +41,7 @@ impl Server {
     /// What it speaks.
     pub fn protocol(self) -> Protocol {
         match self {
-            Server::Rookery => Protocol::Rookery,
+            Server::Rookery => Protocol::default(),
             Server::Mosquitto => Protocol::Mqtt(MqttOptions::default()),
             Server::Nginx | Server::Haproxy => Protocol::Http,
         }

@@ -1,6 +1,6 @@
 -- Retention by age of some chats of a bucket, in the order of the recency index; behind its end begins its beginning.
 -- KEYS: 1 recency (zset). The chats' keys are of the same slot.
--- ARGV: 1 tag of the bucket, 2 time behind which to begin, 3 oldest time that may stay, 4 chats to look at
+-- ARGV: 1 tag of the bucket, 2 time behind which to begin (0: at the beginning), 3 oldest time that may stay, 4 chats to look at
 -- Returns the time to go on behind, '' when there is no chat.
 local left, before, reached = tonumber(ARGV[4]), tonumber(ARGV[3]), ''
 local function look(from, to)
@@ -17,5 +17,5 @@ local function look(from, to)
   left = left - #found / 2
 end
 look('(' .. ARGV[2], '+inf')
-if left > 0 and ARGV[2] ~= '-inf' then look('-inf', ARGV[2]) end
+if left > 0 and ARGV[2] ~= '0' then look('-inf', ARGV[2]) end
 return reached

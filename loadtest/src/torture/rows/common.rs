@@ -108,6 +108,8 @@ pub fn ack_p99_ms(history: &History, from_us: u64, to_us: u64) -> f64 {
 /// A load that goes on beside an attack: how others fare before and meanwhile, in the same round.
 pub struct Beside {
     load: Load,
+    /// How long they are alone, and with an attack that stands: what both 99th percentiles are of.
+    alone: Duration,
     began_us: u64,
     attacked_us: u64,
     over_us: Option<u64>,
@@ -129,17 +131,18 @@ impl Beside {
         // Without groups: who answers how fast is compared with what was measured before there were any.
         let load = world.load(Plan { per_s: 500, group_users: 0, ..plan })?;
         load.wait_acked(300, PATIENCE)?;
+        let alone = if round.gate { ALONE_GATE } else { ALONE };
         let began_us = load.now_us();
-        std::thread::sleep(ALONE);
+        std::thread::sleep(alone);
         round.fault(&load, attack);
         let attacked_us = load.now_us();
-        Ok(Beside { load, began_us, attacked_us, over_us: None })
+        Ok(Beside { load, alone, began_us, attacked_us, over_us: None })
     }
 
     /// From here on others are compared: what came before was the attack's own work.
     pub fn attack_stands(&mut self) {
         self.attacked_us = self.load.now_us();
-        std::thread::sleep(ALONE);
+        std::thread::sleep(self.alone);
     }
 
     /// Up to here others are compared: what comes now is work that anybody may ask for.
@@ -156,7 +159,11 @@ impl Beside {
         self.load.hold();
         let history = self.load.finish(QUIET_MAX)?;
         round.judge(&history);
-        let before = median_p99_ms(&history, self.began_us, self.attacked_us.min(self.began_us + ALONE_US));
+        let before = median_p99_ms(
+            &history,
+            self.began_us,
+            self.attacked_us.min(self.began_us + self.alone.as_micros() as u64),
+        );
         let meanwhile = median_p99_ms(&history, self.attacked_us, over_us);
         round.worst("p99_before_ms", before);
         round.worst("p99_meanwhile_ms", meanwhile);
@@ -188,9 +195,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const QUIET_MAX: Duration = Duration::from_secs(60);
 /// P5 of GUARANTEES.md, over what it was before.
 const OTHERS_P99_MAX: f64 = 2.0;
-/// Long enough for some slices.
-const ALONE: Duration = Duration::from_micros(ALONE_US);
-const ALONE_US: u64 = 3 * SLICE_US;
+/// As many slices as a median needs.
+const ALONE: Duration = Duration::from_secs(10);
+/// Not judged then.
+const ALONE_GATE: Duration = Duration::from_secs(3);
 const SLICE_US: u64 = 1_000_000;
 /// For what can still be answered and shown.
 const LOSSY_QUIET_MAX: Duration = Duration::from_secs(15);
