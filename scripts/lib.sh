@@ -101,17 +101,22 @@ raise_fds() {
 
 # build_failpoints debug|release: state and gateway with the feature `failpoints`, which no other build has, into
 # target/failpoints/ or target/failpoints-release/. The plain binaries are put back behind it; both stay cached.
+#
+# Packages are chosen as in the other builds of the profile, or Cargo unites the features of libraries otherwise and compiles most of them
+# once more. `--examples` makes it unite those of tests as well, as `cargo test` does.
 build_failpoints() {
-  local profile=$1 cargo_options=() to=$target/failpoints name
+  local profile=$1 cargo_options=(--workspace --bin state --bin gateway --locked) to=$target/failpoints name
   if [[ $profile == release ]]; then
-    cargo_options=(--release)
+    cargo_options+=(--release)
     to=$target/failpoints-release
+  else
+    cargo_options+=(--examples)
   fi
-  cargo build "${cargo_options[@]}" --locked --bins -p rookery-state -p rookery-gateway --features failpoints || return
+  cargo build "${cargo_options[@]}" --features rookery-state/failpoints,rookery-gateway/failpoints || return
   mkdir -p "$to"
   for name in state gateway; do
     # A name of its own first: the old one may be running.
     cp "$target/$profile/$name" "$to/.$name.new" && mv -f "$to/.$name.new" "$to/$name" || return
   done
-  cargo build "${cargo_options[@]}" --locked --bins -p rookery-state -p rookery-gateway
+  cargo build "${cargo_options[@]}"
 }

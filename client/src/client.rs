@@ -6,13 +6,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use proto::name::{Chat, NameError};
 use proto::wire::{self, Code, GroupAction, GroupChange, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::answer::{AskError, Group, Page};
+use crate::backoff::Backoff;
 use crate::body::{Body, change};
 use crate::event::{Ended, Events, Status};
 use crate::options::{ConnectError, Keep, Options};
@@ -227,12 +227,13 @@ impl Client {
         &self,
         question: impl Fn(oneshot::Sender<Result<T, AskError>>) -> Control,
     ) -> Result<T, AskError> {
+        let mut backoff = Backoff::new(ASK_AGAIN_MS_MIN, ASK_AGAIN_MS_MAX);
         loop {
             let (answer, told) = oneshot::channel();
             self.controls.send(question(answer)).map_err(|_| AskError::Over)?;
             match told.await.map_err(|_| AskError::Over)? {
-                Err(AskError::Refused { code: Code::Unavailable, .. }) => {
-                    tokio::time::sleep(ASK_AGAIN).await;
+                Err(AskError::Refused { code: Code::Unavailable | Code::RateLimited, .. }) => {
+                    tokio::time::sleep(backoff.next(None, rand::random())).await;
                 }
                 answer => return answer,
             }
@@ -270,25 +271,12 @@ impl Client {
 
     /// What others are not told of this user, whatever the device.
     pub async fn settings(&self) -> Result<Settings, AskError> {
-        self.ask_settings(None).await
+        self.ask(|answer| Control::Settings { change: None, answer }).await
     }
 
     /// The same from now on. Answers when it is stored.
     pub async fn change_settings(&self, settings: Settings) -> Result<Settings, AskError> {
-        self.ask_settings(Some(settings)).await
-    }
-
-    async fn ask_settings(&self, change: Option<Settings>) -> Result<Settings, AskError> {
-        loop {
-            let (answer, told) = oneshot::channel();
-            self.controls.send(Control::Settings { change, answer }).map_err(|_| AskError::Over)?;
-            match told.await.map_err(|_| AskError::Over)? {
-                Err(AskError::Refused { code: Code::Unavailable | Code::RateLimited, .. }) => {
-                    tokio::time::sleep(ASK_AGAIN).await;
-                }
-                answer => return answer,
-            }
-        }
+        self.ask(|answer| Control::Settings { change: Some(settings), answer }).await
     }
 
     /// Ends the session: stores what is confirmed, sends the last acknowledgements, and lets go of the state folder.
@@ -327,5 +315,6 @@ impl Future for Pending {
 }
 
 const EVENTS_QUEUED_MAX: usize = 64;
-/// As the server's own `retry_after_ms`.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// About the server's own `retry_after_ms` at first.
+const ASK_AGAIN_MS_MIN: u64 = 500;
+const ASK_AGAIN_MS_MAX: u64 = 4_000;

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::body::Body;
+use crate::retry::Retry;
 use proto::wire::{self, Code};
 
 use chat::{Chat, PullState};
@@ -149,6 +150,8 @@ pub struct Inbox {
     /// Pulls that were asked again for want of an answer, which may still come.
     late: VecDeque<Asked>,
     patience: Patience,
+    /// Refusals for now, on this connection.
+    retry: Retry,
     request: u32,
     /// Cursors in one Sync, as this server's frames allow.
     sync_bytes_max: usize,
@@ -178,6 +181,7 @@ impl Inbox {
             asked: Vec::new(),
             late: VecDeque::new(),
             patience: Patience::new(limits.answer_ms_max),
+            retry: Retry::default(),
             request: 0,
             sync_bytes_max: limits.sync_bytes_max,
             page_chats: usize::MAX,
@@ -226,6 +230,7 @@ impl Inbox {
         self.asked.clear();
         self.late.clear();
         self.patience = Patience::new(self.limits.answer_ms_max);
+        self.retry.answered();
         self.deadline = None;
         self.chats.retain(|_, chat| {
             chat.forget_connection();
@@ -257,12 +262,14 @@ impl Inbox {
     /// A SyncAck arrived.
     pub fn sync_ack(&mut self, ack: wire::SyncAck, now: Instant) {
         self.patience.heard(now);
+        self.retry.answered();
         self.take_sync_ack(ack, now);
     }
 
     /// A PullAck arrived.
     pub fn pull_ack(&mut self, ack: wire::PullAck, now: Instant) {
         self.patience.heard(now);
+        self.retry.answered();
         match self.take_asked(ack.request) {
             Some(asked) => self.take_pull_ack(&asked, ack, now),
             None => self.take_late_pull_ack(ack, now),
@@ -278,11 +285,12 @@ impl Inbox {
         }
     }
 
-    /// An Error arrived that answers a Sync or Pull. Others are ignored.
-    pub fn error(&mut self, error: &wire::Error, now: Instant) {
+    /// An Error arrived that answers a Sync or Pull. Others are ignored. `jitter` is added to the wait that the server asks for.
+    pub fn error(&mut self, error: &wire::Error, jitter: Duration, now: Instant) {
         self.patience.heard(now);
         let least = if is_transient(error.code()) { RETRY_MS_MIN } else { RETRY_FINAL_MS };
-        let at = now + Duration::from_millis(u64::from(error.retry_after_ms).max(least));
+        let least = Duration::from_millis(u64::from(error.retry_after_ms).max(least));
+        let at = self.retry.refused(least, now) + jitter;
         if self.sync.is_asked(error.request) {
             self.sync_later(at);
             return;

@@ -30,6 +30,7 @@ pub mod outbox;
 pub mod presence;
 pub mod receipts;
 mod resolve;
+mod retry;
 mod session;
 pub mod store;
 mod token;

@@ -4,8 +4,8 @@
 //! Trap: [`Action::Store`] must be durable before the [`Action::Send`] behind it leaves. An id that was sent and
 //! forgotten would be given to another body, and the server would answer that one with the first one's seq.
 //!
-//! An id is (`stream`, `n`): here every chat has a stream of its own. A new stream is drawn when the server's memory of
-//! the old one does not fit ours (it lost the row, or we lost ours). Then a message that is still unanswered gets a new
+//! An id is (`stream`, `n`): here every chat has a stream of its own. A new stream is drawn by each process, and when the server's memory of
+//! the old one does not fit ours (it lost the row). Then a message that is still unanswered gets a new
 //! id only when it cannot be stored under the old one: it never left, or each copy that left was answered OUT_OF_ORDER,
 //! and no further copy of it can be accepted because this stream is never used again. Any other is
 //! [`Outcome::Unknown`]: it may be stored, and sending it under a new id could show it twice.
@@ -131,10 +131,6 @@ pub struct StoredChat {
     pub next_n: u64,
     /// Unanswered messages, ascending.
     pub unanswered: Vec<(u64, Body)>,
-    /// Nothing behind this was lost. Else the stream ends with what is unanswered.
-    pub intact: bool,
-    /// The oldest unanswered message is older than [`Limits::resend_days_max`].
-    pub expired: bool,
 }
 
 /// See the head of this file. One per device.
@@ -170,7 +166,8 @@ impl Outbox {
         }
     }
 
-    /// With what was stored. Its unanswered messages are sent again under their ids.
+    /// With what was stored, which may be an older copy. Its unanswered messages are sent again under their ids; new ones are of new streams,
+    /// for an id that is not remembered may have been given.
     pub fn restore(limits: Limits, seed: u64, chats: impl IntoIterator<Item = StoredChat>) -> Self {
         let mut outbox = Outbox::new(limits, seed);
         for stored in chats {
@@ -209,6 +206,14 @@ impl Outbox {
     /// the same, for only its answer says what became of it.
     pub fn bodies_up_to(&mut self, message_bytes_max: usize) {
         self.body_bytes_max = if message_bytes_max == 0 { usize::MAX } else { message_bytes_max };
+    }
+
+    /// The oldest unanswered message of this chat is older than [`Limits::resend_days_max`] by the wall clock, which goes on while a
+    /// machine sleeps: with the next connection it is unknown.
+    pub fn expire(&mut self, chat: &str) {
+        if let Some(queue) = self.chats.get_mut(chat) {
+            queue.end();
+        }
     }
 
     /// Logged in: everything unanswered goes out again, in order. `unanswered_max`: as LoginAck says, 0 if it does not.
@@ -300,7 +305,8 @@ impl Outbox {
                 queue.answered_in_doubt(error.n);
                 let least = if code == Code::Internal { RETRY_INTERNAL_MS } else { RETRY_MS_MIN };
                 let wait = Duration::from_millis(u64::from(error.retry_after_ms).max(least));
-                queue.stall(now + wait + jitter);
+                let until = queue.retry.refused(wait, now) + jitter;
+                queue.stall(until);
             }
         }
         self.advance(&name, now);

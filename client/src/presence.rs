@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prost::Message;
 use proto::wire::{self, Code};
 
 /// What an application is told.
@@ -37,6 +38,8 @@ pub enum Frame {
 pub struct Presence {
     /// This connection's server takes it.
     taken: bool,
+    /// Longest frame that this connection's gateway takes; 0: as long as the protocol has them.
+    frame_bytes_max: usize,
     wanted: BTreeSet<String>,
     /// The server is to hear of `wanted`.
     is_due: bool,
@@ -79,6 +82,11 @@ impl Presence {
         if self.taken {
             self.frames.push_back(Frame::Typing(wire::Typing { chat, stopped }));
         }
+    }
+
+    /// Logged in. `frame_bytes_max`: as LoginAck says.
+    pub fn connected(&mut self, frame_bytes_max: usize) {
+        self.frame_bytes_max = frame_bytes_max;
     }
 
     /// The connection is gone, and with it what was watched on it.
@@ -186,8 +194,17 @@ impl Presence {
         let request = REQUESTS_FROM + self.request;
         let named = || self.wanted.iter().map(|user| wire::Watched { user: user.clone() }).collect();
         let users = if renew { Vec::new() } else { named() };
-        self.frames.push_back(Frame::Watch(wire::Watch { request, users, renew }));
-        (self.asked, self.renew_at, self.is_due) = (Some((request, now + ANSWER_MAX)), None, false);
+        let watch = wire::Watch { request, users, renew };
+        (self.renew_at, self.is_due) = (None, false);
+        let room = if self.frame_bytes_max == 0 { proto::FRAME_BYTES_MAX } else { self.frame_bytes_max };
+        if proto::frame::HEADER_BYTES + watch.encoded_len() > room {
+            // A gateway would end the connection for it.
+            let text = format!("{} users do not fit into one frame", watch.users.len());
+            self.news.push_back(News::WatchRefused { code: Code::FrameTooLarge, text });
+            return;
+        }
+        self.frames.push_back(Frame::Watch(watch));
+        self.asked = Some((request, now + ANSWER_MAX));
     }
 }
 
@@ -228,6 +245,19 @@ mod tests {
             other => panic!("{other:?}"),
         };
         std::iter::from_fn(|| presence.next_news()).map(one).collect()
+    }
+
+    #[test]
+    fn more_than_a_frame_holds_is_refused_here() {
+        let now = Instant::now();
+        let mut presence = Presence::default();
+        presence.connected(1_024);
+        presence.sync_ack(&ack(true), now);
+        presence.watch((0..100).map(|n| format!("somebody-{n}")), now);
+        assert!(presence.next_frame().is_none());
+        assert!(matches!(presence.next_news(), Some(News::WatchRefused { code: Code::FrameTooLarge, .. })));
+        presence.watch(names(&["ann"]), now);
+        assert_eq!(watch(&mut presence).1, names(&["ann"]));
     }
 
     #[test]

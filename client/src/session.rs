@@ -78,8 +78,7 @@ impl Session {
         events: mpsc::Sender<Event>,
         status: watch::Sender<Status>,
     ) -> Self {
-        let resend_ms_max = options.outbox.resend_days_max * 24 * 3_600_000;
-        let outbox = Outbox::restore(options.outbox, rand::random(), store.outbox(clock_ms(), resend_ms_max));
+        let outbox = Outbox::restore(options.outbox, rand::random(), store.outbox());
         let inbox = Inbox::restore(options.inbox, store.cursors(), store.is_complete());
         let receipts = options.receive && options.receipts;
         let receipts = receipts.then(|| Receipts::new(&*options.user));

@@ -3,8 +3,8 @@
 //! A folder per user and device holds `lock`, locked as long as a program runs, and `log`: records with their CRC32C,
 //! appended, and written anew through a rename when most of it is history.
 //!
-//! Trap: a record that cannot be read ends the log, and with it our knowledge of the last numbers given. From there on
-//! no stream of the file gets a new number: that number may have been sent with another body.
+//! Trap: a record that cannot be read ends the log, and with it our knowledge of the last numbers given; and a folder may be an older copy of
+//! itself. So no stream of the file gets a new number (`outbox/queue.rs`): that number may have been sent with another body.
 
 mod hidden;
 mod place;
@@ -84,7 +84,7 @@ pub(crate) struct State {
     pub chats: BTreeMap<String, Chat>,
     /// What its user has hidden.
     pub hidden: Hidden,
-    /// The log ended in a record that cannot be read, now or in an earlier life, and these streams were open then.
+    /// The log ended in a record that cannot be read.
     pub torn: bool,
 }
 
@@ -92,7 +92,6 @@ pub(crate) struct State {
 pub(crate) struct Chat {
     pub stream: u64,
     pub next_n: u64,
-    pub torn: bool,
     /// n → body, and the wall clock in ms when it got its id.
     pub unanswered: BTreeMap<u64, (Body, u64)>,
 }
@@ -127,7 +126,7 @@ impl Store {
         };
         let state = State::read(&bytes);
         if state.torn {
-            tracing::warn!(path = %log_path.display(), "the end of the state cannot be read; drawing new streams");
+            tracing::warn!(path = %log_path.display(), "the end of the state cannot be read, and is left out");
         }
         let (log, log_bytes) = if bytes.is_empty() || state.torn {
             rewrite(&folder, &state).map_err(at(&log_path))?
@@ -159,20 +158,24 @@ impl Store {
         self.state.cursors.iter().map(|(chat, (history, seq))| (chat.as_str(), *history, *seq))
     }
 
-    /// What the outbox is restored from. `now_ms`: the wall clock; messages older than `resend_ms_max` are not resent.
-    pub fn outbox(&self, now_ms: u64, resend_ms_max: u64) -> Vec<StoredChat> {
+    /// What the outbox is restored from.
+    pub fn outbox(&self) -> Vec<StoredChat> {
         let chats = self.state.chats.iter().map(|(name, chat)| StoredChat {
             chat: name.clone(),
             stream: chat.stream,
             next_n: chat.next_n,
             unanswered: chat.unanswered.iter().map(|(n, (body, _))| (*n, body.clone())).collect(),
-            intact: !chat.torn,
-            expired: chat
-                .unanswered
-                .values()
-                .any(|(_, time_ms)| now_ms.saturating_sub(*time_ms) > resend_ms_max),
         });
         chats.collect()
+    }
+
+    /// Chats with an unanswered message that got its id longer ago. `now_ms`: the wall clock.
+    pub fn overdue(&self, now_ms: u64, resend_ms_max: u64) -> impl Iterator<Item = &str> {
+        let is_old = move |time_ms: u64| now_ms.saturating_sub(time_ms) > resend_ms_max;
+        let chats = self.state.chats.iter();
+        chats
+            .filter(move |(_, chat)| chat.unanswered.values().any(|(_, time_ms)| is_old(*time_ms)))
+            .map(|(name, _)| name.as_str())
     }
 
     /// This attempt is about to be used.
@@ -208,7 +211,7 @@ impl Store {
     /// See [`crate::outbox::Action::StoreStream`].
     pub fn put_stream(&mut self, chat: &str, stream: u64) {
         self.must_sync = true;
-        self.put(Record::stream(chat, stream, 1, false));
+        self.put(Record::stream(chat, stream, 1));
     }
 
     /// See [`crate::outbox::Action::Store`].
@@ -324,29 +327,11 @@ mod tests {
         let store = Store::open(root.path(), "alice", "a/b").unwrap();
         assert_eq!((store.attempt(), store.is_complete()), (7, true));
         assert_eq!(store.cursors().collect::<Vec<_>>(), [("a:b", 5, 200)]);
-        let [chat] = &store.outbox(1_500, 1_000)[..] else { panic!("one chat") };
-        assert_eq!((chat.stream, chat.next_n, chat.unanswered.len(), chat.intact), (99, 201, 1, true));
-        assert!(!chat.expired && store.outbox(2_500, 1_000)[0].expired);
+        let [chat] = &store.outbox()[..] else { panic!("one chat") };
+        assert_eq!((chat.stream, chat.next_n, chat.unanswered.len()), (99, 201, 1));
+        assert_eq!(store.overdue(1_500, 1_000).count(), 0);
+        assert_eq!(store.overdue(2_500, 1_000).collect::<Vec<_>>(), ["a:b"]);
         store.remove().unwrap();
         assert!(root.path().join("alice").exists(), "the other device is still there");
-    }
-
-    #[test]
-    fn after_a_torn_tail_no_number_of_the_old_stream_is_given_again() {
-        let root = tempfile::tempdir().unwrap();
-        let mut store = Store::open(root.path(), "alice", "x").unwrap();
-        store.put_stream("a:b", 99);
-        store.put_message("a:b", 1, "one", 1);
-        store.put_message("a:b", 2, "two", 1);
-        store.write().unwrap();
-        let path = store.disk.as_ref().unwrap().folder.join("log");
-        drop(store);
-        let bytes = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-        for _ in 0..2 {
-            let store = Store::open(root.path(), "alice", "x").unwrap();
-            let [chat] = &store.outbox(1, 1_000)[..] else { panic!("one chat") };
-            assert_eq!((chat.intact, chat.unanswered.len()), (false, 1), "also after a restart");
-        }
     }
 }

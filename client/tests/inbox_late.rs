@@ -306,7 +306,7 @@ fn a_server_that_wants_to_be_left_alone_is() {
     let pull = device.pulls.pop().unwrap();
     let code = Code::Unavailable as i32;
     let error = wire::Error { code, request: pull.request, retry_after_ms: 2_000, ..Default::default() };
-    device.inbox.error(&error, device.now);
+    device.inbox.error(&error, Duration::ZERO, device.now);
     device.push(11, 1);
     device.until(1_999);
     assert!(device.pulls.is_empty());
@@ -337,4 +337,44 @@ fn a_page_of_which_nothing_is_left_is_a_gap_and_is_pulled_on_from() {
     assert!(matches!(device.told[0], Action::Gap { history: 9, from: 201, to: 239, .. }));
     assert_eq!(device.shown(), (240..=250).collect::<Vec<_>>());
     assert!(device.inbox.is_caught_up() && device.pulls.is_empty());
+}
+
+/// On a link on which each answer to a Sync takes 7 s, 2 s longer than it is waited for.
+#[test]
+fn a_sync_over_a_slow_link_ends() {
+    let start = Instant::now();
+    let mut inbox = Inbox::restore(Limits::default(), [("a:0", 9, 0), ("a:1", 9, 0)], true);
+    let mut now = start;
+    inbox.connected(now);
+    let mut answers: Vec<(Instant, wire::SyncAck)> = Vec::new();
+    let mut asked = 0;
+    while now < start + Duration::from_secs(60) {
+        while let Some(action) = inbox.next_action() {
+            match action {
+                Action::Sync(sync) => {
+                    asked += 1;
+                    // Each stands behind the one before.
+                    let at = answers.last().map_or(now, |(at, _)| *at) + Duration::from_secs(7);
+                    answers.push((at, wire::SyncAck { request: sync.request, ..Default::default() }));
+                }
+                Action::Synced => {
+                    assert_eq!((asked, now - start), (2, Duration::from_secs(7)));
+                    // What still comes is of no page that is asked for.
+                    let (at, late) = answers.pop().unwrap();
+                    inbox.sync_ack(late, at);
+                    assert_eq!(inbox.next_action(), None);
+                    return;
+                }
+                _ => {}
+            }
+        }
+        let answer = answers.first().map_or(start + Duration::from_secs(3_600), |(at, _)| *at);
+        now = answer.min(inbox.next_deadline().unwrap_or(answer));
+        if now == answer {
+            inbox.sync_ack(answers.remove(0).1, now);
+        } else {
+            inbox.tick(now);
+        }
+    }
+    panic!("asked {asked} times in vain");
 }

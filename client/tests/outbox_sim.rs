@@ -157,15 +157,13 @@ impl World {
         self.down.clear();
     }
 
-    fn restart(&mut self, seed: u64, intact: bool) {
+    fn restart(&mut self, seed: u64) {
         self.break_off();
         let stored = self.disk.0.iter().map(|(chat, (stream, next_n, unanswered))| StoredChat {
             chat: chat.clone(),
             stream: *stream,
             next_n: *next_n,
             unanswered: unanswered.iter().map(|(n, body)| (*n, body.clone().into())).collect(),
-            intact,
-            expired: false,
         });
         self.outbox = Outbox::restore(Limits::default(), seed, stored.collect::<Vec<_>>());
     }
@@ -290,21 +288,21 @@ proptest! {
     fn a_restart_loses_no_stored_message_and_doubles_none(
         seed in any::<u64>(),
         before in prop::collection::vec(event(), 1..40),
-        intact in any::<bool>(),
+        is_old in any::<bool>(),
         after in prop::collection::vec(event(), 1..40),
     ) {
         let mut world = World::new(seed);
         let mut submitted = BTreeMap::new();
         run(&mut world, &before, &mut submitted);
-        if !intact {
-            // The end of the log is gone, and with it the memory of the last ids, which have been sent.
+        if is_old {
+            // The folder is an older copy of itself: it lacks the last ids, which have been sent.
             for row in world.disk.0.values_mut() {
                 row.1 = row.1.saturating_sub(3).max(1);
                 row.2.retain(|n, _| *n < row.1);
             }
         }
         let kept: usize = world.disk.0.values().map(|row| row.2.len()).sum();
-        world.restart(seed ^ 1, intact);
+        world.restart(seed ^ 1);
         run(&mut world, &after, &mut submitted);
         world.settle();
         prop_assert_eq!(world.orphaned as usize, kept);
@@ -328,7 +326,7 @@ proptest! {
         seed in any::<u64>(),
         before in prop::collection::vec(event(), 1..30),
         lost in prop::collection::vec(event(), 1..30),
-        restart in prop::option::of(any::<bool>()),
+        restarts in any::<bool>(),
         after in prop::collection::vec(event(), 1..30),
     ) {
         let mut world = World::new(seed);
@@ -337,8 +335,8 @@ proptest! {
         let older = world.server.clone();
         run(&mut world, &lost, &mut submitted);
         world.server = older;
-        if restart.is_some() {
-            world.restart(seed ^ 1, true);
+        if restarts {
+            world.restart(seed ^ 1);
         }
         run(&mut world, &after, &mut submitted);
         world.settle();
@@ -354,7 +352,7 @@ proptest! {
                     prop_assert!(!stored.contains(body));
                 }
             }
-            if restart.is_none() {
+            if !restarts {
                 prop_assert!(list.iter().all(|(ticket, _)| world.outcomes.contains_key(ticket)));
             }
         }
@@ -412,15 +410,10 @@ fn the_first_message_after_the_row_expired_is_sent_all_the_same() {
 #[test]
 fn an_unanswered_message_older_than_the_servers_memory_is_unknown_and_not_sent() {
     let now = Instant::now();
-    let stored = StoredChat {
-        chat: "a:b".into(),
-        stream: 5,
-        next_n: 2,
-        unanswered: vec![(1, Bytes::new().into())],
-        intact: true,
-        expired: true,
-    };
+    let stored =
+        StoredChat { chat: "a:b".into(), stream: 5, next_n: 2, unanswered: vec![(1, Bytes::new().into())] };
     let mut outbox = Outbox::restore(Limits::default(), 1, [stored]);
+    outbox.expire("a:b");
     outbox.connected(32, now);
     outbox.submit(1, "a:b", Bytes::new(), now).unwrap();
     let actions: Vec<_> = std::iter::from_fn(|| outbox.next_action()).collect();

@@ -96,9 +96,8 @@ class Session:
         if len(body) > self.limits.get("message_bytes_max", 32_768):
             raise ValueError("the message is too long")  # its frame might be too, which would close the connection
         lane = self.store.lanes.setdefault(sorted_chat(chat), Lane())
-        outgoing = Outgoing(lane.next_n, body, time.time())
-        lane.next_n += 1
-        lane.waiting.append(outgoing)
+        outgoing = Outgoing(0, body, time.time())
+        lane.add(outgoing)
         self.store.is_dirty = True
         return outgoing
 
@@ -304,6 +303,7 @@ class Session:
                 lane.is_doubted = False
                 if not lane.is_held:
                     lane.resend_at = time.monotonic() + RESEND_S
+                lane.renew_if_inherited()
                 self.store.is_dirty = True
                 return outgoing
         return None

@@ -45,12 +45,35 @@ class Lane:
     stream: int = field(default_factory=lambda: random.SystemRandom().getrandbits(64))
     next_n: int = 1
     waiting: list[Outgoing] = field(default_factory=list)  # unanswered, in the order of n
+    # Of an earlier run: its file may be an older copy, and lack numbers that were given. So what comes now waits until nothing is unanswered,
+    # and is of a stream of its own.
+    is_inherited: bool = False
+    later: list[Outgoing] = field(default_factory=list)
     # From here on: of the connection that is open.
     sent: int = 0            # how many of `waiting` are on their way
     first_n: int = 1         # the lowest unanswered n when it was opened
     resend_at: float = 0.0   # when all of them are sent again
     is_held: bool = False    # nothing is sent until then
     is_doubted: bool = False
+
+    def add(self, outgoing: Outgoing) -> None:
+        if self.is_inherited:
+            self.later.append(outgoing)
+            self.renew_if_inherited()
+        else:
+            outgoing.n = self.next_n
+            self.next_n += 1
+            self.waiting.append(outgoing)
+
+    def renew_if_inherited(self) -> None:
+        """Begins the stream of this run as soon as nothing of the one before is unanswered."""
+        if not self.is_inherited or self.waiting:
+            return
+        later, self.later = self.later, []
+        self.stream, self.next_n, self.is_inherited = Lane().stream, 1, False
+        self.sent, self.first_n, self.is_held, self.is_doubted = 0, 1, False, False
+        for outgoing in later:
+            self.add(outgoing)
 
 
 class Store:
@@ -70,12 +93,14 @@ class Store:
         kept = json.loads(path.read_text())
         self.attempt = kept["attempt"]
         self.cursors = {chat: (history, seq) for chat, history, seq in kept["cursors"]}
-        for chat, stream, next_n, waiting in kept["lanes"]:
+        for chat, stream, next_n, waiting, *more in kept["lanes"]:
             outgoing = [Outgoing(n, bytes.fromhex(body), made_at) for n, body, made_at in waiting]
             if outgoing and time.time() - outgoing[0].made_at > UNANSWERED_DAYS_MAX * 86_400:
                 say(f"{len(outgoing)} old messages in {chat}: it is unknown whether they were sent")
             else:
-                self.lanes[chat] = Lane(stream, next_n, outgoing)
+                later = [Outgoing(0, bytes.fromhex(body), made_at) for body, made_at in (more or [[]])[0]]
+                self.lanes[chat] = Lane(stream, next_n, outgoing, is_inherited=True, later=later)
+                self.lanes[chat].renew_if_inherited()
 
     def save(self) -> None:
         """Before anything is sent that the file does not know yet."""
@@ -84,7 +109,8 @@ class Store:
         self.is_dirty = False
         if self.path is None:
             return
-        lanes = [(chat, lane.stream, lane.next_n, [(o.n, o.body.hex(), o.made_at) for o in lane.waiting])
+        lanes = [(chat, lane.stream, lane.next_n, [(o.n, o.body.hex(), o.made_at) for o in lane.waiting],
+                  [(o.body.hex(), o.made_at) for o in lane.later])
                  for chat, lane in self.lanes.items()]
         cursors = [(chat, history, seq) for chat, (history, seq) in self.cursors.items()]
         part = self.path.with_name(self.path.name + ".part")

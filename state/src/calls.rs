@@ -14,7 +14,7 @@ use proto::name::Chat;
 use proto::state::state_server::State;
 use proto::state::{
     ChangedReply, ChangedRequest, DeleteReply, DeleteRequest, EndReply, EndRequest, PullReply, PullRequest,
-    Refusal, SendReply, SendRequest, StoredMessage, Why,
+    Refusal, ReplayReply, ReplayRequest, SendReply, SendRequest, StoredMessage, Why,
 };
 use proto::wire::{self, Code};
 use tonic::{Request, Response, Status};
@@ -24,7 +24,7 @@ use crate::presence;
 use crate::server::Core;
 use crate::settle;
 use crate::store::{Append, Appended, MESSAGE_NAME_BYTES_MAX, MessageId, Op, StoreError, TokenOf, read};
-use crate::{backlog, delete, end};
+use crate::{backlog, delete, end, relay};
 
 /// Implements the state service over the core.
 pub struct StateService {
@@ -159,7 +159,7 @@ impl State for StateService {
             Appended::TooOld => Err(refused(Why::TooOld, "the answer to this n is forgotten")),
             Appended::Revoked => {
                 if let (Some(rate), Some(user)) = (&self.core.rate, user) {
-                    rate.give_back(user);
+                    rate.give_back(user, 1);
                 }
                 Err(revoked())
             }
@@ -175,6 +175,11 @@ impl State for StateService {
     async fn changed(&self, request: Request<ChangedRequest>) -> Result<Response<ChangedReply>, Status> {
         presence::heard(&self.core, &request.get_ref().users);
         Ok(Response::new(ChangedReply {}))
+    }
+
+    async fn replay(&self, request: Request<ReplayRequest>) -> Result<Response<ReplayReply>, Status> {
+        let taken = relay::take(&self.core, &request.get_ref().missed);
+        Ok(Response::new(ReplayReply { taken }))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
@@ -240,7 +245,9 @@ pub async fn store_and_push(
         Err(StoreError::Unknown(_)) => {
             core.doubts.note((&chat, &sender, &id), began, core.clock.now(), &held)
         }
-        _ => core.doubts.settled((&chat, &sender, &id)),
+        // What is refused now says nothing of the try before.
+        Ok(_) => core.doubts.settled((&chat, &sender, &id)),
+        Err(_) => {}
     }
     let appended = read::appended(outcome)?;
     let held = Some(held);

@@ -140,6 +140,10 @@ pub struct Limits {
     pub device_messages_per_s: u32,
     /// So many at once, when there were none before.
     pub device_messages_burst: u32,
+    /// Others that one user may put into groups in a second, through one state server, each time they are named; 0: no limit.
+    pub user_named_per_s: u32,
+    /// So many at once, when there were none before.
+    pub user_named_burst: u32,
     /// Users and devices whose messages are counted, those heard of lately; about 100 bytes each.
     pub rate_rows_max: usize,
     /// Users whose names and numbers are kept in memory.
@@ -191,6 +195,8 @@ impl Default for Limits {
             user_messages_burst: 100,
             device_messages_per_s: 0,
             device_messages_burst: 50,
+            user_named_per_s: 10,
+            user_named_burst: 20_000,
             rate_rows_max: 65_536,
             // About 230 bytes each, so 7.5 MB and 4 MB: in proportion to a million sessions.
             user_cache_max: 32_768,
@@ -248,8 +254,9 @@ impl Config {
             (
                 limits.user_messages_burst == 0
                     || limits.device_messages_burst == 0
+                    || limits.user_named_burst == 0
                     || limits.rate_rows_max == 0,
-                "limits.user_messages_burst, device_messages_burst and rate_rows_max must be at least 1",
+                "limits.user_messages_burst, device_messages_burst, user_named_burst and rate_rows_max must be at least 1",
             ),
             (
                 self.auth.insecure && !self.auth.keys.is_empty(),
@@ -272,7 +279,10 @@ impl Config {
             (limits.presence_renew_ms < 1_000, "limits.presence_renew_ms must be at least 1000"),
             (limits.delivered_flush_ms == 0, "limits.delivered_flush_ms must be at least 1"),
             (self.store.route_buckets == 0, "store.route_buckets must be at least 1"),
-            (self.store.dedupe_days == 0, "store.dedupe_days must be at least 1"),
+            (
+                self.store.dedupe_days < 7,
+                "store.dedupe_days must be at least 7: clients send again for 6 days",
+            ),
             (self.store.named_ids_hours == 0, "store.named_ids_hours must be at least 1"),
             (
                 self.store.url == "redb:" || self.store.url.starts_with("redb://"),

@@ -132,15 +132,38 @@ pub async fn run(core: Arc<Core>) {
     }
 }
 
-/// Writes what waits now. What the store did not take waits for the next time.
+/// Writes what waits now. What the store did not take waits for the next time; of a row that cannot be read it is forgotten.
 pub async fn flush(core: &Core) {
     for part in core.delivered.pending().chunks(WRITES_PER_CALL) {
-        if let Err(error) = flush_part(core, part).await {
+        let written = match flush_part(core, part).await {
+            Err(StoreError::Corrupt(_)) => flush_each(core, part).await,
+            written => written,
+        };
+        if let Err(error) = written {
             // A store that stands still would be waited for once per part, also at the end of the process.
             core.store_failed(&error);
             return;
         }
     }
+}
+
+/// One by one, without what would hold up the others for ever. A store of which nothing can be read is another matter.
+async fn flush_each(core: &Core, part: &[(Key, Cursor)]) -> Result<(), StoreError> {
+    let mut damaged = Vec::new();
+    for one in part {
+        match flush_part(core, std::slice::from_ref(one)).await {
+            Err(StoreError::Corrupt(text)) => damaged.push((one, text)),
+            written => written?,
+        }
+    }
+    if damaged.len() == part.len() && part.len() > 1 {
+        return damaged.pop().map_or(Ok(()), |(_, text)| Err(StoreError::Corrupt(text)));
+    }
+    for ((key, cursor), text) in damaged {
+        tracing::warn!(chat = key.0, user = key.1, text, "a cursor is forgotten");
+        core.delivered.settled(key, *cursor);
+    }
+    Ok(())
 }
 
 /// The cursors of a part but those of groups that their user never was in, which are forgotten, and the places of the others in
@@ -301,6 +324,24 @@ mod tests {
         flush(&core).await;
         assert_eq!(store.calls(), 2, "one part was tried, who is told of it looked up; and not all of them");
         assert_eq!(core.delivered.pending().len(), 80, "what was written is forgotten, the rest is kept");
+    }
+
+    #[tokio::test]
+    async fn a_damaged_row_holds_up_no_other() {
+        let store = Scripted::new(|op| match op {
+            Op::Head { chat, .. } if chat == "a:c000" => Err(StoreError::Corrupt("a row".into())),
+            Op::Delivered { chat, .. } if chat == "a:c001" => Err(StoreError::Corrupt("a row".into())),
+            Op::Delivered { .. } => Ok(Answer::Moved(Moved::default())),
+            _ => Ok(head(7, 10)),
+        });
+        let core = core_over(store.clone());
+        for n in 0..100 {
+            let history = if n == 0 { 7 } else { 0 };
+            core.delivered.note(format!("a:c{n:03}"), "a", Cursor { history, seq: 1, read: 0 });
+        }
+        flush(&core).await;
+        assert!(core.delivered.pending().is_empty());
+        assert!(core.store_answers());
     }
 
     #[test]

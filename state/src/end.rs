@@ -14,13 +14,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crpc::client::{ChannelOptions, connect_lazy};
 use proto::name;
-use proto::state::state_client::StateClient;
 use proto::state::{DeleteRequest, EndReply, EndRequest};
 use proto::wire::Code;
 use tonic::Status;
 
+use crate::peers::Peers;
 use crate::server::Core;
 use crate::store::{Answer, Op, StoreError, read};
 use crate::users::device_number;
@@ -147,27 +146,25 @@ pub enum Relayed {
 
 /// Asks them all, one by one. Who does not do it stands in the log.
 pub async fn ask_others(core: Arc<Core>, ask: Relayed) {
-    let Some(registry) = core.peers.get() else { return };
     let what = match &ask {
         Relayed::End(_) => "end connections",
         Relayed::Forget(_) => "forget a user",
     };
-    let servers = match registry.list("state").await {
-        Ok(servers) => servers,
-        Err(error) => return tracing::warn!(%error, what, "the other state servers are not asked"),
-    };
-    for server in servers.iter().filter(|server| server.id != core.config.id()) {
+    let mut peers = Peers::default();
+    if let Err(error) = peers.find(&core).await {
+        return tracing::warn!(%error, what, "the other state servers are not asked");
+    }
+    for (addr, mut peer) in peers.iter() {
         let asked = async {
-            let mut state = StateClient::new(connect_lazy(&server.addr, &ChannelOptions::default())?);
             match &ask {
-                Relayed::End(request) => state.end(request.clone()).await.map(drop),
-                Relayed::Forget(request) => state.delete(request.clone()).await.map(drop),
+                Relayed::End(request) => peer.end(request.clone()).await.map(drop),
+                Relayed::Forget(request) => peer.delete(request.clone()).await.map(drop),
             }
         };
         match tokio::time::timeout(OTHERS_MAX, asked).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(server.id, what, error = error.message(), "could not be asked"),
-            Err(_) => tracing::warn!(server.id, what, "did not answer when asked"),
+            Ok(Err(error)) => tracing::warn!(addr, what, error = error.message(), "could not be asked"),
+            Err(_) => tracing::warn!(addr, what, "did not answer when asked"),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! What could not be handed to a gateway: since when pushes to it are missing, and the kicks it is owed. By incarnation,
-//! until it opens a stream, or its stream has room again. Shared by all tasks of the state server's thread; pure but for the
-//! lock.
+//! until it opens a stream, or its stream has room again, or another state server has taken the pushes on (`relay.rs`). Shared by all tasks
+//! of the state server's thread; pure but for the lock.
 //!
 //! Trap: most gateways that pushes are missing for are dead and never come back, while routes still lead to them. So this
-//! is bounded by count, those heard of longest ago go first, and a token is kept for the first push alone, and not for long.
+//! is bounded by count, those heard of longest ago go first, a token is kept for the first push alone, and not for long, and others are
+//! asked less and less often.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::Mutex;
 use proto::link::DownFrame;
@@ -22,6 +23,12 @@ pub struct Missed {
 struct Owed {
     /// Store time of the oldest push that is missing; 0: none.
     since_us: u64,
+    /// The same of those that others are being asked to push; 0: they are not.
+    asked_us: u64,
+    /// Ticks until others are asked, and how often they were in vain.
+    ask_in: u32,
+    asks: u32,
+    asked_held: Vec<Token>,
     /// Holds the mark for the first ticks, while a gateway that is just coming would not be known to have missed anything if
     /// this server died.
     held: Vec<Token>,
@@ -34,8 +41,12 @@ struct Owed {
 const INCARNATIONS_MAX: usize = 1_024;
 const KICKS_MAX: usize = 256;
 
-/// Ticks (half seconds) for which tokens are held.
-const HELD_TICKS: u32 = 2;
+/// Ticks (half seconds) for which tokens are held: until others were asked and have had time to answer.
+const HELD_TICKS: u32 = 6;
+
+/// Ticks before others are asked: a gateway that comes in that time needs nobody else. Doubled each time in vain, up to a minute.
+const ASK_TICKS: u32 = 2;
+const ASK_TICKS_MAX: u32 = 120;
 
 /// Ticks after the last news for which anything is kept: an hour.
 const KEPT_TICKS: u32 = 7_200;
@@ -49,8 +60,44 @@ impl Missed {
             entry.held.extend_from_slice(held);
             entry.ticks = 0;
             entry.since_us = since_us.max(1);
+            if entry.asks == 0 {
+                entry.ask_in = ASK_TICKS;
+            }
         }
         entry.since_us = entry.since_us.min(since_us.max(1));
+    }
+
+    /// What others are to be asked for now: gateways that are not to be reached from here, and since when they miss pushes. To be
+    /// followed by [`Missed::asked`].
+    pub fn ask_for(&self, is_reached: impl Fn(u32) -> bool) -> BTreeMap<u32, u64> {
+        let mut all = BTreeMap::new();
+        for (incarnation, entry) in self.owed.lock().iter_mut() {
+            if entry.since_us > 0 && entry.ask_in == 0 && !is_reached(*incarnation) {
+                entry.asked_us = oldest(entry.asked_us, std::mem::take(&mut entry.since_us));
+                entry.asked_held.append(&mut entry.held);
+                all.insert(*incarnation, entry.asked_us);
+            }
+        }
+        all
+    }
+
+    /// They were asked for these, and see to some of them.
+    pub fn asked<'a>(&self, of: impl IntoIterator<Item = &'a u32>, taken: &BTreeSet<u32>) {
+        let mut owed = self.owed.lock();
+        for incarnation in of {
+            // A gateway that has come meanwhile was told of all of it.
+            let Some(entry) = owed.get_mut(incarnation) else { continue };
+            let asked_us = std::mem::take(&mut entry.asked_us);
+            let mut asked_held = std::mem::take(&mut entry.asked_held);
+            if taken.contains(incarnation) {
+                (entry.asks, entry.ask_in) = (0, ASK_TICKS);
+            } else {
+                entry.held.append(&mut asked_held);
+                entry.since_us = oldest(entry.since_us, asked_us);
+                entry.asks = (entry.asks + 1).min(ASK_TICKS_MAX.ilog2());
+                entry.ask_in = (ASK_TICKS << entry.asks).min(ASK_TICKS_MAX);
+            }
+        }
     }
 
     /// A kick that could not be handed on.
@@ -65,7 +112,8 @@ impl Missed {
     /// The gateway can be reached: since when it misses pushes, and its kicks.
     pub fn take(&self, incarnation: u32) -> (Option<u64>, Vec<DownFrame>) {
         let owed = self.owed.lock().remove(&incarnation).unwrap_or_default();
-        (Some(owed.since_us).filter(|since_us| *since_us > 0), owed.kicks)
+        let since_us = oldest(owed.since_us, owed.asked_us);
+        (Some(since_us).filter(|since_us| *since_us > 0), owed.kicks)
     }
 
     /// Half a second has passed.
@@ -73,8 +121,9 @@ impl Missed {
         self.owed.lock().retain(|_, entry| {
             entry.ticks += 1;
             entry.quiet_ticks += 1;
+            entry.ask_in = entry.ask_in.saturating_sub(1);
             if entry.ticks >= HELD_TICKS {
-                entry.held = Vec::new();
+                (entry.held, entry.asked_held) = Default::default();
             }
             entry.quiet_ticks < KEPT_TICKS
         });
@@ -84,6 +133,11 @@ impl Missed {
     pub fn incarnations(&self) -> Vec<u32> {
         self.owed.lock().keys().copied().collect()
     }
+}
+
+/// Of two store times of which 0 is none.
+fn oldest(one_us: u64, other_us: u64) -> u64 {
+    if one_us == 0 || other_us == 0 { one_us.max(other_us) } else { one_us.min(other_us) }
 }
 
 fn entry(owed: &mut BTreeMap<u32, Owed>, incarnation: u32) -> &mut Owed {
@@ -119,7 +173,9 @@ mod tests {
     fn a_gateway_that_never_comes_does_not_hold_the_mark_for_long() {
         let (missed, ledger) = (Missed::default(), Ledger::default());
         missed.note(7, 500, &[ledger.hold()]);
-        missed.tick();
+        for _ in 1..HELD_TICKS {
+            missed.tick();
+        }
         assert!(!ledger.is_clear());
         missed.note(7, 600, &[ledger.hold()]);
         missed.tick();
@@ -128,6 +184,61 @@ mod tests {
             missed.tick();
         }
         assert!(missed.incarnations().is_empty());
+    }
+
+    #[test]
+    fn others_are_asked_for_what_is_not_to_be_reached_from_here() {
+        let (missed, ledger) = (Missed::default(), Ledger::default());
+        let nobody = BTreeSet::new();
+        missed.note(7, 500, &[ledger.hold()]);
+        missed.note(8, 500, &[]);
+        assert!(missed.ask_for(|_| false).is_empty(), "it may be just coming");
+        (0..ASK_TICKS).for_each(|_| missed.tick());
+        let asked = missed.ask_for(|incarnation| incarnation == 8);
+        assert_eq!(asked, BTreeMap::from([(7, 500)]));
+        missed.note(7, 900, &[ledger.hold()]);
+        missed.asked(asked.keys(), &nobody);
+        assert!(missed.ask_for(|_| false).keys().eq(&[8]), "not at once again");
+        missed.asked(&[8], &BTreeSet::from([8]));
+        for _ in 0..2 * ASK_TICKS {
+            missed.tick();
+        }
+        let asked = missed.ask_for(|_| false);
+        assert_eq!(asked, BTreeMap::from([(7, 500)]), "all of it, and nothing of what was taken");
+        missed.note(7, 1_000, &[]);
+        missed.asked(asked.keys(), &BTreeSet::from([7]));
+        assert_eq!(missed.take(7).0, Some(1_000), "what came since is still missing");
+    }
+
+    #[test]
+    fn what_was_taken_on_holds_the_mark_no_more() {
+        let (missed, ledger) = (Missed::default(), Ledger::default());
+        missed.note(7, 500, &[ledger.hold()]);
+        (0..ASK_TICKS).for_each(|_| missed.tick());
+        let asked = missed.ask_for(|_| false);
+        assert!(!ledger.is_clear());
+        ledger.told(1_000, std::time::Instant::now());
+        let later = ledger.hold();
+        let later_us = later.time_us();
+        missed.note(7, 900, &[later]);
+        missed.asked(asked.keys(), &BTreeSet::from([7]));
+        assert_eq!(ledger.mark_us(), later_us, "what came meanwhile holds it");
+        assert_eq!(missed.take(7).0, Some(900));
+        assert!(ledger.is_clear());
+    }
+
+    #[test]
+    fn others_are_asked_in_vain_less_and_less_often() {
+        let missed = Missed::default();
+        missed.note(7, 500, &[]);
+        let mut asks = 0;
+        for _ in 0..KEPT_TICKS - 1 {
+            missed.tick();
+            let asked = missed.ask_for(|_| false);
+            asks += asked.len();
+            missed.asked(asked.keys(), &BTreeSet::new());
+        }
+        assert!((60..80).contains(&asks), "{asks} in an hour");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! How many messages a user and a device may send in a second, with a burst. Shared by all tasks of the state server's thread;
-//! there only when a limit is configured.
+//! How many messages a user and a device may send in a second, with a burst, and how many others a user may put into groups. Shared by
+//! all tasks of the state server's thread; there only when a limit is configured.
 //!
 //! A Send beyond it is told when to come again, and decides nothing: its id stays free. Those of the same stream and chat behind it
 //! in the turn are told the same, or the first of them would be stored out of order.
@@ -42,6 +42,9 @@ struct Pace {
     ahead_ns: u64,
 }
 
+/// Users whose naming is counted. A row is soon worth nothing, unless it is somebody's who names very many.
+const NAMING_ROWS_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4_095);
+
 /// In the place of a device: the user's own row.
 const ALL_DEVICES: u64 = u64::MAX;
 
@@ -55,17 +58,30 @@ impl Rate {
         (user.is_some() || device.is_some()).then_some(Rate { user, device, rows, began: now })
     }
 
-    /// One more message that comes by a call. `Err`: not now, but in so many ms; then nothing is counted.
-    pub fn ask_call(&self, user: u64, now: Instant) -> Result<(), u32> {
-        self.ask(user, None, self.now_ns(now))
+    /// Of the users that are named in changes of groups. Each costs the store a number and a row of their list of chats, also where the change
+    /// is refused in the end.
+    pub fn of_naming(limits: &Limits, now: Instant) -> Option<Rate> {
+        let user = Pace::new(limits.user_named_per_s, limits.user_named_burst)?;
+        let rows = Mutex::new(LruCache::new(NAMING_ROWS_MAX));
+        Some(Rate { user: Some(user), device: None, rows, began: now })
     }
 
-    /// It was not theirs after all: whoever holds a token that is good no more uses nothing up.
-    pub fn give_back(&self, user: u64) {
+    /// This user names so many. `Err`: not now, but in so many ms; then nothing is counted.
+    pub fn name(&self, user: u64, count: usize, now: Instant) -> Result<(), u32> {
+        self.ask(user, None, count as u64, self.now_ns(now))
+    }
+
+    /// One more message that comes by a call. `Err`: not now, but in so many ms; then nothing is counted.
+    pub fn ask_call(&self, user: u64, now: Instant) -> Result<(), u32> {
+        self.ask(user, None, 1, self.now_ns(now))
+    }
+
+    /// So many were not theirs after all: whoever holds a token that is good no more uses nothing up, nor does what the store did not do.
+    pub fn give_back(&self, user: u64, count: usize) {
         if let Some(Pace { interval_ns, .. }) = self.user
             && let Some(paid_ns) = self.rows.lock().get_mut(&(user, ALL_DEVICES))
         {
-            *paid_ns = paid_ns.saturating_sub(interval_ns);
+            *paid_ns = paid_ns.saturating_sub(interval_ns.saturating_mul(count as u64));
         }
     }
 
@@ -73,17 +89,21 @@ impl Rate {
         (now - self.began).as_nanos() as u64
     }
 
-    /// One more message. `Err`: not now, but in so many ms; then nothing is counted.
-    fn ask(&self, user: u64, device: Option<u32>, now_ns: u64) -> Result<(), u32> {
+    /// So many more. `Err`: not now, but in so many ms; then nothing is counted. More than the burst pass together, and are paid for
+    /// before the next one passes.
+    fn ask(&self, user: u64, device: Option<u32>, count: u64, now_ns: u64) -> Result<(), u32> {
         let of_device = self.device.zip(device).map(|(pace, device)| (pace, (user, u64::from(device))));
         let rows = [self.user.map(|pace| (pace, (user, ALL_DEVICES))), of_device];
         let mut all = self.rows.lock();
+        while all.peek_lru().is_some_and(|(_, paid_ns)| *paid_ns <= now_ns) {
+            all.pop_lru();
+        }
         let mut wait_ns = 0;
         let paid = rows.map(|row| {
             let (pace, key) = row?;
             let paid_ns = all.get(&key).map_or(now_ns, |paid_ns| now_ns.max(*paid_ns));
             wait_ns = wait_ns.max(paid_ns.saturating_sub(now_ns + pace.ahead_ns));
-            Some((key, paid_ns + pace.interval_ns))
+            Some((key, paid_ns.saturating_add(pace.interval_ns.saturating_mul(count))))
         });
         if wait_ns > 0 {
             return Err(u32::try_from(wait_ns.div_ceil(1_000_000)).unwrap_or(u32::MAX));
@@ -125,7 +145,7 @@ fn sift(rate: &Rate, asks: Vec<(UpFrame, Ask)>, now_ns: u64, out: &mut Outcomes)
             let Ask::Send(send) = &ask else { return Some((frame, ask)) };
             let lane = || (frame.connection, send.stream, sorted(&send.chat));
             if stopped.is_empty() || !stopped.contains(&lane()) {
-                match rate.ask(frame.user, Some(frame.device), now_ns) {
+                match rate.ask(frame.user, Some(frame.device), 1, now_ns) {
                     Ok(()) => return Some((frame, ask)),
                     Err(ms) => {
                         wait_ms = wait_ms.max(ms);
@@ -175,13 +195,13 @@ mod tests {
     #[test]
     fn a_burst_and_then_the_pace_for_user_and_device() {
         let rate = rate((10, 6), (4, 4), 100).unwrap();
-        let ask = |device, now_ns| rate.ask(7, Some(device), now_ns);
+        let ask = |device, now_ns| rate.ask(7, Some(device), 1, now_ns);
         (0..4).for_each(|_| assert_eq!(ask(1, S), Ok(())));
         assert_eq!(ask(1, S), Err(250), "the device's burst is used up");
         assert_eq!(ask(2, S), Ok(()));
         assert_eq!(ask(2, S), Ok(()));
         assert_eq!(ask(2, S), Err(100), "the user's is");
-        assert_eq!(rate.ask(8, Some(1), S), Ok(()), "others have their own");
+        assert_eq!(rate.ask(8, Some(1), 1, S), Ok(()), "others have their own");
         // What was refused was not counted.
         assert_eq!(ask(2, S + S / 10), Ok(()));
         assert_eq!(ask(1, S + S / 10), Err(150));
@@ -194,18 +214,36 @@ mod tests {
         let rate = rate((10, 2), (1, 1), 100).unwrap();
         let call = |seconds| rate.ask_call(7, rate.began + std::time::Duration::from_secs(seconds));
         assert_eq!((call(1), call(1), call(1)), (Ok(()), Ok(()), Err(100)));
-        assert_eq!(rate.ask(7, Some(1), S), Err(100), "and devices share it");
-        rate.give_back(7);
+        assert_eq!(rate.ask(7, Some(1), 1, S), Err(100), "and devices share it");
+        rate.give_back(7, 1);
         assert_eq!((call(1), call(1)), (Ok(()), Err(100)));
-        rate.give_back(8);
+        rate.give_back(8, 1);
         assert_eq!(rate.rows.lock().len(), 1, "no row of theirs");
+    }
+
+    #[test]
+    fn whoever_names_many_waits_until_they_are_paid_for() {
+        let limits = Limits { user_named_per_s: 10, user_named_burst: 1_000, ..Limits::default() };
+        let now = Instant::now();
+        let naming = Rate::of_naming(&limits, now).unwrap();
+        let at = |seconds| now + std::time::Duration::from_secs(seconds);
+        assert_eq!((naming.name(7, 500, at(0)), naming.name(7, 499, at(0))), (Ok(()), Ok(())));
+        assert_eq!(naming.name(7, 500, at(0)), Ok(()), "the last one of the burst");
+        assert_eq!((naming.name(7, 1, at(0)), naming.name(8, 500, at(0))), (Err(50_000), Ok(())));
+        assert_eq!((naming.name(7, 1, at(49)), naming.name(7, 1, at(51))), (Err(1_000), Ok(())));
+        naming.give_back(7, 500);
+        assert_eq!(naming.name(7, 500, at(51)), Ok(()));
+        let off = Limits { user_named_per_s: 0, ..Limits::default() };
+        assert!(Rate::of_naming(&off, now).is_none());
     }
 
     #[test]
     fn memory_is_bounded() {
         let rate = rate((1, 1), (1, 1), 10).unwrap();
-        assert!((0..1_000).all(|user| rate.ask(user, Some(1), S).is_ok()));
+        assert!((0..1_000).all(|user| rate.ask(user, Some(1), 1, S).is_ok()));
         assert_eq!(rate.rows.lock().len(), 10);
+        assert!(rate.ask(1_000, Some(1), 1, 9 * S).is_ok());
+        assert_eq!(rate.rows.lock().len(), 2, "what is paid for is forgotten");
     }
 
     #[test]

@@ -172,8 +172,13 @@ impl Queue {
     /// The next replay whose gateways have room. One that is for others as well is done for these alone, and stays for the
     /// others where it is.
     fn replay(&mut self, is_full: impl Fn(u32) -> bool) -> Option<Job> {
-        if !self.replays.is_empty() {
-            let missing = std::mem::take(&mut self.replays);
+        // What a gateway misses that is served already waits, and becomes one: else jobs for it would pile up, each with what the others have.
+        let is_served = |incarnation: &u32| self.replaying.iter().any(|job| job.to.contains_key(incarnation));
+        let (served, missing): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.replays)
+            .into_iter()
+            .partition(|(incarnation, _)| is_served(incarnation));
+        self.replays = served;
+        if !missing.is_empty() {
             let from_us = missing.values().map(|missing| missing.from_us).min().unwrap_or(0);
             let upto_us = missing.values().map(|missing| missing.upto_us).max().unwrap_or(u64::MAX);
             let to =

@@ -36,6 +36,7 @@ use crate::metrics::Metrics;
 use crate::pace::Pace;
 use crate::presence::{self, Presence};
 use crate::rate::Rate;
+use crate::relay;
 use crate::repush::{self, Repush};
 use crate::roster::Rosters;
 use crate::service::LinkService;
@@ -89,6 +90,8 @@ pub struct Core {
     pub tokens: Option<Verifier>,
     /// How fast users and devices may send. `None`: as they like.
     pub rate: Option<Rate>,
+    /// How many others a user may put into groups.
+    pub naming: Option<Rate>,
     /// Where the other state servers are found.
     pub peers: OnceLock<Arc<dyn Registry>>,
     /// Metrics.
@@ -140,6 +143,7 @@ impl Core {
             backlog: Arc::new(Semaphore::new(config.limits.fan_out_bytes_max)),
             accepted: sender,
             rate: Rate::new(&config.limits, clock.now()),
+            naming: Rate::of_naming(&config.limits, clock.now()),
             tokens,
             peers: OnceLock::new(),
             clock,
@@ -366,6 +370,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     tokio::spawn(fan_out::run(core.clone(), accepted));
     tokio::spawn(marks::run(core.clone()));
     tokio::spawn(repush::run(core.clone()));
+    tokio::spawn(relay::run(core.clone()));
     tokio::spawn(delivered::run(core.clone()));
     tokio::spawn(presence::run(core.clone()));
     tokio::spawn(trim_recency(core.clone()));

@@ -235,9 +235,10 @@ async fn plan(
             ask => match core.users.name(frame.user) {
                 Some(user_name) => plan_bound(core, &frame, ask, &user_name, (&mut first, chats_max))
                     .map(|p| p.map(|p| (p, user_name))),
-                // The store does not answer, or does not know this user any more: then only a new login helps.
+                // The store does not answer, or is another since this turn began; or it does not know this user any more: then only a
+                // new login helps.
                 None => Err(wire::Error {
-                    closing: core.store_answers(),
+                    closing: core.store_answers() && core.generation() == generation,
                     ..about(&ask, answer::unavailable(core.config.limits.retry_after_ms))
                 }),
             },
@@ -248,7 +249,7 @@ async fn plan(
             Err(error) => out.answers.push(answer::error(&frame, error)),
         }
     }
-    enrol::enrol(core, &mut steps, (generation, until)).await;
+    enrol::enrol(core, &mut steps, (generation, until), out).await;
     prepare(core, &mut steps, (first, chats_max), (generation, until)).await;
     let ops = last_ops(core, &mut steps, out);
     (steps, ops)

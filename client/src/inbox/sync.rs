@@ -2,6 +2,9 @@
 //!
 //! A reconnect after which nothing is new costs the cursors up and an empty SyncAck down, and no Pull.
 //!
+//! Trap: on a slow link an answer comes behind the time at which it was given up, and so would every later one. It is used, as long as
+//! the same page is still asked for.
+//!
 //! Trap: a page of cursors that was cut short names its last chat in `until`, or the server would take the chats behind
 //! it for ones that we do not hold.
 
@@ -18,8 +21,8 @@ use super::{Action, Inbox, RETRY_MS_MIN, chat::Chat, wake};
 pub(super) enum SyncState {
     /// Not connected.
     Offline,
-    /// A page is asked for, and the answer due. `again`: a Resync came meanwhile.
-    Asked { request: u32, after: String, until: String, again: bool, due: Instant },
+    /// A page is asked for, for the first time in `since`, and the answer due. `again`: a Resync came meanwhile.
+    Asked { since: u32, request: u32, after: String, until: String, again: bool, due: Instant },
     /// A page is to be asked for at this time.
     Later { after: String, again: bool, at: Instant },
     /// Complete.
@@ -45,23 +48,33 @@ impl Inbox {
     }
 
     pub(super) fn tick_sync(&mut self, now: Instant) {
-        let (after, again, at) = match &mut self.sync {
-            SyncState::Asked { after, again, due, .. } => (after, *again, self.patience.ends(*due)),
-            SyncState::Later { after, again, at } => (after, *again, *at),
+        let (after, again, at, asked) = match &mut self.sync {
+            SyncState::Asked { since, after, until, again, due, .. } => {
+                (after, *again, self.patience.ends(*due), Some((*since, until.clone())))
+            }
+            SyncState::Later { after, again, at } => (after, *again, *at, None),
             SyncState::Offline | SyncState::Done => return,
         };
         if now < at {
             wake(&mut self.deadline, at);
-        } else {
-            let after = std::mem::take(after);
-            self.ask_sync(after, again, now);
+            return;
+        }
+        let after = std::mem::take(after);
+        self.ask_sync(after, again, now);
+        if let (Some((first, page_end)), SyncState::Asked { since, until, .. }) = (asked, &mut self.sync)
+            && *until == page_end
+        {
+            *since = first;
         }
     }
 
     pub(super) fn take_sync_ack(&mut self, ack: wire::SyncAck, now: Instant) {
-        let SyncState::Asked { request, after, until, again, .. } = &mut self.sync else { return };
-        if *request != ack.request {
+        let SyncState::Asked { since, request, after, until, again, .. } = &mut self.sync else { return };
+        if ack.request.wrapping_sub(*since) > request.wrapping_sub(*since) {
             return;
+        }
+        if ack.request != *request {
+            self.patience.was_too_short();
         }
         let (after, until, again) = (std::mem::take(after), std::mem::take(until), *again);
         for head in &ack.chats {
@@ -108,7 +121,8 @@ impl Inbox {
         let due = self.patience.from(now);
         wake(&mut self.deadline, due);
         let (request, page_end) = (self.request, until.clone());
-        self.sync = SyncState::Asked { request, after: after.clone(), until: page_end, again, due };
+        self.sync =
+            SyncState::Asked { since: request, request, after: after.clone(), until: page_end, again, due };
         let sync = wire::Sync { request, after, until, cursors, ..Default::default() };
         self.actions.push_back(Action::Sync(sync));
     }

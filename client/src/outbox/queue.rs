@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use proto::wire;
 
 use crate::body::Body;
+use crate::retry::Retry;
 
 use super::{Action, Outcome, SplitMix, StoredChat, too_long};
 
@@ -22,12 +23,15 @@ pub(super) struct Queue {
     pub waiting: VecDeque<Waiting>,
     /// Nothing is sent before this time, and then everything unanswered.
     stalled_until: Option<Instant>,
+    /// Refusals for now, on this connection.
+    pub retry: Retry,
     /// An answer in this round did not fit our memory of the stream.
     pub struck: bool,
     /// Rounds in a row of which that is true. One may be a late answer to an old copy; after two the stream ends.
     strikes: u8,
-    /// Our memory of this stream is not whole: no new number in it.
-    torn: bool,
+    /// An earlier process began this stream: no new number in it. Its folder may be an older copy of itself, and lack numbers that were
+    /// given.
+    inherited: bool,
 }
 
 /// A message without a number.
@@ -72,8 +76,7 @@ impl Queue {
             stream: stored.stream,
             next_n: stored.next_n,
             unanswered: unanswered.collect(),
-            torn: !stored.intact,
-            strikes: if stored.expired { STRIKES_MAX } else { 0 },
+            inherited: true,
             ..Queue::default()
         }
     }
@@ -103,6 +106,7 @@ impl Queue {
         }
         let at = self.unanswered.iter().position(|entry| entry.n == n)?;
         (self.struck, self.strikes) = (false, 0);
+        self.retry.answered();
         self.unanswered.remove(at)
     }
 
@@ -123,6 +127,7 @@ impl Queue {
 
     pub fn forget_connection(&mut self) {
         (self.stalled_until, self.struck) = (None, false);
+        self.retry.answered();
         if self.strikes < STRIKES_MAX {
             self.strikes = 0;
         }
@@ -151,8 +156,13 @@ impl Queue {
     pub fn expire(&mut self, now: Instant, age_max: Duration) {
         let Some(oldest) = self.unanswered.front_mut() else { return };
         if now.saturating_duration_since(*oldest.since.get_or_insert(now)) > age_max {
-            self.strikes = STRIKES_MAX;
+            self.end();
         }
+    }
+
+    /// The stream ends with the next connection.
+    pub fn end(&mut self) {
+        self.strikes = STRIKES_MAX;
     }
 
     /// The round is over and the answers to it, and to the one before, did not fit.
@@ -199,9 +209,9 @@ impl Queue {
         let mut numbered = 0;
         while self.may_number(window) {
             let Some(Waiting { ticket, body }) = self.waiting.pop_front() else { break };
-            if self.stream == 0 || self.torn || self.next_n > proto::NUMBER_MAX {
+            if self.stream == 0 || self.inherited || self.next_n > proto::NUMBER_MAX {
                 debug_assert!(self.unanswered.is_empty());
-                (self.stream, self.next_n, self.torn) = (draw.next(), 1, false);
+                (self.stream, self.next_n, self.inherited) = (draw.next(), 1, false);
                 actions.push_back(Action::StoreStream { chat: name.clone(), stream: self.stream });
             }
             let (stream, n) = (self.stream, self.next_n);
@@ -271,7 +281,9 @@ impl Queue {
 
     fn may_number(&self, window: u64) -> bool {
         let free = match self.unanswered.front() {
-            Some(oldest) => !self.torn && self.next_n <= proto::NUMBER_MAX && self.next_n - oldest.n < window,
+            Some(oldest) => {
+                !self.inherited && self.next_n <= proto::NUMBER_MAX && self.next_n - oldest.n < window
+            }
             None => true,
         };
         free && self.stalled_until.is_none()

@@ -8,7 +8,7 @@ use proto::Command;
 use proto::command::ServerFrame;
 use proto::wire::{self, Code};
 
-use super::{Leave, Session};
+use super::{Leave, Session, clock_ms};
 use crate::connection::Connection;
 use crate::event::{Ended, Event, Status};
 use crate::heartbeat::{Beat, Heartbeat};
@@ -31,9 +31,12 @@ impl Session {
         self.status.send_replace(Status::Online);
         if self.options.receive {
             self.inbox.frames_up_to(ack.frame_bytes_max as usize);
+            self.presence.connected(ack.frame_bytes_max as usize);
             self.inbox.connected(now);
             self.receipts.iter_mut().for_each(|receipts| receipts.connected(ack.frame_bytes_max as usize));
         }
+        let resend_ms_max = self.options.outbox.resend_days_max * 24 * 3_600_000;
+        self.store.overdue(clock_ms(), resend_ms_max).for_each(|chat| self.outbox.expire(chat));
         self.outbox.bodies_up_to(ack.message_bytes_max as usize);
         self.outbox.connected(ack.unanswered_max, now);
         self.lists.forget_connection();
@@ -172,11 +175,11 @@ impl Session {
         if error.request != 0 && is_ours(self) {
             return None;
         }
+        let jitter = Duration::from_millis(rand::random_range(0..=u64::from(error.retry_after_ms) / 2));
         if error.request != 0 {
-            self.inbox.error(&error, now);
+            self.inbox.error(&error, jitter, now);
         } else {
-            let jitter = rand::random_range(0..=u64::from(error.retry_after_ms) / 2);
-            self.outbox.error(error, Duration::from_millis(jitter), now);
+            self.outbox.error(error, jitter, now);
         }
         None
     }

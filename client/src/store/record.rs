@@ -27,9 +27,7 @@ pub(super) struct Record {
     body: Bytes,
     #[prost(uint64, tag = "8")]
     time_ms: u64,
-    /// The stream gets no new number.
-    #[prost(bool, tag = "9")]
-    torn: bool,
+    // Tag 9 is used up.
     /// What the body is.
     #[prost(int32, tag = "10")]
     of: i32,
@@ -56,8 +54,8 @@ impl Record {
         Record { kind: COMPLETE, ..Default::default() }
     }
 
-    pub fn stream(chat: &str, stream: u64, n: u64, torn: bool) -> Self {
-        Record { kind: STREAM, chat: chat.to_owned(), stream, n, torn, ..Default::default() }
+    pub fn stream(chat: &str, stream: u64, n: u64) -> Self {
+        Record { kind: STREAM, chat: chat.to_owned(), stream, n, ..Default::default() }
     }
 
     pub fn message(chat: &str, n: u64, body: Body, time_ms: u64) -> Self {
@@ -99,10 +97,7 @@ impl State {
             state.apply(record);
             bytes = rest;
         }
-        if !bytes.is_empty() {
-            state.torn = true;
-            state.chats.values_mut().for_each(|chat| chat.torn = true);
-        }
+        state.torn = !bytes.is_empty();
         state
     }
 
@@ -114,12 +109,7 @@ impl State {
             }
             COMPLETE => self.complete = true,
             STREAM => {
-                let chat = Chat {
-                    stream: record.stream,
-                    next_n: record.n.max(1),
-                    torn: record.torn,
-                    ..Chat::default()
-                };
+                let chat = Chat { stream: record.stream, next_n: record.n.max(1), ..Chat::default() };
                 self.chats.insert(record.chat, chat);
             }
             MESSAGE => {
@@ -144,7 +134,7 @@ impl State {
         let head = [Record::attempt(self.attempt)].into_iter().chain(self.complete.then(Record::complete));
         let cursors = self.cursors.iter().map(|(chat, (history, seq))| Record::cursor(chat, *history, *seq));
         let chats = self.chats.iter().flat_map(|(name, chat)| {
-            let stream = Record::stream(name, chat.stream, chat.next_n, chat.torn);
+            let stream = Record::stream(name, chat.stream, chat.next_n);
             let messages = chat
                 .unanswered
                 .iter()
@@ -168,7 +158,7 @@ mod tests {
                 ATTEMPT => Record::attempt(n),
                 CURSOR => Record::cursor(&chat, history, seq),
                 COMPLETE => Record::complete(),
-                STREAM => Record::stream(&chat, history, 1, false),
+                STREAM => Record::stream(&chat, history, 1),
                 MESSAGE => Record::message(&chat, n, Body { kind: (n % 5) as i32, bytes: body.into() }, 5),
                 HIDDEN => Record::hidden(&chat, history, seq),
                 _ => Record::answered(&chat, n),
@@ -208,11 +198,7 @@ mod tests {
                 end <= at
             }).count();
             let mut expected = State::read(&write(&records[..whole]));
-            let clean_end = bytes.len() == write(&records[..whole]).len();
-            if !clean_end {
-                expected.torn = true;
-                expected.chats.values_mut().for_each(|chat| chat.torn = true);
-            }
+            expected.torn = bytes.len() != write(&records[..whole]).len();
             prop_assert_eq!(State::read(&bytes), expected);
         }
     }

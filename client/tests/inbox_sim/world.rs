@@ -217,7 +217,7 @@ impl World {
         match self.questions.pop_front() {
             Some(Action::Sync(sync)) => {
                 if unavailable {
-                    self.inbox.error(&error(sync.request), now);
+                    self.inbox.error(&error(sync.request), Duration::ZERO, now);
                 } else {
                     self.inbox.sync_ack(self.sync(&sync), now);
                     let proofs = if self.sync_proves { &sync.cursors[..] } else { &[] };
@@ -228,7 +228,7 @@ impl World {
             }
             Some(Action::Pull(pull)) => {
                 if unavailable {
-                    self.inbox.error(&error(pull.request), now);
+                    self.inbox.error(&error(pull.request), Duration::ZERO, now);
                 } else {
                     self.inbox.pull_ack(self.pull(&pull), now);
                     self.judge(&pull.chat, pull.history, pull.cursor);

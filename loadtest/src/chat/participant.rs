@@ -75,7 +75,7 @@ impl Participant {
             ServerFrame::Error(error) if error.command == Command::Send as u32 => {
                 self.outbox.error(error, jitter, now);
             }
-            ServerFrame::Error(error) => self.inbox.error(&error, now),
+            ServerFrame::Error(error) => self.inbox.error(&error, jitter, now),
             ServerFrame::LoginAck(_)
             | ServerFrame::Pong(_)
             | ServerFrame::Kick(_)

@@ -117,8 +117,6 @@ impl Device {
             stream: kept.stream,
             next_n: kept.next_n,
             unanswered: kept.unanswered.iter().map(|(n, body)| (*n, body.clone().into())).collect(),
-            intact: true,
-            expired: false,
         });
         self.outbox = Outbox::restore(outbox_limits(), net.draw.bits(), chats);
         (self.failures, self.stale_in_a_row, self.wake_us) = (0, 0, u64::MAX);
@@ -311,14 +309,14 @@ impl Device {
             let after = if at_once { Some(1) } else { Some(u64::from(error.retry_after_ms) * MS) };
             return self.leave(after.filter(|us| *us > 0), net, judge);
         }
+        let jitter = Duration::from_millis(net.draw.between(0, u64::from(error.retry_after_ms) / 2));
         if error.request != 0 {
-            return self.inbox.error(&error, self.now(net));
+            return self.inbox.error(&error, jitter, self.now(net));
         }
         if matches!(code, Code::MessageTooLarge | Code::NotAMember) {
             judge.refused((self.user.clone(), error.chat.clone(), error.stream, error.n));
         }
-        let jitter = net.draw.between(0, u64::from(error.retry_after_ms) / 2);
-        self.outbox.error(error, Duration::from_millis(jitter), self.now(net));
+        self.outbox.error(error, jitter, self.now(net));
     }
 
     /// Carries out what outbox and inbox decided, as the session does.

@@ -5,6 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -85,6 +86,8 @@ pub struct Process {
     spec: Spec,
     /// Beside what it inherits.
     env: Vec<(String, String)>,
+    /// That it runs as; none: ours.
+    group: Option<u32>,
     child: Option<Child>,
     /// Of this start: so that a restart which fails shows its own output only.
     log_from: u64,
@@ -98,14 +101,14 @@ impl Process {
 
     /// As [`Process::start`], with further environment variables.
     pub fn start_with_env(spec: Spec, env: Vec<(String, String)>) -> Result<Process, SupervisorError> {
-        let mut process = Process { spec, env, child: None, log_from: 0 };
+        let mut process = Process { spec, env, group: None, child: None, log_from: 0 };
         process.restart()?;
         Ok(process)
     }
 
     /// Starts it without waiting. [`Process::wait_ready`] then waits.
     pub fn spawn(spec: Spec) -> Result<Process, SupervisorError> {
-        let mut process = Process { spec, env: Vec::new(), child: None, log_from: 0 };
+        let mut process = Process { spec, env: Vec::new(), group: None, child: None, log_from: 0 };
         process.spawn_again()?;
         Ok(process)
     }
@@ -113,6 +116,11 @@ impl Process {
     /// Of its next start: environment variables beside what it inherits.
     pub fn set_env(&mut self, env: Vec<(String, String)>) {
         self.env = env;
+    }
+
+    /// Of its next start: the group that it runs as, by which a packet filter can tell what it sends; none: ours. Only root may set one.
+    pub fn set_group(&mut self, group: Option<u32>) {
+        self.group = group;
     }
 
     /// Of its next start: the arguments; what is added last wins in all our servers and in Redis.
@@ -225,6 +233,9 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::from(log.try_clone()?))
             .stderr(Stdio::from(log));
+        if let Some(group) = self.group {
+            command.gid(group);
+        }
         command.spawn()
     }
 

@@ -194,6 +194,7 @@ const HOW: &[(&str, &str)] = &[
     ("F25", "bare bytes, before and behind the next message"),
     ("F26", "client library; each comes, catches up, leaves"),
     ("F27", "client library; the folder is deleted between two runs"),
+    ("F28", "nftables drops what that gateway, in a group of its own, sends to it; judged while it lasts"),
     ("N-ack", "failpoint build; control: the checker must find loss"),
     ("N-dedupe", "failpoint build; control: the checker must find doubles"),
     ("N-recency", "failpoint build; control: the checker must find silence"),

@@ -1,21 +1,19 @@
 //! Looks at those who came and went, tells the other state servers who they were, and whoever watches them how they are now. A task
 //! of the state server's thread.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crpc::client::{ChannelOptions, connect_lazy};
 use futures_util::future;
 use proto::state::ChangedRequest;
-use proto::state::state_client::StateClient;
 use proto::wire;
 use proto::{Command, frame};
-use tonic::transport::Channel;
 
 use super::watches::Change;
 use super::{look, numbers};
+use crate::peers::Peers;
 use crate::server::Core;
 
 /// Between two looks. Who came or went is looked at in the second one behind it, so that a short reconnect says nothing.
@@ -38,8 +36,9 @@ pub async fn run(core: Arc<Core>) {
         ticks.tick().await;
         let now = core.clock.now();
         if tick.is_multiple_of(RARELY) {
-            peers.find(&core).await;
-            expire(&core, now, !peers.channels.is_empty());
+            // Those that were known stay so.
+            let _ = peers.find(&core).await;
+            expire(&core, now, !peers.is_empty());
             name_the_nameless(&core, now).await;
         }
         let (changed, all) = take(&core, now, &mut peers);
@@ -85,7 +84,7 @@ fn take(core: &Core, now: Instant, peers: &mut Peers) -> (BTreeSet<u64>, bool) {
     let mut changed = std::mem::take(&mut inner.changed);
     let mut heard = std::mem::take(&mut inner.heard);
     drop(inner);
-    peers.tell(&changed);
+    tell_others(peers, &changed);
     changed.append(&mut heard);
     (changed, all)
 }
@@ -140,42 +139,16 @@ async fn tell(core: &Core, mut due: BTreeSet<u64>) {
     }
 }
 
-/// The other state servers.
-#[derive(Default)]
-struct Peers {
-    channels: HashMap<String, StateClient<Channel>>,
-}
-
-impl Peers {
-    async fn find(&mut self, core: &Core) {
-        let Some(registry) = core.peers.get() else { return };
-        let Ok(servers) = registry.list("state").await else { return };
-        let others: Vec<String> = servers
-            .iter()
-            .filter(|server| server.id != core.config.id())
-            .map(|server| server.addr.clone())
-            .collect();
-        self.channels.retain(|addr, _| others.contains(addr));
-        for addr in others {
-            if let (false, Ok(channel)) =
-                (self.channels.contains_key(&addr), connect_lazy(&addr, &ChannelOptions::default()))
-            {
-                self.channels.insert(addr, StateClient::new(channel));
-            }
-        }
+/// Tells the others, in a task of its own: who does not hear holds up nobody.
+fn tell_others(peers: &Peers, changed: &BTreeSet<u64>) {
+    if changed.is_empty() || peers.is_empty() {
+        return;
     }
-
-    /// In a task of its own: who does not hear holds up nobody.
-    fn tell(&self, changed: &BTreeSet<u64>) {
-        if changed.is_empty() || self.channels.is_empty() {
-            return;
-        }
-        let request = ChangedRequest { users: changed.iter().copied().collect() };
-        let calls = self.channels.values().cloned().map(|mut peer| {
-            let request = request.clone();
-            async move { tokio::time::timeout(PEER_MAX, peer.changed(request)).await }
-        });
-        let all = future::join_all(calls.collect::<Vec<_>>());
-        tokio::spawn(async move { drop(all.await) });
-    }
+    let request = ChangedRequest { users: changed.iter().copied().collect() };
+    let calls = peers.iter().map(|(_, mut peer)| {
+        let request = request.clone();
+        async move { tokio::time::timeout(PEER_MAX, peer.changed(request)).await }
+    });
+    let all = future::join_all(calls.collect::<Vec<_>>());
+    tokio::spawn(async move { drop(all.await) });
 }

@@ -238,3 +238,32 @@ fn what_the_store_dated_ahead_of_its_clock_is_meant_too() {
     let seqs: Vec<u64> = accepted("a:b", page, &job).iter().map(|accepted| accepted.message.seq).collect();
     assert_eq!(seqs, [2, 4], "3 came later and is its own server's, 4 is of before the clock was put back");
 }
+
+#[test]
+fn a_gateway_has_one_job_at_a_time_and_what_it_misses_meanwhile_becomes_one() {
+    let repush = Repush::default();
+    let next = || match repush.next(|_| false) {
+        Next::Job(job) => *job,
+        Next::Full | Next::Nothing => panic!("there is a job"),
+    };
+    repush.replay(GATEWAY, since(500));
+    let job = next();
+    assert_eq!(job.to, BTreeMap::from([(GATEWAY, 500)]));
+    repush.put_back(job);
+    repush.replay(GATEWAY, since(700));
+    repush.replay(GATEWAY + 1, since(800));
+    repush.replay(GATEWAY, since(600));
+    for _ in 0..4 {
+        let job = next();
+        assert_ne!(job.to, BTreeMap::from([(GATEWAY, 600)]));
+        repush.put_back(job);
+    }
+    assert_eq!(repush.queue.lock().replaying.len(), 2);
+    while next().to != BTreeMap::from([(GATEWAY, 500)]) {}
+    repush.done();
+    let left = std::iter::from_fn(|| match repush.next(|_| false) {
+        Next::Job(job) => Some(job.to),
+        Next::Full | Next::Nothing => None,
+    });
+    assert!(left.collect::<Vec<_>>().contains(&BTreeMap::from([(GATEWAY, 600)])));
+}

@@ -2,28 +2,50 @@
 //! chat lists, which their Syncs find it by. Two store calls, and only for turns with such a message.
 //!
 //! Trap: whoever is named here is not in the group yet, and may never be: the atomic step decides. A group that stands in
-//! somebody's list who is not in it has nothing to tell them.
+//! somebody's list who is not in it has nothing to tell them. What is written here stays, so how many one may name is limited.
 
 use std::time::Instant;
 
 use proto::name::Chat;
-use proto::wire::GroupAction;
+use proto::wire::{self, Code, GroupAction};
 
-use super::{Decided, Planned, Step};
+use super::{Decided, Outcomes, Planned, Step};
+use crate::answer;
 use crate::group::{Act, Change};
 use crate::server::Core;
 use crate::store::{Op, read};
 
-/// Gives numbers to those who are to join, and lists the group for them. Changes for which that fails wait for a resend.
-pub async fn enrol(core: &Core, steps: &mut [Step], (generation, until): (u64, Instant)) {
-    for step in steps {
-        let Planned::Send { chat: chat @ Chat::Group(_), act, .. } = &mut step.ask else { continue };
-        let Decided::Step(Act::Change(change)) = act else { continue };
-        if matches!(change.action, GroupAction::GroupCreate | GroupAction::GroupAdd)
-            && !enter(core, &chat.to_string(), change, (generation, until)).await
+/// Gives numbers to those who are to join, and lists the group for them. Changes for which that fails wait for a resend; whoever names too
+/// many is told when to come again, and the step is left out.
+pub async fn enrol(
+    core: &Core,
+    steps: &mut Vec<Step>,
+    (generation, until): (u64, Instant),
+    out: &mut Outcomes,
+) {
+    for mut step in std::mem::take(steps) {
+        if let Planned::Send { send, chat: chat @ Chat::Group(_), act } = &mut step.ask
+            && let Decided::Step(Act::Change(change)) = act
+            && matches!(change.action, GroupAction::GroupCreate | GroupAction::GroupAdd)
         {
-            *act = Decided::NotNow;
+            let (user, now) = (step.frame.user, core.clock.now());
+            // Whoever makes a group is the first of its members.
+            let count = change.named.len() - usize::from(change.action == GroupAction::GroupCreate);
+            if let Some(Err(retry_after_ms)) =
+                core.naming.as_ref().map(|naming| naming.name(user, count, now))
+            {
+                core.metrics.sends_rate_limited.inc();
+                let text = "this user puts others into groups faster than is allowed here";
+                let error = answer::about_send(send, Code::RateLimited, text);
+                out.answers.push(answer::error(&step.frame, wire::Error { retry_after_ms, ..error }));
+                continue;
+            }
+            if !enter(core, &chat.to_string(), change, (generation, until)).await {
+                core.naming.iter().for_each(|naming| naming.give_back(user, count));
+                *act = Decided::NotNow;
+            }
         }
+        steps.push(step);
     }
 }
 

@@ -349,3 +349,38 @@ fn many_syncs_of_a_turn_look_at_fewer_chats_each() {
     assert_eq!([1, 8, 16, 100, 1_024].map(|syncs| chats_per_sync(1_000, syncs)), [1_000, 1_000, 500, 80, 64]);
     assert_eq!((chats_per_sync(3, 1_024), chats_per_sync(1_000, 0)), (3, 1_000));
 }
+
+#[tokio::test]
+async fn whoever_names_too_many_is_told_when_to_come_again_and_the_store_is_not_blamed() {
+    let store = Scripted::new(|op| match op {
+        Op::Append(append) => stored(n_of(append)),
+        Op::Register { candidate, .. } => Ok(Answer::User(Some(*candidate))),
+        Op::UserNumbers { .. } => Ok(Answer::UserNumbers(1_000)),
+        _ => Ok(Answer::Done),
+    });
+    let (core, _accepted) = core_and_accepted(store.clone());
+    core.users.learn("alice", 1);
+    let add = |n: u64, first: usize| {
+        let member = |at| wire::Member { user: format!("u{at}"), ..Default::default() };
+        let members = (first..first + group::CHANGE_MEMBERS_MAX).map(member).collect();
+        let action = wire::GroupAction::GroupAdd as i32;
+        let body = wire::GroupChange { action, members, ..Default::default() }.encode_to_vec().into();
+        let kind = wire::Kind::Group as i32;
+        frame(Command::Send, &wire::Send { stream: 9, n, chat: "#7".into(), body, kind })
+    };
+    let mut lane = Lane::default();
+    let changes = core.config.limits.user_named_burst as usize / group::CHANGE_MEMBERS_MAX;
+    for at in 0..changes {
+        let out = run(&core, &gateway(), vec![add(at as u64 + 1, 500 * at)], lane.next()).await;
+        assert_eq!(out.accepted.len(), 1, "change {at}");
+    }
+    let calls = store.calls();
+    let out = run(&core, &gateway(), vec![add(99, 0), send("#7", 100)], lane.next()).await;
+    let [(command, body), ..] = answers(&out)[..] else { panic!("an answer") };
+    let error = wire::Error::decode(body).unwrap();
+    assert_eq!((command, error.code(), error.n), (Command::Error as u8, Code::RateLimited, 99));
+    assert!((1_000..=60_000).contains(&error.retry_after_ms), "{}", error.retry_after_ms);
+    assert_eq!(out.accepted.len(), 1, "the step decides of what stands behind it");
+    assert_eq!(store.calls(), calls + 1);
+    assert!(core.store_answers());
+}

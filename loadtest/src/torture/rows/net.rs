@@ -1,6 +1,7 @@
-//! F8 to F12: lines that are cut, cut one way, reset, lossy, late or narrow. Main thread.
+//! F8 to F12 and F28: lines that are cut, cut one way, reset, lossy, late or narrow. Main thread.
 //!
-//! Trap: parties are told apart by the port of the one that listens, so a cut of a state server cuts it from every gateway.
+//! Trap: parties are told apart by the port of the one that listens, so a cut of a state server cuts it from every gateway; but for F28,
+//! whose gateway runs as a group of its own.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use super::common::{
 };
 use crate::supervisor::ClusterOptions;
 use crate::torture::tool::firewall::{Fate, Rule, Way};
+use crate::torture::tool::namespace;
 use crate::torture::tool::narrow::Narrow;
 use crate::torture::tool::proxy::{Proxy, Shape};
 use crate::torture::{Plan, Round, Row, TortureError};
@@ -24,6 +26,13 @@ pub const ROWS: &[Row] = &[
         full_rounds: 90,
         gate: true,
         run: cut,
+    },
+    Row {
+        name: "F28",
+        fault: "one gateway cut off from one of two state servers",
+        full_rounds: 30,
+        gate: true,
+        run: cut_between_two,
     },
     Row { name: "F9", fault: "state and Redis cut one way", full_rounds: 60, gate: false, run: cut_one_way },
     Row {
@@ -66,6 +75,28 @@ fn cut(round: &mut Round) -> Result<(), TortureError> {
     load.healed("the cut");
     expect_acked(round, &load, 200, HEAL_MAX, "healed_s");
     settle(round, load, HEAL_MAX)?;
+    round.keep(world)
+}
+
+/// One gateway does not reach one state server, which the other gateway does: what comes through that one is for both.
+fn cut_between_two(round: &mut Round) -> Result<(), TortureError> {
+    namespace::need()?;
+    let mut world = round.world(pairs())?;
+    let (gateway, state) = (round.random.random_range(0..2), round.random.random_range(0..2));
+    let process = &mut world.cluster.gateways[gateway].process;
+    process.set_group(Some(CUT_GROUP));
+    process.restart()?;
+    let load = world.load(Plan::default())?;
+    load.wait_acked(500, PATIENCE)?;
+    round.fault(&load, format!("gateway {gateway} cut off from state server {state}"));
+    let rule = Rule::set_from(CUT_GROUP, &[state_ports(&world)[state]])?;
+    load.wait_acked(if round.gate { 1_000 } else { 5_000 }, PATIENCE)?;
+    // Nobody is deaf while it lasts.
+    settle(round, load, HEAL_MAX)?;
+    rule.lift()?;
+    let process = &mut world.cluster.gateways[gateway].process;
+    process.set_group(None);
+    process.restart()?;
     round.keep(world)
 }
 
@@ -190,3 +221,5 @@ fn minutes(round: &Round) -> Duration {
 /// What a healed line is promised.
 const HEAL_MAX: Duration = Duration::from_secs(5);
 const RESETS: usize = 5;
+/// Nobody else's.
+const CUT_GROUP: u32 = 61_234;

@@ -47,6 +47,11 @@ impl Rule {
         Rule::with(|table| table_of(table, &lines))
     }
 
+    /// From now on, whatever a process of this group sends to one of these ports. What it is sent still arrives.
+    pub fn set_from(group: u32, ports: &[u16]) -> Result<Rule, ToolError> {
+        Rule::with(|table| from_group(table, group, ports))
+    }
+
     fn with(script: impl Fn(&str) -> String) -> Result<Rule, ToolError> {
         namespace::need()?;
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -93,6 +98,16 @@ fn script(table: &str, ports: &[u16], way: Way, fate: Fate) -> String {
     table_of(table, &rules)
 }
 
+/// Who sends is known where a packet leaves alone; so it is marked there, and dropped where it arrives.
+fn from_group(table: &str, group: u32, ports: &[u16]) -> String {
+    let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+    let leaving = format!(
+        "  chain leaving {{\n    type filter hook output priority 0;\n    meta skgid {group} tcp dport {{ {ports} }} meta mark set {MARK}\n  }}\n"
+    );
+    let arriving = table_of(table, &format!("    meta mark {MARK} drop\n"));
+    arriving.replacen('\n', &format!("\n{leaving}"), 1)
+}
+
 fn table_of(table: &str, rules: &str) -> String {
     format!(
         "table inet {table} {{\n  chain arriving {{\n    type filter hook input priority 0;\n{rules}  }}\n}}\n"
@@ -100,10 +115,22 @@ fn table_of(table: &str, rules: &str) -> String {
 }
 
 const PACKAGE: &str = "nftables";
+/// Nobody else marks packets in a network namespace of ours.
+const MARK: u32 = 0x726b;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_group_sends_is_marked_and_dropped_in_one_table() {
+        let text = from_group("t", 77, &[7100]);
+        let (table, rest) = text.split_once('\n').unwrap();
+        assert_eq!(table, "table inet t {");
+        assert!(rest.contains("meta skgid 77 tcp dport { 7100 } meta mark set 29291\n"), "{text}");
+        assert!(rest.contains("hook input") && rest.contains("    meta mark 29291 drop\n"), "{text}");
+        assert_eq!(text.matches('{').count(), text.matches('}').count());
+    }
 
     #[test]
     fn a_way_is_a_side_of_the_port() {
