@@ -152,7 +152,9 @@ impl Client {
         self.enqueue(to, body).await?.await
     }
 
-    /// Sends, waiting for a place in the queue only: many can be on their way, in this order per chat.
+    /// Sends, waiting for a place in the queue only: many can be on their way, in this order per chat. With a state folder a message that has
+    /// an id is sent again when the device comes back; one that waits for its id (behind 32 unanswered ones of its chat, or behind those that an
+    /// earlier run of the program left unanswered) is not kept.
     pub async fn enqueue(&self, to: &str, body: impl Into<Body>) -> Result<Pending, SendError> {
         let (submission, pending) = self.submission(to, body.into())?;
         self.submissions.send(submission).await.map_err(|_| SendError::NotSent)?;

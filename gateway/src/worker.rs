@@ -232,6 +232,10 @@ impl Worker {
     }
 
     fn turn(&mut self, events: &mut [Event]) -> io::Result<bool> {
+        if !self.bulk.is_empty() && self.dirty.is_empty() && !self.down_waiting {
+            // What is left can wait for whoever else is ready on this core.
+            std::thread::yield_now();
+        }
         let timeout = self.timeout();
         let waiting_since = Instant::now();
         let room = events.len();
