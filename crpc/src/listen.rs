@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::process::Fatal;
 
@@ -51,8 +51,8 @@ pub struct Capped {
 }
 
 impl Capped {
-    /// At most `connections_max` at a time; each reads end of stream after `connection_max`, which ends it behind the
-    /// answer that is under way.
+    /// At most `connections_max` at a time; each reads end of stream when it is idle after `connection_max`, behind the answer that is under
+    /// way. Whoever is not answered, or does not read the answer, [`ANSWER_MAX`] later is cut.
     pub fn new(listener: TcpListener, connections_max: usize, connection_max: Duration) -> Self {
         Self { listener, places: Arc::new(Semaphore::new(connections_max)), connection_max }
     }
@@ -69,8 +69,12 @@ impl axum::serve::Listener for Capped {
                 Ok((stream, addr)) => {
                     // Answers are one small write; waiting to fill a segment only delays them.
                     let _ = stream.set_nodelay(true);
-                    let end = Box::pin(tokio::time::sleep(self.connection_max));
-                    return (CappedStream { stream, end, _place: place }, addr);
+                    let life = Box::pin(tokio::time::sleep(self.connection_max));
+                    let stage = Stage::Open;
+                    return (
+                        CappedStream { stream, life, stage, asked: false, wrote: false, _place: place },
+                        addr,
+                    );
                 }
                 Err(error) => {
                     // Out of descriptors, most likely: give others the time to close some.
@@ -90,8 +94,33 @@ impl axum::serve::Listener for Capped {
 #[derive(Debug)]
 pub struct CappedStream {
     stream: TcpStream,
-    end: Pin<Box<Sleep>>,
+    /// Until the next stage.
+    life: Pin<Box<Sleep>>,
+    stage: Stage,
+    /// Something was read that is not answered yet. An end of stream would take the answer from whoever waits for it, and for what was done.
+    asked: bool,
+    /// Something was written since the last flush.
+    wrote: bool,
     _place: OwnedSemaphorePermit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// What was asked is answered, and nothing else is read.
+    Ending,
+    /// Over.
+    Cut,
+}
+
+impl CappedStream {
+    fn stage(&mut self, cx: &mut Context<'_>) -> Stage {
+        while self.stage != Stage::Cut && self.life.as_mut().poll(cx).is_ready() {
+            self.stage = if self.stage == Stage::Open { Stage::Ending } else { Stage::Cut };
+            self.life.as_mut().reset(Instant::now() + ANSWER_MAX);
+        }
+        self.stage
+    }
 }
 
 impl AsyncRead for CappedStream {
@@ -100,15 +129,24 @@ impl AsyncRead for CappedStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.end.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Ok(()));
+        match self.stage(cx) {
+            Stage::Ending if !self.asked => return Poll::Ready(Ok(())),
+            Stage::Cut => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Stage::Open | Stage::Ending => {}
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.asked |= buf.filled().len() > before;
+        read
     }
 }
 
 impl AsyncWrite for CappedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.stage(cx) == Stage::Cut {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.wrote = true;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -117,6 +155,10 @@ impl AsyncWrite for CappedStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.stage(cx) == Stage::Cut {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.wrote = true;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -125,6 +167,10 @@ impl AsyncWrite for CappedStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // It is flushed when all that was to be said has been written.
+        if std::mem::take(&mut self.wrote) {
+            self.asked = false;
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -133,10 +179,14 @@ impl AsyncWrite for CappedStream {
     }
 }
 
+/// Longest that an answer may take behind the end of a connection's life.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[tokio::test]
@@ -146,5 +196,33 @@ mod tests {
         assert_eq!(fatal.exit_code(), 69);
         assert!(fatal.message().starts_with("port in use: 127.0.0.1:"), "{fatal}");
         assert!(fatal.message().contains("change admin.listen"), "{fatal}");
+    }
+
+    /// Serves `/slow`, which answers after 300 ms, over connections that live for 100 ms.
+    async fn short_lived() -> SocketAddr {
+        let slow = || async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            "done"
+        };
+        let (listener, addr) = bind_known("127.0.0.1:0".parse().unwrap(), "x").await.unwrap();
+        let router = axum::Router::new().route("/slow", axum::routing::get(slow));
+        let capped = Capped::new(listener, 8, Duration::from_millis(100));
+        tokio::spawn(async move { axum::serve(capped, router).await });
+        addr
+    }
+
+    #[tokio::test]
+    async fn an_answer_under_way_is_given_before_the_connection_ends() {
+        let mut stream = TcpStream::connect(short_lived().await).await.unwrap();
+        stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut told = String::new();
+        stream.read_to_string(&mut told).await.unwrap();
+        assert!(told.starts_with("HTTP/1.1 200") && told.ends_with("done"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_ends() {
+        let mut stream = TcpStream::connect(short_lived().await).await.unwrap();
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
     }
 }

@@ -422,6 +422,15 @@ impl Config {
             (self.link.batch_beside_frames_min == 0, "link.batch_beside_frames_min must be at least 1"),
             (self.workers.rush_ms > 1_000, "workers.rush_ms must be at most 1000"),
             (
+                self.link.queue_bytes_max < 4 * (2 * limits.frame_bytes_max),
+                "link.queue_bytes_max must be at least eight times limits.frame_bytes_max, or a long Login never finds room",
+            ),
+            (self.link.reconnect_ms_max == 0, "link.reconnect_ms_max must be at least 1"),
+            (
+                self.listen.client.ip().is_unspecified() && self.listen.advertise.is_empty(),
+                "listen.advertise must be set where listen.client is all addresses of the machine: it is what clients are told",
+            ),
+            (
                 self.link.login_retry_ms_max < u64::from(self.link.retry_after_ms)
                     || self.link.login_retry_ms_max > 3_600_000,
                 "link.login_retry_ms_max must be between link.retry_after_ms and 3600000",

@@ -5,6 +5,7 @@
 //! written before anybody is judged by it.
 
 use bytes::Bytes;
+use crossbeam_channel::TryRecvError;
 use proto::wire::{self, Code};
 use proto::{Command, frame};
 
@@ -32,8 +33,9 @@ impl Worker {
             match self.inbox.down.try_recv() {
                 Ok(Down::Batch { items, ticket }) => self.place(items, ticket),
                 Ok(Down::Drain { within_ms }) => self.begin_drain(within_ms),
-                Ok(Down::Stop) => return false,
-                Err(_) => break,
+                // Without a bridge there is nobody to work for.
+                Ok(Down::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => break,
             }
         }
         if self.inbox.starved.take() {

@@ -159,7 +159,10 @@ pub fn run(config: Config) -> Result<(), Fatal> {
         "gateway starts"
     );
     let gateway = Gateway { config, plan, metrics, admission, burst, readiness, shutdown, worker_failed };
-    runtime.block_on(gateway.serve(threads, outboxes, up, up_wake))
+    let outcome = runtime.block_on(gateway.serve(threads, outboxes, up, up_wake));
+    // Not dropped: that would wait for a worker that does not end.
+    runtime.shutdown_background();
+    outcome
 }
 
 struct Gateway {
@@ -217,6 +220,10 @@ impl Gateway {
             // None of them ever ends.
             _ = tasks.join_next() => true,
         };
+        if broken {
+            // Limits count from here, as behind a signal: who was lost with a worker never leaves.
+            self.shutdown.begin();
+        }
         self.drain(&bridge, registration).await;
         let hard = Duration::from_millis(config.shutdown.hard_ms);
         self.shutdown.with_hard_limit(bridge.tell_workers(|| Down::Stop), hard).await;

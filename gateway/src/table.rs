@@ -158,13 +158,20 @@ impl Table {
         found
     }
 
-    /// Every place in use, in pieces of a page: `from` is the page to begin with; the next page is returned, or `None`
-    /// at the end.
-    pub fn page_places(&self, from: usize) -> Option<(Vec<Place>, usize)> {
-        let page = self.pages.get(from)?;
-        let places =
-            page.iter().flat_map(|page| page.connections.iter().map(|(index, _)| page.place(from, index)));
-        Some((places.collect(), from + 1))
+    /// Up to `max` connections of one page, from this slot on, and the slot to go on from. `None`: there is no such page.
+    pub fn places(&self, from: u32, max: usize) -> Option<(Vec<Place>, u32)> {
+        let (number, index) = (from as usize / PAGE_SLOTS, from as usize % PAGE_SLOTS);
+        let page = self.pages.get(number)?;
+        let behind = page.iter().flat_map(|page| {
+            let taken = page.connections.iter().map(|(at, _)| at).filter(|at| *at >= index);
+            taken.map(|at| page.place(number, at))
+        });
+        let places: Vec<Place> = behind.take(max).collect();
+        let next = match places.last() {
+            Some(last) if places.len() == max => last.slot + 1,
+            _ => ((number + 1) * PAGE_SLOTS) as u32,
+        };
+        Some((places, next))
     }
 }
 

@@ -125,8 +125,8 @@ pub(crate) struct Worker {
     events_full: bool,
     /// What a burst has left behind was given back in this turn.
     pub(crate) rested: bool,
-    /// The next page to tell GoAway, while draining.
-    drain_page: Option<(usize, u32)>,
+    /// From which slot on to tell GoAway, and within how many ms to leave, while draining.
+    drain_from: Option<(u32, u32)>,
 }
 
 /// Epoll tokens beside places, which are below 2^32.
@@ -195,7 +195,7 @@ impl Worker {
             down_waiting: false,
             events_full: false,
             rested: false,
-            drain_page: None,
+            drain_from: None,
             shared,
         }))
     }
@@ -298,7 +298,7 @@ impl Worker {
 
     fn timeout(&self) -> Duration {
         let is_written = self.dirty.is_empty() && self.bulk.is_empty();
-        if self.down_waiting || !is_written || self.drain_page.is_some() {
+        if self.down_waiting || !is_written || self.drain_from.is_some() {
             return Duration::ZERO;
         }
         if self.held_back {
@@ -333,17 +333,21 @@ impl Worker {
         // Who stands before a door that was to open in a moment hears of it too, and is not reset.
         self.accept();
         self.listener = None;
-        self.drain_page = Some((0, within_ms));
+        self.drain_from = Some((0, within_ms));
     }
 
-    /// Tells one page of connections a turn to leave.
+    /// Tells some connections to leave, as many as a turn writes to: what is said to everybody at once would stand in memory for all of them.
     fn continue_drain(&mut self) {
-        let Some((page, within_ms)) = self.drain_page else { return };
-        let Some((places, next)) = self.table.page_places(page) else {
-            self.drain_page = None;
+        let Some((from_slot, within_ms)) = self.drain_from else { return };
+        let writes_max = self.shared.config.workers.writes_per_turn_max;
+        if self.dirty.len() >= writes_max {
+            return;
+        }
+        let Some((places, next_slot)) = self.table.places(from_slot, writes_max) else {
+            self.drain_from = None;
             return;
         };
-        self.drain_page = Some((next, within_ms));
+        self.drain_from = Some((next_slot, within_ms));
         let text = crate::connection::reason_text(Code::ShuttingDown).to_owned();
         let frame = proto::frame::encode(proto::Command::GoAway, &proto::wire::GoAway { within_ms, text });
         for place in places {
@@ -354,14 +358,14 @@ impl Worker {
     /// Tells everybody, closes everything, and lets state know whose connections are gone.
     fn stop(&mut self) {
         self.listener = None;
-        let mut page = 0;
-        while let Some((places, next)) = self.table.page_places(page) {
+        let mut slot = 0;
+        while let Some((places, next)) = self.table.places(slot, usize::MAX) {
             for place in places {
                 self.refuse(place, Code::ShuttingDown);
                 self.flush_one(place);
                 self.close(place, None);
             }
-            page = next;
+            slot = next;
         }
         self.dirty.clear();
         self.bulk_written += self.bulk.drain(..).count() as u64;

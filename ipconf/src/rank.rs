@@ -33,9 +33,12 @@ pub struct Ranked {
 }
 
 impl Candidate {
-    /// Whether a client may be sent there at all: not draining, not full, and with a stream to a state server.
+    /// Whether a client may be sent there at all: not draining, not full, and with a stream to a state server. How many of those who were
+    /// sent there came is not known where nothing was heard for long, so that only what was heard can make it full: else the list would run
+    /// empty while the registry is away.
     pub fn is_usable(&self) -> bool {
-        !self.report.draining && self.report.streams > 0 && self.connections() < self.report.connections_max
+        let connections = if self.stale { self.report.connections } else { self.connections() };
+        !self.report.draining && self.report.streams > 0 && connections < self.report.connections_max
     }
 
     /// Score one: connections against capacity.

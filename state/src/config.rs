@@ -293,6 +293,10 @@ impl Config {
                 "store.events needs Redis: a redb store has no streams; set store.url to a Redis, or store.events = false",
             ),
             (self.store.events_max == 0, "store.events_max must be at least 1"),
+            (
+                self.rpc.listen.ip().is_unspecified() && self.rpc.advertise.is_empty(),
+                "rpc.advertise must be set where rpc.listen is all addresses of the machine: it is what gateways are told",
+            ),
             (self.store.cache_bytes_max < 1024 * 1024, "store.cache_bytes_max must be at least 1048576"),
         ];
         match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {

@@ -101,11 +101,8 @@ impl Keeper {
                     // Reports that come meanwhile are one write.
                     sleep(WRITE_PAUSE).await;
                 }
-                Err(RegistryError::Refused(reason)) => {
-                    tracing::warn!(key = self.key, reason, "not written");
-                    return;
-                }
-                // The next renewal comes by here again.
+                // The next renewal comes by here again, and says whether the lease is gone. A refusal does not: an etcd that is full takes no
+                // writes, and renews.
                 Err(error) => tracing::warn!(key = self.key, %error, "not written; trying again"),
             }
         }
