@@ -170,6 +170,10 @@ impl AsyncWrite for CappedStream {
         // It is flushed when all that was to be said has been written.
         if std::mem::take(&mut self.wrote) {
             self.asked = false;
+            if self.stage == Stage::Ending {
+                // hyper was told that there is nothing to read, and would not look again.
+                cx.waker().wake_by_ref();
+            }
         }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
@@ -213,11 +217,13 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_under_way_is_given_before_the_connection_ends() {
+        let began = Instant::now();
         let mut stream = TcpStream::connect(short_lived().await).await.unwrap();
         stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let mut told = String::new();
         stream.read_to_string(&mut told).await.unwrap();
         assert!(told.starts_with("HTTP/1.1 200") && told.ends_with("done"), "{told}");
+        assert!(began.elapsed() < ANSWER_MAX / 2, "it ends behind the answer");
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use bytes::Bytes;
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Sender, bounded};
 use prometheus_client::registry::Registry;
 use prost::Message;
 use proto::{Command, frame, wire};
@@ -23,6 +23,8 @@ struct Rig {
     worker: Box<Worker>,
     events: Vec<Event>,
     up: Receiver<UpBatch>,
+    /// A worker stops without it.
+    down: Sender<Down>,
     burst: Arc<Burst>,
 }
 
@@ -35,7 +37,7 @@ impl Rig {
         let limits = Limits { connections_max: 1000, ..config.limits.clone() };
         let config = Arc::new(config);
         let (up_sender, up) = bounded(16);
-        let (_, down) = bounded(1);
+        let (down_sender, down) = bounded(1);
         let burst = Arc::new(Burst::new(clients_bytes_max, 1 << 20));
         let shared = Shared {
             config,
@@ -48,7 +50,7 @@ impl Rig {
         let wake = Wake::new(EventFd::new().unwrap());
         let inbox = Inbox { down, wake, starved: Starved::new() };
         let worker = Worker::new(0, 1, "127.0.0.1:0".parse().unwrap(), 1000, shared, inbox).unwrap();
-        Rig { worker, events: sys::event_buffer(64), up, burst }
+        Rig { worker, events: sys::event_buffer(64), up, down: down_sender, burst }
     }
 
     fn connect(&self) -> TcpStream {
@@ -123,6 +125,44 @@ fn a_login_that_is_there_goes_up_with_the_turn_that_accepts() {
     // And it is watched: its end is seen.
     drop(client);
     rig.turn_until(|rig| rig.worker.table.count() == 0);
+}
+
+#[test]
+fn a_drain_tells_everybody_and_few_at_a_time() {
+    let mut config = Config::default();
+    config.workers.writes_per_turn_max = 2;
+    let mut rig = Rig::with(config, 1 << 20);
+    let mut clients: Vec<TcpStream> = (1..=7).map(|user| rig.bound(user).0).collect();
+    drop(clients.remove(3));
+    rig.turn_until(|rig| rig.worker.table.count() == 6);
+    rig.down.send(Down::Drain { within_ms: 5_000 }).unwrap();
+    for _ in 0..20 {
+        rig.step();
+        assert!(rig.worker.dirty.len() <= 2);
+    }
+    assert!(rig.worker.drain_from.is_none());
+    for client in &mut clients {
+        let mut header = [0; 4];
+        client.read_exact(&mut header).unwrap();
+        assert_eq!(header[3], Command::GoAway as u8);
+    }
+}
+
+#[test]
+fn a_worker_whose_bridge_is_gone_stops() {
+    let mut rig = Rig::new(1 << 20);
+    let (mut client, _) = rig.bound(1);
+    rig.down = bounded(1).0;
+    rig.worker.inbox.wake.wake();
+    let is_on = loop {
+        if !rig.worker.turn(&mut rig.events).unwrap() {
+            break false;
+        }
+    };
+    assert!(!is_on);
+    let mut told = Vec::new();
+    client.read_to_end(&mut told).unwrap();
+    assert_eq!(told[3], Command::Error as u8);
 }
 
 #[test]
