@@ -4,10 +4,11 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client::{Client, Event, Events, Keep, Options, Settings, Target, change};
 use loadtest::supervisor::{Cluster, ClusterOptions};
+use loadtest::torture::tool::process::metric;
 use proto::wire::{GroupAction, Role};
 
 /// Longest that anything here may take before it counts as broken.
@@ -145,6 +146,14 @@ async fn whoever_writes_is_told_of_and_strangers_are_not_heard(embedded: bool) {
     // Hidden, until it is not.
     bob.client.change_settings(Settings { hide_presence: false, hide_typing: true }).await.unwrap();
     bob.client.typing("alice", false).unwrap();
+    // Whether he hides is looked up behind the turn, and he must not have changed his mind by then.
+    let hidden = || metric(cluster.states[0].admin, "rookery_state_typing_notes_hidden_total").unwrap();
+    let until = Instant::now() + PATIENCE;
+    while hidden() < 1.0 {
+        assert!(Instant::now() < until, "a hidden note is counted");
+        // The pace of asking.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     bob.client.change_settings(Settings::default()).await.unwrap();
     bob.client.typing("alice", true).unwrap();
     assert_eq!(alice.hears().await, typing("alice:bob", "bob", true));

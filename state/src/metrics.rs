@@ -24,6 +24,7 @@ pub struct Metrics {
     pub receipts: Counter,
     pub presence_changes: Counter,
     pub typing_notes: Counter,
+    pub typing_notes_hidden: Counter,
     pub pushed_again: Counter,
     pub left_behind: Counter,
     pub second_pushes: Counter,
@@ -56,6 +57,7 @@ impl Metrics {
             receipts: Counter::default(),
             presence_changes: Counter::default(),
             typing_notes: Counter::default(),
+            typing_notes_hidden: Counter::default(),
             pushed_again: Counter::default(),
             left_behind: Counter::default(),
             second_pushes: Counter::default(),
@@ -94,6 +96,11 @@ impl Metrics {
                 "typing_notes",
                 "Notes of who is writing handed to gateways, one per connection",
                 &metrics.typing_notes,
+            ),
+            (
+                "typing_notes_hidden",
+                "Notes of who is writing that went to nobody, because their user does not want to be told of",
+                &metrics.typing_notes_hidden,
             ),
             (
                 "pushed_again",

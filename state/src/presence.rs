@@ -332,8 +332,13 @@ async fn note_typing(core: Arc<Core>, frame: UpFrame, typing: wire::Typing, unti
     ops.push(Op::Seen { user: frame.user });
     let mut outcomes = core.apply_as_until(generation, until, &ops).await;
     let hides = outcomes.pop().map(read::seen).and_then(Result::ok);
-    if hides.is_none_or(|seen| seen.hides.typing) {
-        return;
+    match hides {
+        None => return,
+        Some(seen) if seen.hides.typing => {
+            core.metrics.typing_notes_hidden.inc();
+            return;
+        }
+        Some(_) => {}
     }
     let chat = chat.to_string();
     let note =
