@@ -133,6 +133,9 @@ pub(crate) struct Worker {
 pub(crate) const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
 
+/// Late writes beyond which a worker yields its core before a turn that has nothing else: several turns of them.
+const YIELD_BULK_MIN: usize = 64;
+
 /// Ready connections that a turn is told of while there are few; the list grows with them, and is short again a second later.
 const EVENTS_IN_CALM: usize = 32;
 
@@ -232,8 +235,9 @@ impl Worker {
     }
 
     fn turn(&mut self, events: &mut [Event]) -> io::Result<bool> {
-        if !self.bulk.is_empty() && self.dirty.is_empty() && !self.down_waiting {
-            // What is left can wait for whoever else is ready on this core.
+        if self.bulk.len() > YIELD_BULK_MIN && self.dirty.is_empty() && !self.down_waiting {
+            // A part of what goes to many can wait for whoever else is ready on this core. A few receipts are not worth it: whoever yields
+            // stands behind the others for a while, and so does what comes meanwhile.
             std::thread::yield_now();
         }
         let timeout = self.timeout();
