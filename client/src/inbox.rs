@@ -208,10 +208,10 @@ impl Inbox {
         inbox
     }
 
-    /// The longest frame that the server takes, as LoginAck says; 0: it does not.
+    /// The longest frame that the server takes.
     pub fn frames_up_to(&mut self, frame_bytes_max: usize) {
-        let told = if frame_bytes_max == 0 { proto::FRAME_BYTES_MAX } else { frame_bytes_max };
-        self.sync_bytes_max = told.saturating_sub(SYNC_OVERHEAD_BYTES).min(self.limits.sync_bytes_max);
+        self.sync_bytes_max =
+            frame_bytes_max.saturating_sub(SYNC_OVERHEAD_BYTES).min(self.limits.sync_bytes_max);
     }
 
     /// The connection is logged in. Asks for a Sync, and acknowledges again what may have been lost with the last one.
@@ -288,15 +288,19 @@ impl Inbox {
     /// An Error arrived that answers a Sync or Pull. Others are ignored. `jitter` is added to the wait that the server asks for.
     pub fn error(&mut self, error: &wire::Error, jitter: Duration, now: Instant) {
         self.patience.heard(now);
+        let is_sync = self.sync.is_asked(error.request);
+        let asked = self.take_asked(error.request);
+        if !is_sync && asked.is_none() {
+            return;
+        }
         let least = if is_transient(error.code()) { RETRY_MS_MIN } else { RETRY_FINAL_MS };
         let least = Duration::from_millis(u64::from(error.retry_after_ms).max(least));
         let at = self.retry.refused(least, now) + jitter;
-        if self.sync.is_asked(error.request) {
+        if is_sync {
             self.sync_later(at);
             return;
         }
-        let Some(Asked { chat: name, .. }) = self.take_asked(error.request) else { return };
-        let Some(chat) = self.chats.get_mut(&name) else { return };
+        let Some(chat) = asked.and_then(|asked| self.chats.get_mut(&asked.chat)) else { return };
         if is_transient(error.code()) {
             chat.pull = PullState::Refused(at);
             wake(&mut self.deadline, at);

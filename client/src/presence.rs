@@ -38,8 +38,8 @@ pub enum Frame {
 pub struct Presence {
     /// This connection's server takes it.
     taken: bool,
-    /// Longest frame that this connection's gateway takes; 0: as long as the protocol has them.
-    frame_bytes_max: usize,
+    /// The longest frame that this connection's gateway takes; `None`: there was no connection.
+    frame_bytes_max: Option<usize>,
     wanted: BTreeSet<String>,
     /// The server is to hear of `wanted`.
     is_due: bool,
@@ -84,9 +84,9 @@ impl Presence {
         }
     }
 
-    /// Logged in. `frame_bytes_max`: as LoginAck says.
+    /// Logged in. `frame_bytes_max`: the longest frame that the server takes.
     pub fn connected(&mut self, frame_bytes_max: usize) {
-        self.frame_bytes_max = frame_bytes_max;
+        self.frame_bytes_max = Some(frame_bytes_max);
     }
 
     /// The connection is gone, and with it what was watched on it.
@@ -196,8 +196,8 @@ impl Presence {
         let users = if renew { Vec::new() } else { named() };
         let watch = wire::Watch { request, users, renew };
         (self.renew_at, self.is_due) = (None, false);
-        let room = if self.frame_bytes_max == 0 { proto::FRAME_BYTES_MAX } else { self.frame_bytes_max };
-        if proto::frame::HEADER_BYTES + watch.encoded_len() > room {
+        let bytes = proto::frame::HEADER_BYTES + watch.encoded_len();
+        if self.frame_bytes_max.is_some_and(|most| bytes > most) {
             // A gateway would end the connection for it.
             let text = format!("{} users do not fit into one frame", watch.users.len());
             self.news.push_back(News::WatchRefused { code: Code::FrameTooLarge, text });

@@ -65,10 +65,10 @@ impl Receipts {
         }
     }
 
-    /// Logged in. `frame_bytes_max`: as LoginAck says; 0: it does not.
+    /// Logged in. `frame_bytes_max`: the longest frame that the server takes.
     pub fn connected(&mut self, frame_bytes_max: usize) {
         self.disconnected();
-        self.frame_bytes_max = if frame_bytes_max == 0 { proto::FRAME_BYTES_MAX } else { frame_bytes_max };
+        self.frame_bytes_max = frame_bytes_max;
     }
 
     /// The connection is gone, and with it what was sent on it.

@@ -52,7 +52,7 @@ pub struct Capped {
 
 impl Capped {
     /// At most `connections_max` at a time; each reads end of stream when it is idle after `connection_max`, behind the answer that is under
-    /// way. Whoever is not answered, or does not read the answer, [`ANSWER_MAX`] later is cut.
+    /// way. Whoever is not answered, or does not read the answer, 15 s later is cut.
     pub fn new(listener: TcpListener, connections_max: usize, connection_max: Duration) -> Self {
         Self { listener, places: Arc::new(Semaphore::new(connections_max)), connection_max }
     }

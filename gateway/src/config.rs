@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 
 use serde::Deserialize;
 
+use crate::link::LOGIN_BYTES_PART;
+
 /// All of it. Unknown keys are errors.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -422,7 +424,7 @@ impl Config {
             (self.link.batch_beside_frames_min == 0, "link.batch_beside_frames_min must be at least 1"),
             (self.workers.rush_ms > 1_000, "workers.rush_ms must be at most 1000"),
             (
-                self.link.queue_bytes_max < 4 * (2 * limits.frame_bytes_max),
+                self.link.queue_bytes_max / LOGIN_BYTES_PART < 2 * limits.frame_bytes_max,
                 "link.queue_bytes_max must be at least eight times limits.frame_bytes_max, or a long Login never finds room",
             ),
             (self.link.reconnect_ms_max == 0, "link.reconnect_ms_max must be at least 1"),
@@ -484,6 +486,17 @@ mod tests {
         let mut config = Config::default();
         config.limits.heartbeat_ms = 80_000;
         assert!(config.plan(2, 20_000).unwrap_err().contains("heartbeat_ms"));
+        let mut config = Config::default();
+        config.link.queue_bytes_max = 4 * config.limits.frame_bytes_max;
+        assert!(config.plan(2, 20_000).unwrap_err().contains("link.queue_bytes_max"));
+        let mut config = Config::default();
+        config.link.reconnect_ms_max = 0;
+        assert!(config.plan(2, 20_000).unwrap_err().contains("link.reconnect_ms_max"));
+        let mut config = Config::default();
+        config.listen.client.set_ip(std::net::Ipv6Addr::UNSPECIFIED.into());
+        assert!(config.plan(2, 20_000).unwrap_err().contains("listen.advertise"));
+        config.listen.advertise = "gateway.example:7000".to_owned();
+        assert!(config.plan(2, 20_000).is_ok());
         let mut config = Config::default();
         for (url, is_right) in [
             ("http://ip.example:6789", true),

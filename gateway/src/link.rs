@@ -51,7 +51,7 @@ pub struct Bounds {
 }
 
 /// The part of `queue_bytes_max`, and of a stream's credit, that logins may take: live frames have the rest for certain.
-const LOGIN_BYTES_PART: usize = 4;
+pub(crate) const LOGIN_BYTES_PART: usize = 4;
 
 /// A frame that no state server can take now.
 #[derive(Debug, PartialEq)]

@@ -139,6 +139,13 @@ mod tests {
         assert!(!popular.is_usable());
     }
 
+    #[test]
+    fn without_news_only_what_was_heard_makes_one_full() {
+        let stale = Candidate { handed_out: 1_000_000, stale: true, ..candidate(999, 0.0) };
+        assert!(stale.is_usable());
+        assert!(!Candidate { stale: true, ..candidate(1_000, 0.0) }.is_usable());
+    }
+
     prop_compose! {
         fn any_candidate()(
             connections in 0u64..1200, connections_max in 0u64..1200, bytes_per_s: u64, bytes_per_s_max: u64,

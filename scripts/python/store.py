@@ -95,12 +95,12 @@ class Store:
         self.cursors = {chat: (history, seq) for chat, history, seq in kept["cursors"]}
         for chat, stream, next_n, waiting, *more in kept["lanes"]:
             outgoing = [Outgoing(n, bytes.fromhex(body), made_at) for n, body, made_at in waiting]
+            later = [Outgoing(0, bytes.fromhex(body), made_at) for body, made_at in (more or [[]])[0]]
             if outgoing and time.time() - outgoing[0].made_at > UNANSWERED_DAYS_MAX * 86_400:
                 say(f"{len(outgoing)} old messages in {chat}: it is unknown whether they were sent")
-            else:
-                later = [Outgoing(0, bytes.fromhex(body), made_at) for body, made_at in (more or [[]])[0]]
-                self.lanes[chat] = Lane(stream, next_n, outgoing, is_inherited=True, later=later)
-                self.lanes[chat].renew_if_inherited()
+                outgoing = []
+            self.lanes[chat] = Lane(stream, next_n, outgoing, is_inherited=True, later=later)
+            self.lanes[chat].renew_if_inherited()
 
     def save(self) -> None:
         """Before anything is sent that the file does not know yet."""

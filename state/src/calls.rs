@@ -322,3 +322,46 @@ fn with_why(refusal: Refusal, text: impl Into<String>) -> Status {
     };
     Status::with_details(code, text, refusal.encode_to_vec().into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::server::tests::{Scripted, core_and_accepted};
+    use crate::store::{Answer, Outcome};
+
+    fn append() -> Append {
+        Append {
+            chat: "a:b".into(),
+            sender: "a".into(),
+            id: MessageId::Named("order-17".into()),
+            body: "x".into(),
+            refusal: None,
+            kind: wire::Kind::Text,
+            act: Default::default(),
+            token: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_doubt_outlives_a_try_that_is_refused_and_ends_with_an_answer() {
+        let tries = AtomicUsize::new(0);
+        let store = Scripted::new(move |op| -> Outcome {
+            match (op, tries.fetch_add(1, Ordering::Relaxed)) {
+                (Op::Append(_), 0) => Err(StoreError::Unknown("no answer".into())),
+                (Op::Append(_), 1) => Err(StoreError::Refused("away".into())),
+                _ => Ok(Answer::Appended(Appended::Conflict)),
+            }
+        });
+        let (core, _accepted) = core_and_accepted(store);
+        let generation = core.generation();
+        let is_due_in =
+            |seconds| !core.doubts.due(core.clock.now() + Duration::from_secs(seconds)).is_empty();
+        for (seconds, doubted) in [(3, true), (10, true), (60, false)] {
+            let _ = store_and_push(core.clone(), generation, append()).await;
+            assert_eq!(is_due_in(seconds), doubted);
+        }
+    }
+}

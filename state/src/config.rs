@@ -337,4 +337,16 @@ mod tests {
         config.store.url = StoreConfig::default().url;
         assert_eq!(config.check(), Ok(()));
     }
+
+    #[test]
+    fn what_others_rest_on_is_asked_for() {
+        let mut config = Config::default();
+        config.store.dedupe_days = 6;
+        assert!(config.check().is_err_and(|what| what.starts_with("store.dedupe_days")));
+        let mut config = Config::default();
+        config.rpc.listen.set_ip(std::net::Ipv4Addr::UNSPECIFIED.into());
+        assert!(config.check().is_err_and(|what| what.starts_with("rpc.advertise")));
+        config.rpc.advertise = "state.example:7100".to_owned();
+        assert_eq!(config.check(), Ok(()));
+    }
 }

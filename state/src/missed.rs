@@ -28,6 +28,7 @@ struct Owed {
     /// Ticks until others are asked, and how often they were in vain.
     ask_in: u32,
     asks: u32,
+    /// What held the mark for these.
     asked_held: Vec<Token>,
     /// Holds the mark for the first ticks, while a gateway that is just coming would not be known to have missed anything if
     /// this server died.

@@ -331,14 +331,10 @@ async fn note_typing(core: Arc<Core>, frame: UpFrame, typing: wire::Typing, unti
     let mut ops: Vec<Op> = readers.iter().map(|user| Op::Routes { user: *user }).collect();
     ops.push(Op::Seen { user: frame.user });
     let mut outcomes = core.apply_as_until(generation, until, &ops).await;
-    let hides = outcomes.pop().map(read::seen).and_then(Result::ok);
-    match hides {
-        None => return,
-        Some(seen) if seen.hides.typing => {
-            core.metrics.typing_notes_hidden.inc();
-            return;
-        }
-        Some(_) => {}
+    let Some(seen) = outcomes.pop().map(read::seen).and_then(Result::ok) else { return };
+    if seen.hides.typing {
+        core.metrics.typing_notes_hidden.inc();
+        return;
     }
     let chat = chat.to_string();
     let note =

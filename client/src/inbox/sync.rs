@@ -48,23 +48,26 @@ impl Inbox {
     }
 
     pub(super) fn tick_sync(&mut self, now: Instant) {
-        let (after, again, at, asked) = match &mut self.sync {
-            SyncState::Asked { since, after, until, again, due, .. } => {
-                (after, *again, self.patience.ends(*due), Some((*since, until.clone())))
-            }
-            SyncState::Later { after, again, at } => (after, *again, *at, None),
+        let at = match &self.sync {
+            SyncState::Asked { due, .. } => self.patience.ends(*due),
+            SyncState::Later { at, .. } => *at,
             SyncState::Offline | SyncState::Done => return,
         };
         if now < at {
             wake(&mut self.deadline, at);
             return;
         }
-        let after = std::mem::take(after);
-        self.ask_sync(after, again, now);
-        if let (Some((first, page_end)), SyncState::Asked { since, until, .. }) = (asked, &mut self.sync)
-            && *until == page_end
-        {
-            *since = first;
+        match std::mem::replace(&mut self.sync, SyncState::Offline) {
+            SyncState::Asked { since: first, after, until: page_end, again, .. } => {
+                self.ask_sync(after, again, now);
+                if let SyncState::Asked { since, until, .. } = &mut self.sync
+                    && *until == page_end
+                {
+                    *since = first;
+                }
+            }
+            SyncState::Later { after, again, .. } => self.ask_sync(after, again, now),
+            SyncState::Offline | SyncState::Done => {}
         }
     }
 

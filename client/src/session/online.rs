@@ -30,10 +30,15 @@ impl Session {
         self.app.tell(Event::Connected { address, durability: ack.durability() });
         self.status.send_replace(Status::Online);
         if self.options.receive {
-            self.inbox.frames_up_to(ack.frame_bytes_max as usize);
-            self.presence.connected(ack.frame_bytes_max as usize);
+            let frame_bytes_max = match ack.frame_bytes_max as usize {
+                // It does not say.
+                0 => proto::FRAME_BYTES_MAX,
+                told => told,
+            };
+            self.inbox.frames_up_to(frame_bytes_max);
+            self.presence.connected(frame_bytes_max);
             self.inbox.connected(now);
-            self.receipts.iter_mut().for_each(|receipts| receipts.connected(ack.frame_bytes_max as usize));
+            self.receipts.iter_mut().for_each(|receipts| receipts.connected(frame_bytes_max));
         }
         let resend_ms_max = self.options.outbox.resend_days_max * 24 * 3_600_000;
         self.store.overdue(clock_ms(), resend_ms_max).for_each(|chat| self.outbox.expire(chat));

@@ -154,12 +154,7 @@ fn a_worker_whose_bridge_is_gone_stops() {
     let (mut client, _) = rig.bound(1);
     rig.down = bounded(1).0;
     rig.worker.inbox.wake.wake();
-    let is_on = loop {
-        if !rig.worker.turn(&mut rig.events).unwrap() {
-            break false;
-        }
-    };
-    assert!(!is_on);
+    assert!((0..100).any(|_| !rig.worker.turn(&mut rig.events).unwrap()), "it goes on");
     let mut told = Vec::new();
     client.read_to_end(&mut told).unwrap();
     assert_eq!(told[3], Command::Error as u8);

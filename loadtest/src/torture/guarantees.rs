@@ -198,6 +198,7 @@ const HOW: &[(&str, &str)] = &[
     ("N-ack", "failpoint build; control: the checker must find loss"),
     ("N-dedupe", "failpoint build; control: the checker must find doubles"),
     ("N-recency", "failpoint build; control: the checker must find silence"),
+    ("N-relay", "as F28, failpoint build; control: the checker must find silence"),
     ("A1", "bare sockets, one byte of a Login at a time, until the deadline closes them"),
     ("A2", "nftables drops everything of connections that have logged in"),
     ("A3", "a header with each length; closed at the header"),

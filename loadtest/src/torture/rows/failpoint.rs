@@ -10,6 +10,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use super::common::{PATIENCE, QUIET_MAX, expect_acked, pairs, redis};
+use super::net::cut_line;
 use crate::supervisor::{ClusterOptions, Process};
 use crate::torture::tool::wait_until;
 use crate::torture::{Excuses, Plan, Round, Row, TortureError, Verdict, World};
@@ -107,6 +108,24 @@ fn no_recency(round: &mut Round) -> Result<(), TortureError> {
         }
     }
     round.control(owed, "accepted messages that nobody pushed");
+    Ok(())
+}
+
+/// N-relay: of what a state server accepts and cannot hand to a gateway nobody is told, so whoever is at that gateway does not see it.
+fn no_relay(round: &mut Round) -> Result<(), TortureError> {
+    let mut unseen = 0;
+    for _ in 0..CONTROL_TRIES_MAX {
+        let options = ClusterOptions { state_env: env("recency_off=return"), ..with_failpoints()? };
+        let (world, load, line) = cut_line(round, options)?;
+        // Judged while it lasts; then the world is spoilt.
+        let history = load.finish(CONTROL_QUIET)?;
+        drop((world, line));
+        unseen += Verdict::of(&history, Excuses::default()).lost;
+        if unseen > 0 {
+            break;
+        }
+    }
+    round.control(unseen, "accepted messages that nobody pushed over another line");
     Ok(())
 }
 
@@ -223,5 +242,12 @@ pub const ROWS: &[Row] = &[
         full_rounds: 3,
         gate: true,
         run: no_recency,
+    },
+    Row {
+        name: "N-relay",
+        fault: "planted: nobody pushes what a gateway misses that is cut off",
+        full_rounds: 3,
+        gate: true,
+        run: no_relay,
     },
 ];

@@ -16,7 +16,7 @@ use crate::torture::tool::firewall::{Fate, Rule, Way};
 use crate::torture::tool::namespace;
 use crate::torture::tool::narrow::Narrow;
 use crate::torture::tool::proxy::{Proxy, Shape};
-use crate::torture::{Plan, Round, Row, TortureError};
+use crate::torture::{Load, Plan, Round, Row, TortureError, World};
 
 /// The rows of this file.
 pub const ROWS: &[Row] = &[
@@ -78,10 +78,22 @@ fn cut(round: &mut Round) -> Result<(), TortureError> {
     round.keep(world)
 }
 
-/// One gateway does not reach one state server, which the other gateway does: what comes through that one is for both.
+/// F28: one gateway does not reach one state server, which the other gateway does: what comes through that one is for both.
 fn cut_between_two(round: &mut Round) -> Result<(), TortureError> {
+    let (mut world, load, line) = cut_line(round, pairs())?;
+    // Nobody is deaf while it lasts.
+    settle(round, load, HEAL_MAX)?;
+    line.rule.lift()?;
+    let process = &mut world.cluster.gateways[line.gateway].process;
+    process.set_group(None);
+    process.restart()?;
+    round.keep(world)
+}
+
+/// The line between one gateway and one state server is cut, and messages have gone on for longer than either needs to notice.
+pub fn cut_line(round: &mut Round, options: ClusterOptions) -> Result<(World, Load, CutLine), TortureError> {
     namespace::need()?;
-    let mut world = round.world(pairs())?;
+    let mut world = round.world(options)?;
     let (gateway, state) = (round.random.random_range(0..2), round.random.random_range(0..2));
     let process = &mut world.cluster.gateways[gateway].process;
     process.set_group(Some(CUT_GROUP));
@@ -90,14 +102,15 @@ fn cut_between_two(round: &mut Round) -> Result<(), TortureError> {
     load.wait_acked(500, PATIENCE)?;
     round.fault(&load, format!("gateway {gateway} cut off from state server {state}"));
     let rule = Rule::set_from(CUT_GROUP, &[state_ports(&world)[state]])?;
-    load.wait_acked(if round.gate { 1_000 } else { 5_000 }, PATIENCE)?;
-    // Nobody is deaf while it lasts.
-    settle(round, load, HEAL_MAX)?;
-    rule.lift()?;
-    let process = &mut world.cluster.gateways[gateway].process;
-    process.set_group(None);
-    process.restart()?;
-    round.keep(world)
+    std::thread::sleep(CUT_NOTICED);
+    load.wait_acked(500, PATIENCE)?;
+    Ok((world, load, CutLine { rule, gateway }))
+}
+
+/// What is in force, and of which gateway.
+pub struct CutLine {
+    rule: Rule,
+    gateway: usize,
 }
 
 /// Commands do not arrive, or answers do not: whatever was asked is unknown, and nobody may be told "accepted".
@@ -221,5 +234,7 @@ fn minutes(round: &Round) -> Duration {
 /// What a healed line is promised.
 const HEAL_MAX: Duration = Duration::from_secs(5);
 const RESETS: usize = 5;
+/// Twice what a gateway waits for a pong (`link.dead_ms`), and half a second.
+const CUT_NOTICED: Duration = Duration::from_millis(2_500);
 /// Nobody else's.
 const CUT_GROUP: u32 = 61_234;
