@@ -36,7 +36,7 @@ async fn a_revoked_lease_is_replaced_before_it_is_due() {
     let handle = registry.register(gateway("g-1")).await.unwrap();
     handle.report(json!({ "connections": 7 }));
     until(&mut tables, LONG, "g-1", |table| table.get("g-1").is_some_and(|g| !g.report.is_null())).await;
-    let leases = || etcd.etcdctl(&["lease", "list"]).lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
+    let leases = || etcd_leases(&etcd);
     let revoked = leases();
     for lease in &revoked {
         etcd.etcdctl(&["lease", "revoke", lease]);
@@ -94,6 +94,32 @@ async fn everybody_comes_back_when_etcd_lost_its_data() {
     let mut fresh_tables = fresh.watch("gateway").await.unwrap();
     until(&mut fresh_tables, LONG, "g-1 registered again", |table| table.len() == 1).await;
     until(&mut tables, LONG, "g-1 seen by the old watcher", |table| table.len() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_registered_stays_so_while_etcd_takes_no_writes() {
+    let mut etcd = Etcd::start();
+    let registry = open(&etcd).await;
+    let handle = registry.register(gateway("g-1")).await.unwrap();
+    let before = etcd_leases(&etcd);
+    assert_eq!(before.len(), 1);
+    etcd.kill();
+    handle.report(json!({ "connections": 1 }));
+    tokio::task::block_in_place(|| etcd.restart_full());
+    assert!(registry.register(gateway("g-2")).await.is_err(), "it is full");
+    // Longer than a lease lives that nobody renews, and nothing is waited for but that it stays.
+    for n in 0..16 {
+        handle.report(json!({ "connections": n }));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let now = etcd_leases(&etcd);
+        assert!(before.iter().all(|lease| now.contains(lease)), "{before:?} {now:?}");
+    }
+    let table = registry.list("gateway").await.unwrap();
+    assert_eq!(ids(&table), ["g-1"]);
+}
+
+fn etcd_leases(etcd: &Etcd) -> Vec<String> {
+    etcd.etcdctl(&["lease", "list"]).lines().skip(1).map(str::to_owned).collect()
 }
 
 #[tokio::test]

@@ -48,6 +48,25 @@ impl Etcd {
         assert!(self.is_up_in_time(), "etcd does not start again");
     }
 
+    /// The same as one that is full: it takes no writes from the first one on, which somebody must try.
+    pub fn restart_full(&mut self) {
+        self.child = spawn_with(self.port, self.peer_port, &self.folder, &["--quota-backend-bytes", "1"]);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.alarms().contains("NOSPACE") {
+            assert!(Instant::now() < deadline, "etcd does not find that it is full");
+            std::thread::sleep(Duration::from_millis(20)); // the pace of asking
+        }
+    }
+
+    /// What etcdctl says of them; nothing while it does not answer.
+    fn alarms(&self) -> String {
+        let mut etcdctl = Command::new("etcdctl");
+        etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", &self.url(), "alarm", "list"]);
+        etcdctl
+            .output()
+            .map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).into())
+    }
+
     /// Removes its data; only while it is dead.
     pub fn wipe(&mut self) {
         std::fs::remove_dir_all(self.folder.path().join("data")).unwrap();
@@ -102,6 +121,10 @@ pub fn free_port() -> u16 {
 }
 
 fn spawn(port: u16, peer_port: u16, folder: &tempfile::TempDir) -> Child {
+    spawn_with(port, peer_port, folder, &[])
+}
+
+fn spawn_with(port: u16, peer_port: u16, folder: &tempfile::TempDir, more: &[&str]) -> Child {
     let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
     let log = std::fs::File::create(folder.path().join("log")).unwrap();
     Command::new("etcd")
@@ -110,6 +133,7 @@ fn spawn(port: u16, peer_port: u16, folder: &tempfile::TempDir) -> Child {
         .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
         .args(["--initial-cluster", &format!("default={peer}"), "--logger", "zap"])
+        .args(more)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
