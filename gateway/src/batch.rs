@@ -87,6 +87,8 @@ pub enum Down {
         /// Milliseconds that clients are told.
         within_ms: u32,
     },
+    /// Ask everybody to Sync.
+    Resync,
     /// Close everything and end.
     Stop,
 }

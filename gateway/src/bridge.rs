@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 use prost::Message;
-use proto::link::{DownBatch, Gone, Up, UpFrame, up};
+use proto::link::{DownBatch, Gone, Stored, Up, UpFrame, up};
 use proto::wire::{self, Code};
 use proto::{Command, frame};
 use tokio::sync::Notify;
@@ -47,6 +47,8 @@ pub struct Bridge {
     work: Notify,
     room: Notify,
     settled: Notify,
+    /// What the store holds, as state servers say.
+    stored: Mutex<Stored>,
     started: Instant,
 }
 
@@ -100,6 +102,7 @@ impl Bridge {
             work: Notify::new(),
             room: Notify::new(),
             settled: Notify::new(),
+            stored: Mutex::default(),
             started: Instant::now(),
         })
     }
@@ -334,6 +337,20 @@ impl Bridge {
         }
     }
 
+    /// What the store holds, as far as this gateway has heard.
+    pub fn stored(&self) -> Stored {
+        *self.stored.lock()
+    }
+
+    /// A state server says what the store holds, which told `before` last time. If that is another thing, some of it was lost, and
+    /// whoever is logged in here may be known to it no more: everybody is to Sync.
+    pub async fn store_holds(&self, before: Option<Stored>, now: Stored) {
+        if learn(&mut self.stored.lock(), before, now) {
+            tracing::warn!("the store lost something: all clients are asked to Sync");
+            self.tell_workers(|| Down::Resync).await;
+        }
+    }
+
     /// Tells every worker the same.
     pub async fn tell_workers(&self, mut make: impl FnMut() -> Down) {
         for worker in 0..self.workers.len() {
@@ -441,6 +458,19 @@ impl Bridge {
             settled.await;
         }
     }
+}
+
+/// Keeps what was heard of the store; whether some of it was lost. Who goes on telling the same as before has not looked yet, and tells
+/// nothing of what others have found.
+fn learn(known: &mut Stored, before: Option<Stored>, now: Stored) -> bool {
+    if now.contents == known.contents {
+        known.stamp = now.stamp.max(known.stamp);
+        return false;
+    }
+    if now.contents == 0 || before.is_some_and(|before| before.contents == now.contents) {
+        return false;
+    }
+    std::mem::replace(known, now).contents != 0
 }
 
 /// A login may wait for seconds; it must not pin what else came in the turn that read it.

@@ -166,6 +166,8 @@ pub struct Limits {
     /// limit of its own, because what state servers answer bounds it already (`link.logins_waiting_max`). Set it to protect
     /// what several gateways share.
     pub logins_per_s_max: u32,
+    /// Clients asked to Sync per second, over all workers, after the store lost something.
+    pub resyncs_per_s: u32,
     /// Bytes waiting for one connection at which pushes are skipped, and reads of it parked, until half is gone.
     pub queue_bytes_soft: usize,
     /// Bytes waiting for one connection at which it is closed.
@@ -194,6 +196,7 @@ impl Default for Limits {
             idle_ms_max: 90_000,
             heartbeat_ms: 30_000,
             logins_per_s_max: 0,
+            resyncs_per_s: 5_000,
             queue_bytes_soft: 256 * 1024,
             queue_bytes_hard: 1024 * 1024,
             stalled_ms_max: 30_000,
@@ -422,6 +425,7 @@ impl Config {
                 "the *_max of workers and link must be at least 1",
             ),
             (self.link.batch_beside_frames_min == 0, "link.batch_beside_frames_min must be at least 1"),
+            (limits.resyncs_per_s == 0, "limits.resyncs_per_s must be at least 1"),
             (self.workers.rush_ms > 1_000, "workers.rush_ms must be at most 1000"),
             (
                 self.link.queue_bytes_max / LOGIN_BYTES_PART < 2 * limits.frame_bytes_max,

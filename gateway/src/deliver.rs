@@ -33,6 +33,7 @@ impl Worker {
             match self.inbox.down.try_recv() {
                 Ok(Down::Batch { items, ticket }) => self.place(items, ticket),
                 Ok(Down::Drain { within_ms }) => self.begin_drain(within_ms),
+                Ok(Down::Resync) => self.begin_resync(),
                 // Without a bridge there is nobody to work for.
                 Ok(Down::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => break,

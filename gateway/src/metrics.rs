@@ -228,7 +228,11 @@ const COUNTERS: [(&str, &str, Pick); 15] = [
     ("bytes_out", "Bytes queued to clients", |w| &w.bytes_out),
     ("pushes_skipped", "Pushes not queued because the reader is slow", |w| &w.pushes_skipped),
     ("slow_readers", "Times that pushes to a connection began to be skipped", |w| &w.slow_readers),
-    ("resyncs", "Slow readers that caught up and were told to sync", |w| &w.resyncs),
+    (
+        "resyncs",
+        "Clients told to sync: slow readers that caught up, and everybody after the store lost something",
+        |w| &w.resyncs,
+    ),
     ("burst_refused", "Unfinished frames refused because the burst budget was used up", |w| &w.burst_refused),
     ("burst_closed", "Slow readers closed because the burst budget had no room for their answers", |w| {
         &w.burst_closed

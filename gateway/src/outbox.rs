@@ -138,7 +138,7 @@ fn bytes_of(down: &Down) -> usize {
         Down::Batch { items, .. } => {
             items.iter().map(|item| item.frames.len()).sum::<usize>() + items.len() * size_of::<DownItem>()
         }
-        Down::Drain { .. } | Down::Stop => 0,
+        Down::Drain { .. } | Down::Resync | Down::Stop => 0,
     }
 }
 

@@ -13,7 +13,7 @@ use crpc::client::{ChannelOptions, connect_lazy};
 use crpc::registry::{Endpoint, Table};
 use futures_util::stream;
 use parking_lot::Mutex;
-use proto::link::{Down, Up, UpHello, down, link_client::LinkClient, up};
+use proto::link::{Down, Stored, Up, UpHello, down, link_client::LinkClient, up};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tonic::Streaming;
@@ -147,12 +147,12 @@ impl Upstreams {
         let opening = async {
             let mut downs = client.open(ups).await.map_err(|e| e.message().to_owned())?.into_inner();
             let first = downs.message().await.map_err(|e| e.message().to_owned())?;
-            match first.and_then(|down| down.kind) {
-                Some(down::Kind::Hello(hello)) => Ok((downs, hello)),
+            match first {
+                Some(Down { kind: Some(down::Kind::Hello(hello)), stored, .. }) => Ok((downs, hello, stored)),
                 _ => Err("its first message is not a hello".to_owned()),
             }
         };
-        let (downs, hello) =
+        let (downs, hello, stored) =
             tokio::time::timeout(HELLO_MAX, opening).await.map_err(|_| "no hello in time".to_owned())??;
         if hello.version != proto::LINK_VERSION {
             return Err(format!(
@@ -169,7 +169,10 @@ impl Upstreams {
         self.live.lock().insert(stream_key, live.clone());
         self.tell_readiness();
         tracing::info!(state = hello.state_id, addr = endpoint.addr, stream = stream_key, "stream open");
-        let reason = self.serve(stream_key, downs, &live, endpoint, &mut hearing).await;
+        if let Some(stored) = stored {
+            self.bridge.store_holds(None, stored).await;
+        }
+        let reason = self.serve(stream_key, downs, (&live, stored), endpoint, &mut hearing).await;
         self.live.lock().remove(&stream_key);
         tracing::warn!(state = hello.state_id, stream = stream_key, reason, "stream broken");
         self.bridge.stream_broken(stream_key).await;
@@ -180,7 +183,7 @@ impl Upstreams {
         &self,
         key: StreamKey,
         mut downs: Streaming<Down>,
-        live: &LiveStream,
+        (live, mut stored): (&LiveStream, Option<Stored>),
         endpoint: &Endpoint,
         hearing: &mut Hearing,
     ) -> String {
@@ -208,6 +211,9 @@ impl Upstreams {
                 Some(down::Kind::Pong(pong)) => self.heard.lock().pong(&endpoint.id, hearing, pong.nonce),
                 None => {}
             }
+            if let Some(now) = down.stored {
+                self.bridge.store_holds(stored.replace(now), now).await;
+            }
             // Whatever came, it lives.
             self.bridge.link().lock().pong(key, self.bridge.now_ms());
             live.busy.store(false, Ordering::Release);
@@ -232,6 +238,7 @@ impl Upstreams {
             heartbeat_ms: config.limits.heartbeat_ms,
             frame_bytes_max: config.limits.frame_bytes_max as u32,
             replay_ms,
+            stored: Some(self.bridge.stored()),
         }
     }
 

@@ -19,6 +19,7 @@ use crate::burst::Burst;
 use crate::config::Config;
 use crate::door::Door;
 use crate::early_end::EarlyEnds;
+use crate::everybody::{Drain, Resync};
 use crate::expiry::Expiry;
 use crate::id::{self, Place};
 use crate::metrics::{Metrics, Why, WorkerStats};
@@ -125,8 +126,9 @@ pub(crate) struct Worker {
     events_full: bool,
     /// What a burst has left behind was given back in this turn.
     pub(crate) rested: bool,
-    /// From which slot on to tell GoAway, and within how many ms to leave, while draining.
-    drain_from: Option<(u32, u32)>,
+    /// What everybody here is being told.
+    pub(crate) drain: Option<Drain>,
+    pub(crate) resync: Option<Resync>,
 }
 
 /// Epoll tokens beside places, which are below 2^32.
@@ -198,7 +200,8 @@ impl Worker {
             down_waiting: false,
             events_full: false,
             rested: false,
-            drain_from: None,
+            drain: None,
+            resync: None,
             shared,
         }))
     }
@@ -257,6 +260,7 @@ impl Worker {
             return Ok(false);
         }
         self.continue_drain();
+        self.continue_resync();
         self.expire();
         self.send_up();
         self.flush();
@@ -302,7 +306,7 @@ impl Worker {
 
     fn timeout(&self) -> Duration {
         let is_written = self.dirty.is_empty() && self.bulk.is_empty();
-        if self.down_waiting || !is_written || self.drain_from.is_some() {
+        if self.down_waiting || !is_written || self.drain.is_some() {
             return Duration::ZERO;
         }
         if self.held_back {
@@ -311,11 +315,13 @@ impl Worker {
         let next_tick_ms = (self.now_ms / 1000 + 1) * 1000;
         let batch_ms = self.news_due_ms();
         let door_ms = self.door.opens_ms();
-        let next_ms =
-            [self.logins.next_ms(), self.stalls.next_ms(), self.lingers.next_ms(), batch_ms, door_ms]
-                .into_iter()
-                .flatten()
-                .fold(next_tick_ms, u64::min);
+        let resync_ms = self.resync.as_ref().map(|resync| resync.next_ms);
+        let deadlines = [&self.logins, &self.stalls, &self.lingers].map(Expiry::next_ms);
+        let next_ms = deadlines
+            .into_iter()
+            .chain([batch_ms, door_ms, resync_ms])
+            .flatten()
+            .fold(next_tick_ms, u64::min);
         Duration::from_millis(next_ms.saturating_sub(self.started.elapsed().as_millis() as u64))
     }
 
@@ -331,32 +337,6 @@ impl Worker {
 
     pub(crate) fn return_buffer(&mut self, buffer: Vec<u8>) {
         self.buffer = buffer;
-    }
-
-    pub(crate) fn begin_drain(&mut self, within_ms: u32) {
-        // Who stands before a door that was to open in a moment hears of it too, and is not reset.
-        self.accept();
-        self.listener = None;
-        self.drain_from = Some((0, within_ms));
-    }
-
-    /// Tells some connections to leave, as many as a turn writes to: what is said to everybody at once would stand in memory for all of them.
-    fn continue_drain(&mut self) {
-        let Some((from_slot, within_ms)) = self.drain_from else { return };
-        let writes_max = self.shared.config.workers.writes_per_turn_max;
-        if self.dirty.len() >= writes_max {
-            return;
-        }
-        let Some((places, next_slot)) = self.table.places(from_slot, writes_max) else {
-            self.drain_from = None;
-            return;
-        };
-        self.drain_from = Some((next_slot, within_ms));
-        let text = crate::connection::reason_text(Code::ShuttingDown).to_owned();
-        let frame = proto::frame::encode(proto::Command::GoAway, &proto::wire::GoAway { within_ms, text });
-        for place in places {
-            self.enqueue(place, frame.clone(), false);
-        }
     }
 
     /// Tells everybody, closes everything, and lets state know whose connections are gone.

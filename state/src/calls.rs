@@ -23,7 +23,9 @@ use crate::fan_out::{Accepted, From};
 use crate::presence;
 use crate::server::Core;
 use crate::settle;
-use crate::store::{Append, Appended, MESSAGE_NAME_BYTES_MAX, MessageId, Op, StoreError, TokenOf, read};
+use crate::store::{
+    Answer, Append, Appended, MESSAGE_NAME_BYTES_MAX, MessageId, Op, StoreError, TokenOf, read,
+};
 use crate::{backlog, delete, end, relay};
 
 /// Implements the state service over the core.
@@ -74,10 +76,10 @@ impl StateService {
         Ok(number)
     }
 
-    /// What tells whether the reader's token is revoked. Of somebody who has no number none is.
-    async fn reader(&self, request: &PullRequest) -> Result<Option<Op>, StoreError> {
-        let (name, issued_s) = (&request.reader, request.issued_s);
-        if issued_s == 0 {
+    /// Whose token it is that the reader's call rests on. Of somebody who has no number none is revoked.
+    async fn reader(&self, request: &PullRequest) -> Result<Option<u64>, StoreError> {
+        let name = &request.reader;
+        if request.issued_s == 0 {
             return Ok(None);
         }
         let mut number = self.core.users.number(name);
@@ -89,7 +91,7 @@ impl StateService {
                 self.core.users.learn(name, number);
             }
         }
-        Ok(number.map(|user| Op::IsRevoked { user, issued_s }))
+        Ok(number)
     }
 
     /// Puts the chat into its members' lists, which comes before its first message.
@@ -199,17 +201,31 @@ impl State for StateService {
         }
         let limit = if request.limit == 0 { proto::PULL_LIMIT_MAX } else { request.limit } as usize;
         let (mut cursor, reverse) = (request.cursor, request.reverse);
-        let token = self.reader(&request).await.map_err(|error| self.failed(error))?;
+        let mut user = self.reader(&request).await.map_err(|error| self.failed(error))?;
         let page = loop {
             let mut ops =
                 vec![Op::Pull { chat: chat.clone(), reader: request.reader.clone(), cursor, limit, reverse }];
-            ops.extend(token.clone());
+            if let Some(user) = user {
+                ops.extend([Op::IsRevoked { user, issued_s: request.issued_s }, Op::Routes { user }]);
+            }
             let mut outcomes = self.core.apply(&ops).await.into_iter();
             let mut next =
                 || outcomes.next().unwrap_or_else(|| Err(StoreError::Unknown("not asked".to_owned())));
             let page = read::page(next()).map_err(|error| self.failed(error))?;
-            if token.is_some() && read::revoked(next()).map_err(|error| self.failed(error))? {
-                return Err(revoked());
+            if let Some(number) = user {
+                let is_revoked = read::revoked(next()).map_err(|error| self.failed(error))?;
+                let is_deleted = matches!(next(), Ok(Answer::Retired(_)));
+                if is_deleted {
+                    // Whoever bears the name now has another number, and revocations of their own.
+                    self.core.users.forget_user(&request.reader, number);
+                    user = self.reader(&request).await.map_err(|error| self.failed(error))?;
+                }
+                if is_revoked || is_deleted && user == Some(number) {
+                    return Err(revoked());
+                }
+                if is_deleted {
+                    continue;
+                }
             }
             if !page.messages.is_empty() || page.read_to == 0 {
                 break page;
@@ -330,7 +346,7 @@ mod tests {
 
     use super::*;
     use crate::server::tests::{Scripted, core_and_accepted};
-    use crate::store::{Answer, Outcome};
+    use crate::store::Outcome;
 
     fn append() -> Append {
         Append {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future;
-use proto::link::{DownFrame, Push};
+use proto::link::{DownFrame, Push, UpFrame};
 use proto::name::Chat;
 use proto::wire::{self, Code};
 use tokio::sync::mpsc;
@@ -73,6 +73,13 @@ pub struct From {
     pub device: u32,
     /// The attempt that bound it.
     pub binding: u64,
+}
+
+impl From {
+    /// Of a frame.
+    pub fn of(frame: &UpFrame) -> From {
+        From { connection: frame.connection, device: frame.device, binding: frame.binding }
+    }
 }
 
 impl Accepted {
@@ -375,10 +382,10 @@ pub fn tell(core: &Core, frame: DownFrame) {
     }
 }
 
-/// A connection that sends though no route leads to it is never pushed anything: another one of its device has taken its
-/// place and its Kick was lost, or the route was. The routes were read after its message was stored, and a binding
+/// A connection that sends or Syncs though no route leads to it is never pushed anything: another one of its device has taken its
+/// place and its Kick was lost, or the route was. The routes were read after what it sent came here, and a binding
 /// stands before its login is answered; so what is not there is gone.
-fn end_of_ghost(from: &From, user: u64, routes: &[Route]) -> Option<DownFrame> {
+pub fn end_of_ghost(from: &From, user: u64, routes: &[Route]) -> Option<DownFrame> {
     if from.connection == 0 || routes.iter().any(|route| route.connection == from.connection) {
         return None;
     }

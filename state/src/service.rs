@@ -80,7 +80,11 @@ impl Link for LinkService {
         tracing::info!(gateway = hello.gateway_id, incarnation = hello.incarnation, "stream open");
         let replay = Some(hello.replay_ms).filter(|ms| *ms > 0).map(Duration::from_millis);
         marks::catch_up(&core, hello.incarnation, replay);
-        let downs = down_stream(first_down(&core), waiting);
+        if let Some(heard) = hello.stored {
+            let core = core.clone();
+            tokio::spawn(async move { core.store.compare(heard).await });
+        }
+        let downs = down_stream(core.clone(), waiting);
         tokio::spawn(serve(core, gateway(hello), sender, ups));
         Ok(Response::new(downs))
     }
@@ -116,7 +120,7 @@ pub(crate) fn first_down(core: &Core) -> Down {
         credit_bytes: core.config.limits.link_credit_bytes,
         features: Vec::new(),
     };
-    Down { kind: Some(down::Kind::Hello(hello)), ..Down::default() }
+    Down { kind: Some(down::Kind::Hello(hello)), stored: Some(core.store.stored()), ..Down::default() }
 }
 
 /// Reads one stream until it ends.
@@ -285,15 +289,19 @@ pub(crate) async fn after_gone(core: Arc<Core>, gone: Gone) {
 }
 
 /// What goes down: hello, then whatever waits, merged.
-fn down_stream(first: Down, waiting: Waiting) -> Downs {
-    let begin = (waiting, 1u64, Answered::default());
-    let rest = stream::unfold(begin, |(mut waiting, number, mut answered)| async move {
+fn down_stream(core: Arc<Core>, waiting: Waiting) -> Downs {
+    let first = first_down(&core);
+    let begin = (core, waiting, 1u64, Answered::default());
+    let rest = stream::unfold(begin, |(core, mut waiting, number, mut answered)| async move {
         let some = waiting.take(MERGED_BYTES_MAX).await;
         if some.is_empty() {
             return None;
         }
-        let (downs, number) = merge(some, number, &mut answered, waiting.unplaced());
-        Some((stream::iter(downs), (waiting, number, answered)))
+        let (mut downs, number) = merge(some, number, &mut answered, waiting.unplaced());
+        for pong in downs.iter_mut().filter(|down| matches!(down.kind, Some(down::Kind::Pong(_)))) {
+            pong.stored = Some(core.store.stored());
+        }
+        Some((stream::iter(downs), (core, waiting, number, answered)))
     });
     Box::pin(stream::iter([first]).chain(rest.flatten()).map(Ok))
 }
@@ -354,7 +362,7 @@ pub(crate) fn merge(
     let acked = if all.upto > upto { all.upto } else { 0 };
     acked_also.retain(|number| *number > all.upto);
     if kind.is_some() || acked > 0 || !acked_also.is_empty() {
-        downs.push(Down { kind, acked, acked_also, credit_bytes: 0 });
+        downs.push(Down { kind, acked, acked_also, ..Down::default() });
     }
     (downs, number)
 }

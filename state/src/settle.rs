@@ -84,6 +84,7 @@ pub fn settle(
                 out.answers.push(pull_answer(core, gateway, &frame, pull, chat.to_string(), limit, page));
             }
             Planned::Members { .. } => {}
+            Planned::Ghost { end } => out.answers.push(end),
             Planned::Closed => {
                 core.presence.closed(frame.connection, frame.user);
                 if let Some(Err(error)) = results.next() {
@@ -199,7 +200,7 @@ fn send_answer(
                 message,
                 version,
                 again,
-                from: From { connection: frame.connection, device: frame.device, binding: frame.binding },
+                from: From::of(frame),
                 at: Instant::now(),
                 held: None,
                 routes: None,

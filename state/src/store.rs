@@ -17,6 +17,7 @@ pub mod read;
 mod rules;
 
 use bytes::Bytes;
+use proto::link;
 use proto::wire::{Code, Durability, Kind};
 
 use crate::group::{Act, Group, Member, Stay};
@@ -486,4 +487,12 @@ pub trait Store: Send + Sync {
     fn generation(&self) -> u64 {
         0
     }
+
+    /// What is known of what it holds.
+    fn stored(&self) -> link::Stored {
+        link::Stored::default()
+    }
+
+    /// Somebody else has heard that it holds this. If that was more than there is now, it is looked at anew, as a store that was lost.
+    async fn compare(&self, _heard: link::Stored) {}
 }

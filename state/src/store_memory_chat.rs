@@ -75,7 +75,10 @@ impl Chat {
             }
             MessageId::Named(name) => {
                 self.named.retain(|_, named| named.until_us > now_us);
-                let known = self.named.get(&(append.sender.clone(), name.clone()));
+                let since = self.since_of(&append.sender);
+                let is_theirs =
+                    |named: &&Named| matches!(named.answer, Appended::Stored { seq, .. } if seq > since);
+                let known = self.named.get(&(append.sender.clone(), name.clone())).filter(is_theirs);
                 known.filter(|_| !plants.dedupe_off).map(|known| {
                     if known.digest == body_digest(&append.body) {
                         again(known.answer.clone())

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use parking_lot::RwLock;
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, RepairSession, WriteTransaction};
 
@@ -98,7 +99,15 @@ impl StoreFile {
             return database.begin_write().map_err(|error| self.closed(error));
         }
         let mut database = self.database.write();
+        // A write that failed may still stand in the page cache as if it had not: what is read from here on is what is on disk.
+        let cached = File::open(&self.path).map_err(|error| self.closed(error))?;
+        posix_fadvise(&cached, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+            .map_err(|error| self.closed(error))?;
         let opened = open_database(&self.path, self.cache_bytes_max).map_err(|error| self.closed(error))?;
+        // A commit that failed may have happened.
+        if let Some(meta) = read_meta(&opened).map_err(|error| self.closed(error))? {
+            self.set_histories(Arc::new(histories_in(&meta)));
+        }
         tracing::info!(path = %self.path.display(), "the store is open again");
         database.insert(opened).begin_write().map_err(|error| self.closed(error))
     }
@@ -194,13 +203,17 @@ fn check_layout(database: &Database, config: &StoreConfig, path: &Path) -> Resul
             )));
         }
     }
+    Ok(histories_in(&meta))
+}
+
+fn histories_in(meta: &HashMap<String, u64>) -> Histories {
     let mut histories = Histories::new(meta.get(history::FILE).copied().unwrap_or(0));
-    for (key, value) in &meta {
+    for (key, value) in meta {
         if let Some(bucket) = history::bucket(key) {
             histories.draw(bucket, *value);
         }
     }
-    Ok(histories)
+    histories
 }
 
 /// `None`: the file is new.

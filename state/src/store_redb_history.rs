@@ -19,6 +19,11 @@ impl Histories {
         Histories { file, drawn: BTreeMap::new() }
     }
 
+    /// Of the file.
+    pub fn file(&self) -> u64 {
+        self.file
+    }
+
     /// Of a bucket.
     pub fn of(&self, bucket: u32) -> u64 {
         self.drawn.get(&bucket).copied().unwrap_or(self.file)

@@ -6,7 +6,7 @@
 use redb::ReadableTable;
 
 use crate::store::{Append, Appended, body_digest};
-use crate::store_redb_read::{CHAT, NAMED, Read, wrong};
+use crate::store_redb_read::{self as ask, CHAT, NAMED, Read, wrong};
 use crate::store_redb_row as row;
 use crate::store_redb_step::{Step, open};
 
@@ -32,7 +32,9 @@ impl Step<'_> {
             Some(found) => Some(Named::read(found.value()).ok_or_else(|| wrong("a named id of", chat))?),
             None => None,
         };
-        if let Some(known) = known.filter(|known| known.until_us > self.now_us) {
+        // What was said under this name by somebody who was deleted is nobody's.
+        let since = ask::since(table, chat, sender)?;
+        if let Some(known) = known.filter(|known| known.until_us > self.now_us && known.seq > since) {
             let Named { seq, time_us, .. } = known;
             let again =
                 Appended::Stored { seq, time_us, history: self.history(chat), version: 0, again: true };

@@ -277,12 +277,12 @@ impl<'t> Step<'t> {
         self.histories.of(chat_bucket(chat))
     }
 
-    /// Adds to a counter: the new value. It begins at the clock: a new file must not give out numbers that are still in
-    /// use from the one before.
+    /// Adds to a counter: the new value. It is never behind the clock: a new file, or an older copy, must not give out numbers that are
+    /// still in use from the one before.
     fn count(&mut self, counter: &str, more: u64, per_s: u64) -> Read<u64> {
         let begin = self.now_us / 1_000_000 * per_s;
         let mut meta = self.transaction.open_table(META)?;
-        let value = meta.get(counter)?.map_or(begin, |found| found.value()) + more;
+        let value = meta.get(counter)?.map_or(begin, |found| found.value().max(begin)) + more;
         meta.insert(counter, value)?;
         self.changed = true;
         Ok(value)

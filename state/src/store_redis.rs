@@ -23,8 +23,9 @@
 //! token is stored and its user's revocations read in one script.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+use proto::link;
 use proto::wire::Durability;
 use redis::{Cmd, Pipeline, RedisResult, RedisWrite, Value};
 
@@ -38,7 +39,7 @@ use crate::store_redis_command::{command, delivered, members, put_change, regist
 use crate::store_redis_connection::{Connection, Dialer};
 use crate::store_redis_key as key;
 use crate::store_redis_layout::{ask_promise, load_scripts, new_history, promised, refused, unknown};
-use crate::store_redis_read::{expired_to, stamp};
+use crate::store_redis_read::{Sweep, stamp, swept};
 use crate::store_redis_record::Seen;
 use crate::store_redis_round::{Ask, Hints, Rounds, is_bulk, is_read_behind};
 use crate::store_redis_script::Script;
@@ -51,7 +52,7 @@ pub struct RedisStore {
     seen: Arc<Seen>,
     hints: Hints,
     /// Of each bucket: the time behind which retention goes on, µs; 0: at the beginning.
-    expired_to: Vec<AtomicU64>,
+    sweeps: Vec<Mutex<Sweep>>,
     route_buckets: u32,
     dedupe_seconds: u64,
     named_seconds: u64,
@@ -71,7 +72,7 @@ impl RedisStore {
             bulk: Connection::open(&dialer).await?,
             seen,
             hints: Hints::new(config.events),
-            expired_to: (0..CHAT_BUCKETS).map(|_| AtomicU64::new(0)).collect(),
+            sweeps: (0..CHAT_BUCKETS).map(|_| Mutex::default()).collect(),
             route_buckets: config.route_buckets,
             dedupe_seconds: u64::from(config.dedupe_days) * 86_400,
             named_seconds: u64::from(config.named_ids_hours) * 3_600,
@@ -204,7 +205,7 @@ impl RedisStore {
             Op::Retire { user } => {
                 let mut command = Script::Retire.of(1, 64);
                 self.put_route_key(&mut command, *user);
-                command.arg(user);
+                command.arg(user).arg(self.events_max);
                 command
             }
             Op::Unname { user } => unnamed(*user),
@@ -352,10 +353,9 @@ impl RedisStore {
                 command
             }
             Op::Expire { bucket, before_us, limit } => {
-                let from_us =
-                    self.expired_to.get(*bucket as usize).map_or(0, |at| at.load(Ordering::Relaxed));
+                let at = self.sweeps.get(*bucket as usize).map_or_else(Sweep::default, |at| *at.lock());
                 let mut command = Script::Expire.call(&[&key::recent(*bucket)]);
-                command.arg(key::tag(*bucket)).arg(from_us).arg(before_us).arg(limit);
+                command.arg(key::tag(*bucket)).arg(at.behind_us).arg(before_us).arg(limit).arg(at.began_us);
                 command
             }
         }
@@ -370,9 +370,8 @@ impl RedisStore {
                 }
             }
             Op::Expire { bucket, .. } => {
-                if let (Some(time_us), Some(at)) = (expired_to(value), self.expired_to.get(*bucket as usize))
-                {
-                    at.store(time_us, Ordering::Relaxed);
+                if let (Some(sweep), Some(at)) = (swept(value), self.sweeps.get(*bucket as usize)) {
+                    *at.lock() = sweep;
                 }
             }
             _ => {}
@@ -439,7 +438,8 @@ impl RedisStore {
         }
         let outcomes = rounds.done(&self.hints);
         let newest = ops.iter().zip(&outcomes).rev().find_map(|both| match both {
-            (Op::Append(append), Ok(Answer::Appended(Appended::Stored { seq, .. }))) => {
+            // One that is answered again may be old, and be there where newer ones are not.
+            (Op::Append(append), Ok(Answer::Appended(Appended::Stored { seq, again: false, .. }))) => {
                 Some((&append.chat, *seq))
             }
             _ => None,
@@ -493,5 +493,25 @@ impl Store for RedisStore {
 
     fn generation(&self) -> u64 {
         self.seen.generation()
+    }
+
+    fn stored(&self) -> link::Stored {
+        self.seen.stored()
+    }
+
+    async fn compare(&self, heard: link::Stored) {
+        let known = self.seen.stored();
+        if heard.contents != known.contents || heard.stamp <= known.stamp {
+            return;
+        }
+        // Another server may have written marks meanwhile.
+        let Ok(mut connection) = self.connection.get().await else { return };
+        let found: RedisResult<Option<u64>> =
+            Cmd::hget(key::MARKS, key::STAMP).query_async(&mut connection).await;
+        if found.is_ok_and(|found| found.unwrap_or(0) < heard.stamp) && self.seen.doubt(heard) {
+            tracing::warn!("a gateway has heard of more than the store holds");
+            self.connection.reset();
+            self.bulk.reset();
+        }
     }
 }

@@ -32,7 +32,8 @@ pub async fn prepare(
     let (mut found, mut meta) = look(connection, newest).await?;
     if !meta.contains_key("layout") {
         let mut pipe = redis::pipe();
-        for (field, value) in ours {
+        // The layout last: it says that the others are there.
+        for (field, value) in ours.into_iter().rev() {
             pipe.hset_nx(key::META, field, value).ignore();
         }
         pipe.exec_async(connection).await.map_err(unknown)?;

@@ -269,9 +269,19 @@ pub fn stamp(value: &Value) -> Option<u64> {
     number(items(value)?.get(1)?)
 }
 
-/// The time behind which retention goes on, µs, in the answer to it; nothing where there is no chat.
-pub fn expired_to(value: &Value) -> Option<u64> {
-    number(value)
+/// How far a round of retention has come in a bucket, Unix time of the store in µs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sweep {
+    /// The next chat is behind this one's time; 0: a round begins.
+    pub behind_us: u64,
+    /// When this round began: it goes as far as that.
+    pub began_us: u64,
+}
+
+/// The answer to retention.
+pub fn swept(value: &Value) -> Option<Sweep> {
+    let [behind_us, began_us] = items(value)? else { return None };
+    Some(Sweep { behind_us: number(behind_us)?, began_us: number(began_us)? })
 }
 
 fn recent(value: &Value) -> Option<Vec<Recent>> {

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use proto::link::Stored;
 
 /// What the store's record says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,6 +188,27 @@ impl Seen {
         self.known.lock().as_ref().is_some_and(|known| known.id == id)
     }
 
+    /// What is known of what the store holds, for others.
+    pub fn stored(&self) -> Stored {
+        self.known.lock().as_ref().map_or_else(Stored::default, |known| Stored {
+            contents: u64::from_str_radix(&known.id, 16).unwrap_or(0),
+            stamp: known.stamp,
+        })
+    }
+
+    /// Somebody saw a newer mark than is there. `false`: it is another store by now.
+    pub fn doubt(&self, heard: Stored) -> bool {
+        if self.stored().contents != heard.contents {
+            return false;
+        }
+        if let Some(known) = self.known.lock().as_mut() {
+            // Not even the process that is there now is trusted.
+            known.run.clear();
+            known.stamp = heard.stamp.max(known.stamp);
+        }
+        true
+    }
+
     /// Rises when the store turned out to hold other things.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -258,6 +280,21 @@ mod tests {
         seen.adopt("r2", "y", 3);
         assert_eq!((seen.generation(), seen.is("y"), seen.is("x")), (1, true, false));
         assert_eq!(seen.known().map(|known| (known.stamp, known.newest)), Some((3, None)));
+        assert_eq!(seen.stored(), Stored { contents: 0, stamp: 3 }, "an id that is no number");
+    }
+
+    #[test]
+    fn a_mark_that_somebody_else_has_seen_counts() {
+        let seen = Seen::default();
+        seen.adopt("r1", "0a", 10);
+        assert_eq!(seen.stored(), Stored { contents: 10, stamp: 10 });
+        assert!(!seen.doubt(Stored { contents: 11, stamp: 12 }), "of another store");
+        let there = Found { stamp: 11, ..found("r1", "r1", "0a") };
+        assert_eq!(judge(&there, seen.known().as_ref()), Verdict::Keep);
+        assert!(seen.doubt(Stored { contents: 10, stamp: 12 }));
+        assert!(draws(&there, seen.known().as_ref()));
+        let caught_up = Found { stamp: 12, ..there };
+        assert_eq!(judge(&caught_up, seen.known().as_ref()), Verdict::Keep);
     }
 
     #[test]

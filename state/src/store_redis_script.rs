@@ -39,14 +39,15 @@ pub enum Script {
     Members,
 }
 
-/// Wraps around below 2^24 and leaves out 0. Both counters begin at the clock: a store that came back empty must not give
-/// out numbers that are still in use.
-const INCARNATE: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('SET', KEYS[1], redis.call('TIME')[1]) end \
+/// Wraps around below 2^24 and leaves out 0. Both counters are never behind the clock: a store that came back empty, or as an older
+/// copy, must not give out numbers that are still in use.
+const INCARNATE: &str = "local now = redis.call('TIME')[1] \
+if (tonumber(redis.call('GET', KEYS[1])) or 0) < tonumber(now) then redis.call('SET', KEYS[1], now) end \
 return (redis.call('INCR', KEYS[1]) - 1) % 16777215 + 1";
 
 /// Seconds × 2^20: a million users a second for 270 years fit what a double holds.
-const USER_NUMBERS: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then \
-redis.call('SET', KEYS[1], string.format('%.0f', redis.call('TIME')[1] * 1048576)) end \
+const USER_NUMBERS: &str = "local now = redis.call('TIME')[1] * 1048576 \
+if (tonumber(redis.call('GET', KEYS[1])) or 0) < now then redis.call('SET', KEYS[1], string.format('%.0f', now)) end \
 return redis.call('INCRBY', KEYS[1], ARGV[1])";
 
 /// KEYS: 1 the name's row (hash)   ARGV: 1 name, 2 number that it has, 3 number that it gets
@@ -66,7 +67,7 @@ pub static SCRIPTS: LazyLock<[Source; 18]> = LazyLock::new(|| {
         concat!(include_str!("lua/presence.lua"), include_str!("lua/bind.lua")),
         concat!(include_str!("lua/presence.lua"), include_str!("lua/unbind.lua")),
         include_str!("lua/revoke.lua"),
-        include_str!("lua/retire.lua"),
+        concat!(include_str!("lua/presence.lua"), include_str!("lua/retire.lua")),
         RENUMBER,
         concat!(include_str!("lua/trim.lua"), include_str!("lua/vacate.lua")),
         include_str!("lua/delivered.lua"),

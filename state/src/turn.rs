@@ -36,7 +36,7 @@ pub use grant::Grant;
 
 use crate::answer;
 use crate::delivered::Cursor;
-use crate::fan_out::{Accepted, RoutesBehind};
+use crate::fan_out::{self, Accepted, From, RoutesBehind};
 use crate::group::{self, Act};
 use crate::lane::Place;
 use crate::ledger::Token;
@@ -45,7 +45,7 @@ use crate::presence;
 use crate::rate;
 use crate::server::Core;
 use crate::settle;
-use crate::store::{Op, Outcome, StoreError, read};
+use crate::store::{Answer, Op, Outcome, StoreError, read};
 use crate::users::device_number;
 use crate::visible;
 
@@ -94,11 +94,35 @@ pub struct Step {
 /// A frame that needs the store.
 #[allow(missing_docs)]
 pub enum Planned {
-    Login { login: wire::Login, device: u32, number: u64, grant: Grant },
-    Send { send: wire::Send, chat: Chat, act: Decided },
-    Sync { sync: wire::Sync, chats: Vec<String>, more: bool },
-    Pull { pull: wire::Pull, chat: Chat, limit: usize },
-    Members { members: wire::Members, chat: Chat },
+    Login {
+        login: wire::Login,
+        device: u32,
+        number: u64,
+        grant: Grant,
+    },
+    Send {
+        send: wire::Send,
+        chat: Chat,
+        act: Decided,
+    },
+    Sync {
+        sync: wire::Sync,
+        chats: Vec<String>,
+        more: bool,
+    },
+    Pull {
+        pull: wire::Pull,
+        chat: Chat,
+        limit: usize,
+    },
+    Members {
+        members: wire::Members,
+        chat: Chat,
+    },
+    /// Whoever asks is to be told that its login is no more.
+    Ghost {
+        end: DownFrame,
+    },
     Closed,
 }
 
@@ -318,6 +342,9 @@ fn plan_bound(
             if !sync.until.is_empty() && sync.until <= sync.after {
                 return Err(of_sync("until must stand behind after"));
             }
+            // What is stored behind this Sync comes by the route, so there must be one. It stood before the login was answered, but a
+            // store can lose it.
+            first.push(Op::Routes { user: frame.user });
             first.push(Op::Chats {
                 user: user_name.to_owned(),
                 after: sync.after.clone(),
@@ -403,12 +430,13 @@ async fn prepare(
         return;
     }
     let outcomes = core.apply_as_until(generation, until, &first).await;
-    let mut pages = Vec::new();
+    let (mut pages, mut routes) = (Vec::new(), Vec::new());
     let mut failed: Vec<&str> = Vec::new();
     let mut listed: Vec<&str> = Vec::new();
     for (op, outcome) in first.iter().zip(outcomes) {
         match op {
             Op::Chats { .. } => pages.push(read::chats(outcome)),
+            Op::Routes { .. } => routes.push(outcome),
             Op::ListChat { chat, .. } => match outcome {
                 Ok(_) => listed.push(chat),
                 Err(error) => {
@@ -423,17 +451,24 @@ async fn prepare(
     if core.generation() == generation {
         core.chats_are_listed(&listed);
     }
-    let mut pages = pages.into_iter();
+    let mut read = routes.into_iter().zip(pages);
     for step in steps {
         if let Planned::Sync { sync, chats, more } = &mut step.ask {
-            match pages.next() {
-                Some(Ok(found)) => {
+            let (routes, page) = read.next().unzip();
+            if let Some(Ok(Answer::Routes(routes))) = &routes
+                && let Some(end) = fan_out::end_of_ghost(&From::of(&step.frame), step.frame.user, routes)
+            {
+                step.ask = Planned::Ghost { end };
+                continue;
+            }
+            match (routes, page) {
+                (Some(Ok(_)), Some(Ok(found))) => {
                     *chats = losses::with_held(found, sync, &step.user_name);
                     *more = chats.len() > chats_max;
                     chats.truncate(chats_max);
                 }
                 // Told apart from "no chats" by the range of operations, which stays empty: see `settle`.
-                Some(Err(_)) | None => *more = true,
+                _ => *more = true,
             }
         }
     }

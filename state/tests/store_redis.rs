@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use loadtest::supervisor::Redis;
 use ops::{append, appended, one, pull, seqs};
+use proto::link::Stored;
 use proto::wire::Durability;
 use state::config::StoreConfig;
 use state::store::{
@@ -174,6 +175,8 @@ async fn an_older_copy_draws_new_histories() {
         let (store, another) = (open(&redis).await, open(&redis).await);
         say(&store, 1).await;
         let before = head(&store, CHAT).await;
+        let old = append("b:r", "r", 1, 1);
+        appended(&*store, old.clone()).await;
         redis.process.kill().unwrap();
         copy(&log, &older);
         redis.process.restart().unwrap();
@@ -182,6 +185,8 @@ async fn an_older_copy_draws_new_histories() {
             soon(&store, mark()).await;
         } else {
             say(&store, 2).await;
+            // That it is answered again does not make it the newest.
+            assert!(matches!(appended(&*store, old).await, Appended::Stored { again: true, .. }));
         }
         redis.process.kill().unwrap();
         copy(&older, &log);
@@ -201,6 +206,69 @@ async fn an_older_copy_draws_new_histories() {
         assert_eq!(head(&another, CHAT).await.history, after.history, "one loss is drawn once");
         assert_eq!((store.generation(), another.generation()), (1, 1));
     }
+}
+
+/// An older copy has counted less far, and what was given out behind it is in use.
+#[tokio::test]
+async fn numbers_are_never_behind_the_clock() {
+    let redis = Redis::start().unwrap();
+    let store = open(&redis).await;
+    let draw = Op::UserNumbers { count: 1 };
+    let user = async || read::user_numbers(one(&*store, draw.clone()).await).unwrap();
+    let life = async || read::incarnation(one(&*store, Op::Incarnate).await).unwrap();
+    let (first_user, first_life) = (user().await, life().await);
+    let mut connection = redis.connection().unwrap();
+    for counter in ["rookery:users", "rookery:incarnations"] {
+        redis::cmd("SET").arg(counter).arg(1_000).exec(&mut connection).unwrap();
+    }
+    let (second_user, second_life) = (user().await, life().await);
+    assert!(second_user >= first_user, "{first_user}, {second_user}");
+    // It wraps around twice a year.
+    assert!(
+        (first_life..first_life + 60).contains(&second_life) || second_life < 60,
+        "{first_life}, {second_life}"
+    );
+}
+
+/// Of those who knew the store only a gateway is left.
+#[tokio::test]
+async fn an_older_copy_is_found_by_what_a_gateway_has_heard() {
+    let mut redis = Redis::start().unwrap();
+    let (log, older) = log_and_copy(&redis);
+    let store = open(&redis).await;
+    say(&store, 1).await;
+    soon(&store, mark()).await;
+    let before = head(&store, CHAT).await;
+    redis.process.kill().unwrap();
+    copy(&log, &older);
+    redis.process.restart().unwrap();
+    soon(&store, mark()).await;
+    let heard = store.stored();
+    assert!(heard.contents != 0 && heard.stamp == 2, "{heard:?}");
+
+    // The same store, to a server that has begun since and knows less of it.
+    let fresh = open(&redis).await;
+    soon(&store, mark()).await;
+    fresh.compare(store.stored()).await;
+    assert_eq!(head(&fresh, CHAT).await, before);
+    assert_eq!(fresh.generation(), 0);
+
+    drop((store, fresh));
+    redis.process.kill().unwrap();
+    copy(&older, &log);
+    redis.process.restart().unwrap();
+    let fresh = open(&redis).await;
+    assert_eq!(head(&fresh, CHAT).await, before, "nothing shows it yet");
+    fresh.compare(Stored { contents: heard.contents + 1, ..heard }).await;
+    assert_eq!(head(&fresh, CHAT).await, before, "heard of another store");
+    fresh.compare(heard).await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while fresh.generation() == 0 {
+        assert!(Instant::now() < deadline);
+        soon(&fresh, Op::Head { chat: CHAT.into(), user: "r".into() }).await;
+    }
+    assert_ne!(head(&fresh, CHAT).await.history, before.history);
+    assert_ne!(fresh.stored().contents, heard.contents);
 }
 
 #[tokio::test]

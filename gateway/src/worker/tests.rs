@@ -140,12 +140,35 @@ fn a_drain_tells_everybody_and_few_at_a_time() {
         rig.step();
         assert!(rig.worker.dirty.len() <= 2);
     }
-    assert!(rig.worker.drain_from.is_none());
+    assert!(rig.worker.drain.is_none());
     for client in &mut clients {
         let mut header = [0; 4];
         client.read_exact(&mut header).unwrap();
         assert_eq!(header[3], Command::GoAway as u8);
     }
+}
+
+#[test]
+fn whoever_is_logged_in_is_told_to_sync_and_few_at_a_time() {
+    let limits = Limits { resyncs_per_s: 20, login_ms_max: 0, ..Limits::default() };
+    let mut rig = Rig::with(Config { limits, ..Config::default() }, 1 << 20);
+    let mut clients: Vec<TcpStream> = (1..=5).map(|user| rig.bound(user).0).collect();
+    let stranger = rig.connect();
+    rig.turn_until(|rig| rig.worker.table.count() == 6);
+    rig.down.send(Down::Resync).unwrap();
+    for told in [2, 4, 5] {
+        rig.step();
+        assert_eq!(rig.worker.stats().resyncs.get(), told);
+        rig.pass(100);
+    }
+    rig.turn_until(|rig| rig.worker.resync.is_none());
+    for client in &mut clients {
+        let mut header = [0; 4];
+        client.read_exact(&mut header).unwrap();
+        assert_eq!(header[3], Command::Resync as u8);
+    }
+    assert_eq!(rig.worker.stats().resyncs.get(), 5, "who has not logged in will Sync by itself");
+    drop(stranger);
 }
 
 #[test]

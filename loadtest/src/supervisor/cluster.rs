@@ -213,8 +213,29 @@ impl Cluster {
         Ok(())
     }
 
+    /// Whoever holds the store dies, and comes back with an empty one.
+    pub fn lose_store(&mut self) -> Result<(), SupervisorError> {
+        let file = self.store_file();
+        let (holder, stored) = match &mut self.redis {
+            Some(redis) => {
+                let folder = redis.folder().join(crate::torture::tool::aof::FOLDER);
+                (&mut redis.process, folder)
+            }
+            None => (&mut self.states[0].process, file),
+        };
+        holder.kill()?;
+        let removed =
+            if stored.is_dir() { std::fs::remove_dir_all(&stored) } else { std::fs::remove_file(&stored) };
+        removed.map_err(SupervisorError::io(format!("cannot remove {}", stored.display())))?;
+        holder.restart()
+    }
+
+    fn store_file(&self) -> PathBuf {
+        self.folder.path().join("store.redb")
+    }
+
     fn store_url(&self) -> String {
-        let file = || format!("redb:{}", self.folder.path().join("store.redb").display());
+        let file = || format!("redb:{}", self.store_file().display());
         self.redis.as_ref().map_or_else(file, Redis::url)
     }
 

@@ -11,6 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use super::{SupervisorError, http_get};
@@ -143,8 +144,18 @@ impl Process {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// SIGKILL, and its end awaited.
+    /// How it ended, if it did and nobody here ended it. From then on it counts as not running.
+    pub fn ended_by_itself(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().ok().flatten()?;
+        self.child = None;
+        Some(status)
+    }
+
+    /// SIGKILL, and its end awaited. Of one that has ended before, that is the error.
     pub fn kill(&mut self) -> Result<(), SupervisorError> {
+        if let Some(status) = self.ended_by_itself() {
+            return Err(self.ended_early(&status.to_string()));
+        }
         let mut child = self.child.take().ok_or_else(|| self.not_running())?;
         let what = format!("cannot kill {}", self.spec.label);
         child.kill().and_then(|()| child.wait()).map(drop).map_err(SupervisorError::io(what))
@@ -170,6 +181,11 @@ impl Process {
     /// Any signal.
     pub fn signal(&self, signal: Signal) -> Result<(), SupervisorError> {
         let pid = Pid::from_raw(self.pid()? as i32);
+        // A process that has ended takes signals as long as nobody has asked for its end.
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        if let Ok(ended @ (WaitStatus::Exited(..) | WaitStatus::Signaled(..))) = waitid(Id::Pid(pid), look) {
+            return Err(self.ended_early(&format!("{ended:?}")));
+        }
         nix::sys::signal::kill(pid, signal).map_err(|error| SupervisorError::Io {
             what: format!("cannot send {signal} to {}", self.spec.label),
             error: error.into(),
@@ -204,7 +220,7 @@ impl Process {
 
     /// As [`Process::restart`], without waiting until it is ready.
     pub fn spawn_again(&mut self) -> Result<(), SupervisorError> {
-        if self.child.is_some() {
+        if self.is_running() {
             self.kill()?;
         }
         let path = self.log_path();
@@ -247,8 +263,7 @@ impl Process {
             let child = self.child.as_mut().ok_or_else(|| SupervisorError::NotRunning { label })?;
             if let Ok(Some(status)) = child.try_wait() {
                 self.child = None;
-                let (label, output) = (self.spec.label.clone(), self.output());
-                return Err(SupervisorError::EndedEarly { label, status: status.to_string(), output });
+                return Err(self.ended_early(&status.to_string()));
             }
             let why = match self.spec.ready.ask() {
                 Ok(()) => return Ok(()),
@@ -272,6 +287,11 @@ impl Process {
         let all = std::fs::read(self.log_path()).unwrap_or_default();
         let from = (self.log_from as usize).max(all.len().saturating_sub(OUTPUT_BYTES_MAX)).min(all.len());
         String::from_utf8_lossy(&all[from..]).into_owned()
+    }
+
+    fn ended_early(&self, status: &str) -> SupervisorError {
+        let (label, output) = (self.spec.label.clone(), self.output());
+        SupervisorError::EndedEarly { label, status: status.to_owned(), output }
     }
 
     fn not_running(&self) -> SupervisorError {

@@ -110,6 +110,8 @@ pub struct Load {
 enum Phase {
     Send,
     Hold,
+    /// One more message to everybody, and then none.
+    Last,
     Close,
 }
 
@@ -125,6 +127,8 @@ struct Shared {
     track: Mutex<Track>,
     sent: AtomicU64,
     acked: AtomicU64,
+    /// By user: when the latest message left that is acknowledged.
+    acked_from_us: Vec<AtomicU64>,
     refused: AtomicU64,
     unanswered: AtomicU64,
     shown: AtomicU64,
@@ -133,6 +137,8 @@ struct Shared {
     online: AtomicU32,
     /// Everybody is there, and those who go away are gone.
     begun: AtomicBool,
+    /// Everybody has said a last word.
+    closed: AtomicBool,
     /// Those who were away are back; also when there are none.
     returned: AtomicBool,
     failed: Mutex<Option<String>>,
@@ -157,6 +163,7 @@ impl Load {
         let keep = folder.as_ref().map(|folder| folder.path().to_owned());
         let gateways = plan.gateways.clone().unwrap_or_else(|| gateways.to_owned());
         let track = Mutex::new(Track::new(&devices));
+        let users = plan.users;
         let shared = Arc::new(Shared {
             plan,
             seed,
@@ -166,6 +173,7 @@ impl Load {
             track,
             sent: AtomicU64::new(0),
             acked: AtomicU64::new(0),
+            acked_from_us: (0..users).map(|_| AtomicU64::new(0)).collect(),
             refused: AtomicU64::new(0),
             unanswered: AtomicU64::new(0),
             shown: AtomicU64::new(0),
@@ -173,6 +181,7 @@ impl Load {
             synced: AtomicU32::new(0),
             online: AtomicU32::new(0),
             begun: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             returned: AtomicBool::new(false),
             failed: Mutex::new(None),
         });
@@ -240,6 +249,13 @@ impl Load {
         self.wait("acknowledgements", within, |load| load.acked() >= until)
     }
 
+    /// Waits until everybody has an acknowledgement of a message that left at that time or later.
+    pub fn wait_everybody_acked(&self, from_us: u64, within: Duration) -> Result<(), TortureError> {
+        self.wait("acknowledgements of everybody", within, |load| {
+            load.shared.acked_from_us.iter().all(|last| last.load(Ordering::Relaxed) >= from_us)
+        })
+    }
+
     /// Waits until some device was told that a chat's history is lost.
     pub fn wait_history_lost(&self, within: Duration) -> Result<(), TortureError> {
         self.wait("lost history", within, |load| load.shared.histories_lost.load(Ordering::Relaxed) > 0)
@@ -283,15 +299,17 @@ impl Load {
         self.phase.send_replace(Phase::Send);
     }
 
-    /// Stops sending; waits until all is answered and everything acknowledged is shown to everybody, at most for `quiet`;
-    /// ends all sessions. What is then missing is for the verdict to say.
+    /// Stops sending; waits until all is answered and everything acknowledged is shown to everybody, at most for `quiet`. Then everybody
+    /// says a last word in every chat: what stands behind the last acknowledged message, a double or a refused one, would else be shown to
+    /// nobody. Ends all sessions. What is then missing is for the verdict to say.
     pub fn finish(mut self, quiet: Duration) -> Result<History, TortureError> {
         self.hold();
-        let until = Instant::now() + quiet;
-        let answered = |load: &Load| load.shared.unanswered.load(Ordering::Relaxed) == 0;
-        // Not reaching it is no error here.
-        let _ = self.wait("answers", quiet, answered);
-        let _ = self.wait_shown(until.saturating_duration_since(Instant::now()));
+        // Not to reach it is no error here. But a word more would then bring what was passed over in silence.
+        if self.wait_quiet(quiet).is_ok() {
+            self.phase.send_replace(Phase::Last);
+            let closed = self.wait("last words", quiet, |load| load.shared.closed.load(Ordering::Acquire));
+            let _ = closed.and_then(|()| self.wait_quiet(quiet));
+        }
         // What comes late must not come unseen: a double, or a refused one.
         std::thread::sleep(LINGER);
         self.end();
@@ -300,6 +318,13 @@ impl Load {
         }
         let scribe = self.scribe.take().ok_or_else(|| TortureError::Load("finished twice".into()))?;
         Ok(scribe.finish()?.0)
+    }
+
+    /// Waits until all is answered and shown.
+    fn wait_quiet(&self, within: Duration) -> Result<(), TortureError> {
+        let until = Instant::now() + within;
+        self.wait("answers", within, |load| load.shared.unanswered.load(Ordering::Relaxed) == 0)?;
+        self.wait_shown(until.saturating_duration_since(Instant::now()))
     }
 
     fn wait(

@@ -81,11 +81,10 @@ pub fn table(results: &[RowResult]) -> String {
     table.to_string()
 }
 
-/// The claim over all rows that carried acknowledged messages. Faults of others would say nothing about messages, and what a
-/// control planted was not done to what we promise.
+/// The claim over all rows that carried acknowledged messages, see [`Row::is_claimed`]. Faults of others would say nothing about messages.
 pub fn claim(results: &[RowResult]) -> String {
-    let counted = results.iter().map(|one| &one.facts);
-    let facts = counted.filter(|facts| facts.acked > 0 && facts.controls_found == 0);
+    let counted = results.iter().filter(|one| one.row.is_claimed()).map(|one| &one.facts);
+    let facts = counted.filter(|facts| facts.acked > 0);
     let (wrong, acked, faults) = facts.fold((0, 0, 0), |(wrong, acked, faults), facts| {
         (wrong + facts.lost + facts.doubled, acked + facts.acked, faults + facts.faults)
     });

@@ -30,6 +30,8 @@ pub struct Round {
     pub gate: bool,
     /// A tenth of the full parameters, where full ones take long.
     pub tenth: bool,
+    /// How long a soak lasts, if that is asked for.
+    pub minutes: Option<u32>,
     /// What it found.
     pub facts: Facts,
     shelf: Vec<World>,
@@ -65,17 +67,19 @@ pub struct Facts {
 pub(super) struct Terms {
     pub gate: bool,
     pub tenth: bool,
+    pub minutes: Option<u32>,
     pub per_s: u32,
     pub folder: PathBuf,
 }
 
 impl Terms {
     /// In a word.
-    pub fn name(&self) -> &'static str {
-        match (self.gate, self.tenth) {
-            (true, _) => "gate",
-            (false, true) => "tenth",
-            (false, false) => "full",
+    pub fn name(&self) -> String {
+        match (self.minutes, self.gate, self.tenth) {
+            (Some(minutes), ..) => format!("{minutes} min"),
+            (_, true, _) => "gate".to_owned(),
+            (_, false, true) => "tenth".to_owned(),
+            (_, false, false) => "full".to_owned(),
         }
     }
 }
@@ -100,6 +104,7 @@ impl Round {
             random: StdRng::seed_from_u64(mixed),
             gate: terms.gate,
             tenth: terms.tenth,
+            minutes: terms.minutes,
             facts: Facts::default(),
             shelf,
             desk: Arc::new(desk),
@@ -121,8 +126,14 @@ impl Round {
 
     /// Heals a world and keeps it for the next round.
     pub fn keep(&mut self, mut world: World) -> Result<(), TortureError> {
-        world.heal()?;
+        self.heal(&mut world)?;
         self.shelf.insert(0, world);
+        Ok(())
+    }
+
+    /// Heals a world; a server that ended by itself is a finding.
+    pub fn heal(&mut self, world: &mut World) -> Result<(), TortureError> {
+        self.facts.findings.extend(world.heal()?);
         Ok(())
     }
 

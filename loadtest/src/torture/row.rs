@@ -19,6 +19,15 @@ pub struct Row {
     pub run: fn(&mut Round) -> Result<(), TortureError>,
 }
 
+impl Row {
+    /// Whether its messages and faults are among those of which a rate is claimed. A control's are not, nor an attack's or a soak's, whose
+    /// faults are of another kind; nor those of rows in which the store loses what it had acknowledged.
+    pub fn is_claimed(&self) -> bool {
+        matches!(self.name.as_bytes(), [b'F' | b'K' | b'P', ..])
+            && !["F3n", "F18", "F21", "F22"].contains(&self.name)
+    }
+}
+
 /// All rows, those of the gate first.
 pub fn all() -> Vec<&'static Row> {
     let mut rows: Vec<&'static Row> = TABLES.iter().flat_map(|rows| rows.iter()).collect();

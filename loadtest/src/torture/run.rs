@@ -33,6 +33,9 @@ pub struct TortureArgs {
     /// A tenth of the rounds of the table, and of stretches of time that are long
     #[arg(long)]
     tenth: bool,
+    /// How long the soak S1 lasts [default: 240, with --tenth 24]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["gate", "tenth"])]
+    minutes: Option<u32>,
     /// Decides everything that is drawn; round k of a row is `--rounds 1` with the seed k higher [default: random]
     #[arg(long, value_name = "X")]
     seed: Option<u64>,
@@ -71,7 +74,7 @@ pub fn run(args: &TortureArgs) -> Result<Vec<String>, RunError> {
     let folder = folder(args.history.as_deref())?;
     eprintln!("seed {seed}; histories in {}", folder.display());
     let per_s = args.per_s.unwrap_or(if args.gate { GATE_PER_S } else { PER_S });
-    let terms = Terms { gate: args.gate, tenth: args.tenth, per_s, folder };
+    let terms = Terms { gate: args.gate, tenth: args.tenth, minutes: args.minutes, per_s, folder };
     let rounds = |row: &Row| match (args.rounds, args.gate, args.tenth) {
         (Some(rounds), ..) => rounds,
         (None, true, _) => GATE_ROUNDS,
@@ -132,7 +135,8 @@ fn one_row(
         let (mut facts, worlds) = round.end();
         match outcome {
             Ok(()) => shelf = worlds,
-            Err(TortureError::Missing(why)) => {
+            // Behind rounds that were done, or with something found, it is no excuse.
+            Err(TortureError::Missing(why)) if number == 0 && facts.is_clean() => {
                 result.missing = Some(why);
                 progress.skip(rounds - number);
                 shelf = worlds;
@@ -161,6 +165,9 @@ fn one_row(
 
 fn repeat(row: &Row, seed: u64, terms: &Terms) -> String {
     let mut command = format!("loadtest torture --rows {} --rounds 1 --seed {seed}", row.name);
+    if let Some(minutes) = terms.minutes {
+        command += &format!(" --minutes {minutes}");
+    }
     for (option, is_set) in [(" --gate", terms.gate), (" --tenth", terms.tenth)] {
         if is_set {
             command += option;

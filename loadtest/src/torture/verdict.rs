@@ -19,7 +19,7 @@ use super::history::{Change, History, MessageId, Place, To, What};
 /// What a fault is allowed to do to a history, because it destroys what lies below us.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Excuses {
-    /// Messages of a history that devices were told is lost may be missing, and come again under the new one.
+    /// Messages of a history may be missing at devices that were told it is lost, or had nothing of it, and come again under the new one.
     pub history_lost: bool,
     /// Messages may stay without an answer.
     pub unknown: bool,
@@ -157,6 +157,8 @@ struct Seen {
     /// Last counter of a chat, history and sender.
     counters: HashMap<(Arc<str>, u64, u32), u32>,
     messages: HashMap<MessageId, u64>,
+    /// Chats of which it was told that their history is lost.
+    lost: HashSet<Arc<str>>,
 }
 
 impl Judge {
@@ -262,6 +264,7 @@ impl Judge {
                     }
                     // What follows begins anew.
                     if let Some(seen) = self.seen.get_mut(who as usize) {
+                        seen.lost.insert(place.chat.clone());
                         seen.seqs.insert((place.chat.clone(), place.history), place.seq.saturating_sub(1));
                     }
                 }
@@ -445,6 +448,11 @@ impl Judge {
                     .new_histories
                     .get(&place.chat)
                     .is_some_and(|new| new.iter().any(|h| *h != place.history))
+                && missing.iter().all(|device| {
+                    let seen = &self.seen[*device as usize];
+                    let had = seen.seqs.contains_key(&(place.chat.clone(), place.history));
+                    !had || seen.lost.contains(&place.chat)
+                })
             {
                 verdict.cut += 1;
             } else {

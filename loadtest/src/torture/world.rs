@@ -86,9 +86,13 @@ impl World {
         format!("{}-{name}", self.desk.run)
     }
 
-    /// Wakes what is stopped, starts what is dead, and waits until all are ready.
-    pub fn heal(&mut self) -> Result<(), TortureError> {
+    /// Wakes what is stopped, starts what is dead, and waits until all are ready. Which of them had ended although nobody ended them.
+    pub fn heal(&mut self) -> Result<Vec<String>, TortureError> {
+        let mut ended = Vec::new();
         for process in self.processes() {
+            if let Some(status) = process.ended_by_itself() {
+                ended.push(format!("{} ended by itself: {status}", process.label()));
+            }
             if process.is_running() {
                 process.resume()?;
             } else {
@@ -99,7 +103,7 @@ impl World {
         for process in self.processes() {
             process.wait_ready(READY_MAX)?;
         }
-        Ok(())
+        Ok(ended)
     }
 
     /// Every process, what others rest on first.

@@ -33,8 +33,20 @@ elseif ARGV[1] ~= '-' then
   local known = redis.call('GET', KEYS[2])
   if known then
     local digest, answer = string.match(known, '^(=%x+) (.*)$')
-    if digest ~= ARGV[1] then return {'conflict', ''} end
-    return {'again', answer}
+    -- What was said under this name by somebody who was deleted is nobody's.
+    local since = tonumber(redis.call('HGET', KEYS[1], 's:' .. ARGV[3]) or '0')
+    if (tonumber(string.match(answer, '^%d+')) or 0) > since then
+      if digest ~= ARGV[1] then return {'conflict', ''} end
+      return {'again', answer}
+    end
+  end
+end
+local function remember_answer(answer)
+  if n then
+    redis.call('HSET', KEYS[2], 'w', ARGV[1], place, answer)
+    remember(KEYS[2], tonumber(ARGV[7]))
+  elseif ARGV[1] ~= '-' then
+    redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. answer, 'EX', ARGV[7])
   end
 end
 local refusal, version, effect = ARGV[6], '', nil
@@ -43,6 +55,8 @@ if refusal == '0' and ARGV[14] ~= '0' then refusal = editable() end
 local answer
 if refusal ~= '0' then
   answer = '! ' .. refusal
+  -- It uses up a number and not a name.
+  if n then remember_answer(answer) end
 else
   local history = redis.call('GET', KEYS[5])
   if not history then
@@ -76,6 +90,10 @@ else
   else
     redis.call('HSET', KEYS[1], 'seq', seq, 'time', time)
   end
+  answer = seq .. ' ' .. time .. ' ' .. history
+  if in_group then answer = answer .. ' ' .. version end
+  -- Its id before anything else: whatever fails behind it is asked for again, and stored once.
+  remember_answer(answer)
   redis.call('ZADD', KEYS[4], time, ARGV[2])
   -- In the slot of the others, and named only when it is on. docs/hooks.md is the contract of the fields.
   if ARGV[15] ~= '0' then
@@ -92,13 +110,5 @@ else
       trim(KEYS[1], KEYS[3], first, at, many and at - most + 1 or 0, old and now_us - age or 0)
     end
   end
-  answer = seq .. ' ' .. time .. ' ' .. history
-  if in_group then answer = answer .. ' ' .. version end
-end
-if n then
-  redis.call('HSET', KEYS[2], 'w', ARGV[1], place, answer)
-  remember(KEYS[2], tonumber(ARGV[7]))
-elseif ARGV[1] ~= '-' and refusal == '0' then
-  redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. answer, 'EX', ARGV[7])
 end
 return {'ok', answer}

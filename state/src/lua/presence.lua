@@ -1,4 +1,4 @@
--- In front of bind.lua and unbind.lua. Who comes and goes, for the operator's own systems: docs/hooks.md is the contract of the
+-- In front of bind.lua, unbind.lua and retire.lua. Who comes and goes, for the operator's own systems: docs/hooks.md is the contract of the
 -- fields. The stream is named only when it is on, and nothing rests on it: what it refuses is passed over.
 local function tell(user, online, most)
   if most == '0' then return end

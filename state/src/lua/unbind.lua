@@ -21,7 +21,7 @@ local function unbind(key, user, connection)
   -- Of a number that is nobody's, no time is kept.
   local done = mark == '' and call('HDEL', key, user) or call('HSET', key, user, mark)
   if type(done) == 'table' then return done end
-  tell(user, '0', ARGV[1])
+  if mark == '' then tell(user, '0', ARGV[1]) end
   return mark == '' and call('HSET', 'seen:{' .. key .. '}', user, now) or 1
 end
 

@@ -8,7 +8,7 @@ use crate::fan_out;
 use crate::gateways::Outgoing;
 use crate::lane::Lane;
 use crate::server::tests::{Scripted, core_and_accepted, core_over};
-use crate::store::{Answer, Append, Appended, Head, MessageId, Page, StoreError, chat_bucket};
+use crate::store::{Answer, Append, Appended, Head, MessageId, Page, Route, StoreError, chat_bucket};
 
 fn gateway() -> Gateway {
     Gateway {
@@ -32,6 +32,11 @@ fn send(chat: &str, n: u64) -> UpFrame {
         Command::Send,
         &wire::Send { stream: 9, n, chat: chat.into(), body: "x".into(), ..Default::default() },
     )
+}
+
+/// Of [`frame`]'s connection.
+fn route() -> Route {
+    Route { device: 1, attempt: 1, connection: 10 }
 }
 
 fn n_of(append: &Append) -> u64 {
@@ -201,12 +206,43 @@ async fn all_calls_of_a_turn_share_one_limit_and_every_frame_is_answered() {
     assert_eq!(store.calls(), 1, "later calls are not made without time");
 }
 
+/// A Sync to which no route leads any more is not answered: whoever sent it is told to log in again, or that it was replaced.
+#[tokio::test]
+async fn a_sync_without_a_route_ends_the_connection() {
+    let newer = Route { device: 1, attempt: 9, connection: 77 };
+    for (routes, code, command) in [
+        (vec![route(), newer], None, Command::SyncAck),
+        (vec![], Some(Code::Unavailable), Command::Error),
+        (vec![newer], Some(Code::Replaced), Command::Kick),
+    ] {
+        let core = core_over(Scripted::new(move |op| {
+            Ok(match op {
+                Op::Routes { .. } => Answer::Routes(routes.clone()),
+                Op::Chats { .. } => Answer::Chats(Vec::new()),
+                _ => return Err(StoreError::Corrupt("not asked for here".into())),
+            })
+        }));
+        core.users.learn("alice", 1);
+        let sync = frame(Command::Sync, &wire::Sync { request: 1, ..Default::default() });
+        let out = run(&core, &gateway(), vec![sync], Place::default()).await;
+        let (answered, body) = answers(&out)[0];
+        assert_eq!((answered, out.answers[0].close), (command as u8, code.is_some()));
+        let told = match command {
+            Command::Error => Some(wire::Error::decode(body).unwrap().code()),
+            Command::Kick => Some(wire::Kick::decode(body).unwrap().code()),
+            _ => None,
+        };
+        assert_eq!(told, code);
+    }
+}
+
 #[tokio::test]
 async fn a_sync_whose_news_do_not_fit_a_frame_goes_on_behind_it() {
     let all: Vec<String> = (0..200).map(|n| format!("alice:{n:03}-{}", "x".repeat(50))).collect();
     let listed = all.clone();
     let core = core_over(Scripted::new(move |op| {
         Ok(match op {
+            Op::Routes { .. } => Answer::Routes(vec![route()]),
             Op::Chats { after, .. } => {
                 Answer::Chats(listed.iter().filter(|chat| *chat > after).cloned().collect())
             }
@@ -239,6 +275,7 @@ async fn a_cursor_above_the_head_draws_a_new_history_before_the_answer() {
     let store = Scripted::new(move |op| {
         let history = || if lost.load(std::sync::atomic::Ordering::Relaxed) { 8 } else { 7 };
         Ok(match op {
+            Op::Routes { .. } => Answer::Routes(vec![route()]),
             Op::Chats { .. } => Answer::Chats(vec!["alice:bob".into()]),
             Op::Head { .. } => {
                 Answer::Head(Head { history: history(), seq: 10, first: 1, ..Head::default() })
@@ -290,6 +327,7 @@ async fn a_cursor_above_the_head_draws_a_new_history_before_the_answer() {
 async fn who_holds_messages_of_a_chat_that_is_gone_is_told_its_new_history() {
     let store = Scripted::new(|op| {
         Ok(match op {
+            Op::Routes { .. } => Answer::Routes(vec![route()]),
             // The list went with the rest.
             Op::Chats { .. } => Answer::Chats(Vec::new()),
             Op::Head { .. } => Answer::Head(Head { history: 8, first: 1, ..Head::default() }),

@@ -15,6 +15,7 @@ pub async fn keeps_what_it_must<F: Fixture>() {
     a_history_is_lost_once(&*store).await;
     old_messages_go_and_heads_stay(&*store).await;
     every_chat_has_its_turn(&*store).await;
+    who_fell_silent_has_its_turn_among_others(&*store).await;
     cursors_of_many_chats(&*store).await;
     drop(store);
     let store = fixture.open().await;
@@ -224,6 +225,33 @@ async fn every_chat_has_its_turn(store: &dyn Store) {
     let empty = (0..CHAT_BUCKETS).find(|bucket| *bucket == (chat_bucket("turn:z") + 1) % CHAT_BUCKETS);
     let op = Op::Expire { bucket: empty.unwrap(), before_us: 1 << 52, limit: 10 };
     one(store, op).await.unwrap();
+}
+
+/// Others are written to before each call, as many as are looked at in one.
+async fn who_fell_silent_has_its_turn_among_others(store: &dyn Store) {
+    let chats = neighbours("silent", 4);
+    let (silent, others) = chats.split_first().unwrap();
+    say(store, silent, 1).await;
+    // Now this is behind it, and nothing of it is due yet.
+    for n in 1..=10 {
+        for other in others {
+            say(store, other, n).await;
+        }
+        expire(store, "silent", 1, 2).await;
+    }
+    let due = say(store, silent, 2).await;
+    let mut first = 1;
+    for n in 11..=40 {
+        for other in others {
+            say(store, other, n).await;
+        }
+        expire(store, "silent", due, 2).await;
+        first = head(store, silent).await.first;
+        if first == 2 {
+            return;
+        }
+    }
+    panic!("{first} is still the first");
 }
 
 async fn reopened(store: &dyn Store) {

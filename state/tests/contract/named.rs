@@ -61,6 +61,15 @@ pub async fn a_name_is_bound_to_its_body(store: &dyn Store) {
         "{answers:?}"
     );
     assert_eq!(seqs(store, pull(chat, 0, 100, false)).await, (1..=14).collect::<Vec<_>>());
+    // Whoever bears the sender's name behind its deletion has said nothing yet.
+    let chat = "gone:other";
+    assert_eq!(stored(store, named(chat, "gone", "x", "1")).await, (1, false));
+    assert_eq!(stored(store, named(chat, "other", "x", "1")).await, (2, false));
+    one(store, Op::Vacate { chat: chat.into(), user: "gone".into() }).await.unwrap();
+    for again in [false, true] {
+        assert_eq!(stored(store, named(chat, "gone", "x", "2")).await, (3, again));
+        assert_eq!(stored(store, named(chat, "other", "x", "1")).await, (2, true));
+    }
 }
 
 pub async fn a_refusal_leaves_its_name(store: &dyn Store) {

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use client::{Client, Content, Event, Events, Keep, Message, Options, Target, Token};
 use proto::wire::{GroupAction, GroupChange};
 
-use super::super::history::{Change, Place, What};
-use super::{Shared, id_in};
+use super::super::history::{Change, MessageId, Place, What};
+use super::{Shared, body, id_in};
 
 /// A device that is there.
 pub(super) struct Session {
@@ -111,7 +111,10 @@ async fn listen(shared: Arc<Shared>, number: u32, mut events: Events, leaving: A
 }
 
 fn shown(shared: &Shared, number: u32, message: &Message, place: Place) -> What {
-    let id = id_in(&shared.run, &message.body);
+    // All of it must be what was sent, and not just the id in it.
+    let is_whole =
+        |id: &MessageId| body(&shared.run, *id, shared.plan.body_bytes).as_bytes() == *message.body;
+    let id = id_in(&shared.run, &message.body).filter(is_whole);
     let sender = id.and_then(|id| shared.devices.get(id.from as usize));
     let honest = sender.is_none_or(|device| device.name == message.sender);
     shared.shown.fetch_add(1, Ordering::Relaxed);

@@ -34,7 +34,14 @@ pub(super) async fn run(
     loop {
         tick.tick().await;
         let passed = std::mem::replace(&mut looked, Instant::now()).elapsed();
-        if *phases.borrow() != Phase::Send {
+        let phase = *phases.borrow();
+        if phase == Phase::Last && !shared.closed.load(Ordering::Relaxed) {
+            for (from, partner) in (0..users).flat_map(|from| (0..=partners).map(move |to| (from, to))) {
+                say(&shared, &clients, &groups, &mut counters, (from, partner));
+            }
+            shared.closed.store(true, Ordering::Release);
+        }
+        if phase != Phase::Send {
             credit = 0.0;
             continue;
         }
@@ -45,38 +52,50 @@ pub(super) async fn run(
             let from = random.random_range(0..users);
             // A group is one partner more.
             let partner = random.random_range(0..partners + u32::from(!groups.is_empty()));
-            let (to, chat) = if partner < partners {
-                let user = (from + 1 + partner) % users;
-                (To::User(user), &*shared.devices[user as usize].name)
-            } else {
-                let group = from as usize % groups.len();
-                (To::Group(group as u32), &*groups[group])
-            };
-            if shared.track.lock().unanswered(from) >= shared.plan.unanswered_max {
-                continue;
+            if shared.track.lock().unanswered(from) < shared.plan.unanswered_max {
+                say(&shared, &clients, &groups, &mut counters, (from, partner));
             }
-            let counter = &mut counters[from as usize];
-            *counter += 1;
-            send(&shared, &clients[from as usize], MessageId { from, n: *counter }, to, chat);
         }
     }
 }
 
+/// The next message of a user, to one of those it writes to or, behind them, to its group.
+fn say(
+    shared: &Arc<Shared>,
+    clients: &[Client],
+    groups: &[Arc<str>],
+    counters: &mut [u32],
+    (from, partner): (u32, u32),
+) {
+    let (to, chat) = if partner < shared.plan.partners.max(1) {
+        let user = (from + 1 + partner) % shared.plan.users;
+        (To::User(user), &*shared.devices[user as usize].name)
+    } else if let Some(group) = (from as usize).checked_rem(groups.len()) {
+        (To::Group(group as u32), &*groups[group])
+    } else {
+        return;
+    };
+    let counter = &mut counters[from as usize];
+    *counter += 1;
+    send(shared, &clients[from as usize], MessageId { from, n: *counter }, to, chat);
+}
+
 fn send(shared: &Arc<Shared>, client: &Client, id: MessageId, to: To, chat: &str) {
+    let sent_us = shared.journal.now_us();
     shared.journal.add(Some(id.from), What::Sent { id, to });
     shared.track.lock().sent(id.from);
     shared.sent.fetch_add(1, Ordering::Relaxed);
     shared.unanswered.fetch_add(1, Ordering::Relaxed);
     let bytes = if is_too_large(shared, id) { MESSAGE_BYTES_MAX + 1 } else { shared.plan.body_bytes };
     match client.try_enqueue(chat, body(&shared.run, id, bytes)) {
-        Ok(pending) => drop(tokio::spawn(answer(shared.clone(), id, to, pending))),
-        Err(error) => answered(shared, id, to, Err(error)),
+        Ok(pending) => drop(tokio::spawn(answer(shared.clone(), (id, sent_us), to, pending))),
+        Err(error) => answered(shared, (id, sent_us), to, Err(error)),
     }
 }
 
-async fn answer(shared: Arc<Shared>, id: MessageId, to: To, pending: Pending) {
+async fn answer(shared: Arc<Shared>, sent: (MessageId, u64), to: To, pending: Pending) {
     let result = pending.await;
-    answered(&shared, id, to, result.map(place_of));
+    answered(&shared, sent, to, result.map(place_of));
 }
 
 fn is_too_large(shared: &Shared, id: MessageId) -> bool {
@@ -84,7 +103,7 @@ fn is_too_large(shared: &Shared, id: MessageId) -> bool {
     id.from == 0 && every > 0 && id.n.is_multiple_of(every)
 }
 
-fn answered(shared: &Shared, id: MessageId, to: To, result: Result<Place, SendError>) {
+fn answered(shared: &Shared, (id, sent_us): (MessageId, u64), to: To, result: Result<Place, SendError>) {
     shared.track.lock().answered(id.from, to, result.as_ref().ok());
     let what = match result {
         Ok(place) => {
@@ -92,6 +111,7 @@ fn answered(shared: &Shared, id: MessageId, to: To, result: Result<Place, SendEr
                 *shared.failed.lock() = Some(format!("{id} was accepted, and is too large"));
             }
             shared.acked.fetch_add(1, Ordering::Relaxed);
+            shared.acked_from_us[id.from as usize].fetch_max(sent_us, Ordering::Relaxed);
             What::Acked { id, place }
         }
         Err(SendError::Refused { code, .. }) => {

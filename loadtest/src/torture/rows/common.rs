@@ -36,10 +36,13 @@ pub fn restart_with(process: &mut Process, sets: &[String]) -> Result<(), Superv
     process.restart()
 }
 
-/// Waits for so many more acknowledgements, and reports how long that took as `figure`, seconds.
+/// Waits for so many more acknowledgements, and until everybody who sends has one of a message sent from now on: who is on a server
+/// that nothing was done to must not speak for the others. Reports how long that took as `figure`, seconds.
 pub fn expect_acked(round: &mut Round, load: &Load, more: u64, within: Duration, figure: &'static str) {
-    let began = Instant::now();
-    let waited = load.wait_acked(more, within);
+    let (began, now_us) = (Instant::now(), load.now_us());
+    let waited = load
+        .wait_acked(more, within)
+        .and_then(|()| load.wait_everybody_acked(now_us, within.saturating_sub(began.elapsed())));
     round.worst(figure, began.elapsed().as_secs_f64());
     if let Err(error) = waited {
         round.expect(false, || format!("after the fault: {error}"));
@@ -50,11 +53,22 @@ pub fn expect_acked(round: &mut Round, load: &Load, more: u64, within: Duration,
 pub fn settle(round: &mut Round, load: Load, within: Duration) -> Result<Verdict, TortureError> {
     load.hold();
     let began = Instant::now();
-    // What is not shown in the end is for the verdict to say.
-    let _ = load.wait_shown(within);
+    let shown = load.wait_shown(within);
     round.worst("shown_s", began.elapsed().as_secs_f64());
+    if let Err(error) = shown {
+        round.expect(false, || format!("nobody sends any more: {error}"));
+    }
     let history = load.finish(QUIET_MAX)?;
     Ok(round.judge(&history))
+}
+
+/// Nobody who was there may be shown a message much later than it was acknowledged.
+pub fn expect_pushed(round: &mut Round, verdict: &Verdict) {
+    let latest_ms = verdict.push_ms.max;
+    round.worst("push_ms", latest_ms);
+    round.expect(latest_ms <= PUSH_MS_MAX, || {
+        format!("somebody was shown a message {latest_ms:.0} ms behind its acknowledgement")
+    });
 }
 
 /// The same where the store has lost what was acknowledged: to show all of it would be waited for in vain.
@@ -63,15 +77,11 @@ pub fn settle_after_loss(round: &mut Round, load: Load) -> Result<Verdict, Tortu
     Ok(round.judge_with(&history, Excuses { history_lost: true, unknown: true, gaps: false }))
 }
 
-/// Makes every device log in anew and say what it has: only a cursor proves that the store has less than it had.
-pub fn everybody_syncs(world: &mut World, load: &Load) -> Result<(), TortureError> {
+/// Gives the gateways time to ask everybody to Sync: nobody has to send for it, or to log in anew.
+pub fn everybody_syncs(load: &Load) {
     load.hold();
-    for gateway in &mut world.cluster.gateways {
-        gateway.process.restart()?;
-    }
-    // Nobody has to send for this: it is over when all have caught up, or when that has had its time.
+    // It is over when all have caught up, or when that has had its time.
     let _ = load.wait_shown(SYNC_MAX);
-    Ok(())
 }
 
 /// Expects that nobody is told "accepted" while `for_so_long`, once what was on its way has arrived.
@@ -139,10 +149,16 @@ impl Beside {
         Ok(Beside { load, alone, began_us, attacked_us, over_us: None })
     }
 
-    /// From here on others are compared: what came before was the attack's own work.
-    pub fn attack_stands(&mut self) {
+    /// From here on others are compared: what came before was the attack's own work. `attack` goes on with it, in the time that it is given.
+    pub fn attack_stands(
+        &mut self,
+        attack: impl FnOnce(Duration) -> Result<(), TortureError>,
+    ) -> Result<(), TortureError> {
         self.attacked_us = self.load.now_us();
-        std::thread::sleep(self.alone);
+        let until = Instant::now() + self.alone;
+        attack(self.alone)?;
+        std::thread::sleep(until.saturating_duration_since(Instant::now()));
+        Ok(())
     }
 
     /// Up to here others are compared: what comes now is work that anybody may ask for.
@@ -159,16 +175,17 @@ impl Beside {
         self.load.hold();
         let history = self.load.finish(QUIET_MAX)?;
         round.judge(&history);
-        let before = median_p99_ms(
-            &history,
-            self.began_us,
-            self.attacked_us.min(self.began_us + self.alone.as_micros() as u64),
-        );
-        let meanwhile = median_p99_ms(&history, self.attacked_us, over_us);
+        let attacked_us = self.attacked_us.min(self.began_us + self.alone.as_micros() as u64);
+        // All of it: a stall of seconds must not hide behind the seconds around it. The median over seconds says how much of a difference is
+        // the machine's, which stalls too.
+        let of = [(self.began_us, attacked_us), (self.attacked_us, over_us), (over_us, end_us)];
+        let [before, meanwhile, behind] = of.map(|(from_us, to_us)| ack_p99_ms(&history, from_us, to_us));
+        let [calm, under] = [of[0], of[1]].map(|(from_us, to_us)| median_p99_ms(&history, from_us, to_us));
         round.worst("p99_before_ms", before);
         round.worst("p99_meanwhile_ms", meanwhile);
+        round.worst("p99_of_most_seconds_over_before", under / calm.max(0.001));
         if over_us < end_us {
-            round.worst("p99_behind_it_ms", median_p99_ms(&history, over_us, end_us));
+            round.worst("p99_behind_it_ms", behind);
         }
         let ratio = meanwhile / before.max(0.001);
         round.worst("p99_meanwhile_over_before", ratio);
@@ -193,6 +210,8 @@ fn median_p99_ms(history: &History, from_us: u64, to_us: u64) -> f64 {
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Until all is answered and shown at the end of a round.
 pub const QUIET_MAX: Duration = Duration::from_secs(60);
+/// Nobody online stays deaf for longer.
+const PUSH_MS_MAX: f64 = 5_000.0;
 /// P5 of GUARANTEES.md, over what it was before.
 const OTHERS_P99_MAX: f64 = 2.0;
 /// As many slices as a median needs.

@@ -58,7 +58,7 @@ pub const ROWS: &[Row] = &[
 fn slowloris(round: &mut Round) -> Result<(), TortureError> {
     let (deadline, every) = match round.gate {
         true => (Duration::from_secs(3), Duration::from_secs(1)),
-        false => (Duration::from_secs(10), Duration::from_secs(10)),
+        false => (Duration::from_secs(10), Duration::from_millis(2_500)),
     };
     let mut world = round.world(with(&[format!("limits.login_ms_max={}", deadline.as_millis())]))?;
     let gateway = world.cluster.gateways[0].client;
@@ -75,15 +75,22 @@ fn slowloris(round: &mut Round) -> Result<(), TortureError> {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
-    let (began, mut said, mut most) = (Instant::now(), 1, 0);
+    // Bytes of each.
+    let (mut said, mut most) = (vec![1; count as usize], 0);
     let all_gone = horde.pump_until(deadline + CLOSED_LATE_MAX + PATIENCE, |horde| {
         most = most.max(memory(pid).unwrap_or(0));
-        if began.elapsed() >= every * said as u32 && said < frame.len() {
-            (0..horde.members.len()).for_each(|index| horde.say(index, &frame[said..=said]));
-            said += 1;
+        for (index, said) in said.iter_mut().enumerate() {
+            let member = &horde.members[index];
+            let is_due = member.began.elapsed() >= every * *said as u32;
+            if member.ended.is_none() && is_due && *said < frame.len() {
+                horde.say(index, &frame[*said..=*said]);
+                *said += 1;
+            }
         }
         horde.alive() == 0
     });
+    let least = said.iter().min().copied().unwrap_or(0);
+    round.expect(least >= BYTES_SAID_MIN, || format!("somebody said {least} bytes only, so was just silent"));
     round.expect(all_gone, || format!("{} of {count} are still connected", horde.alive()));
     let told = horde.all().filter(|member| member.code() == Some(Code::LoginTimeout)).count();
     let lives = horde.all().filter_map(|member| Some(member.ended? - member.began));
@@ -117,6 +124,9 @@ fn half_open(round: &mut Round) -> Result<(), TortureError> {
     let began = Instant::now();
     let gone = wait_until(GONE_MAX, || metric(admin, BOUND).is_ok_and(|now| now <= bound));
     round.worst("gone_after_s", began.elapsed().as_secs_f64());
+    horde.pump();
+    let told = horde.members.len() - horde.alive();
+    round.expect(told == 0, || format!("{told} of {count} heard of their end: the line was not dead"));
     round.expect(gone, || format!("half-open connections are there after {GONE_MAX:?}"));
     // A worker may still be on its way through the closes.
     let closed = wait_until(Duration::from_secs(2), || open_files(pid).is_ok_and(|now| now <= files + 8));
@@ -181,7 +191,7 @@ fn flood_from_one(gateway: SocketAddr, stopped: &AtomicBool) -> io::Result<Flood
     let source = Some(IpAddr::V4(Ipv4Addr::new(127, 16, 0, 1)));
     let mut horde = Horde::new(gateway, 1, None)?;
     let mut flooded = Flooded { opened: 0, refused: 0, most_held: 0 };
-    let began = Instant::now();
+    let (began, mut looked) = (Instant::now(), Instant::now());
     while !stopped.load(Ordering::Relaxed) {
         let due = (began.elapsed().as_secs_f64() * FLOOD_PER_S) as usize;
         while flooded.opened < due {
@@ -203,7 +213,13 @@ fn flood_from_one(gateway: SocketAddr, stopped: &AtomicBool) -> io::Result<Flood
         flooded.refused += horde.take_ended().len();
         std::thread::sleep(Duration::from_millis(2));
         horde.pump();
-        flooded.most_held = flooded.most_held.max(horde.alive());
+        if looked.elapsed() >= LOOK_EVERY {
+            looked = Instant::now();
+            // Who came in the last moment may not have heard yet.
+            let held =
+                horde.all().filter(|member| member.ended.is_none() && member.began.elapsed() > HEARD_MAX);
+            flooded.most_held = flooded.most_held.max(held.count());
+        }
         // Who came in the last moment may not have heard yet.
         if horde.alive() > 2 * FLOOD_PER_S as usize {
             return Err(io::Error::other("the gateway refuses nobody"));
@@ -212,7 +228,7 @@ fn flood_from_one(gateway: SocketAddr, stopped: &AtomicBool) -> io::Result<Flood
     // The last word on how many are held: everybody has heard by now.
     std::thread::sleep(Duration::from_millis(500));
     horde.pump();
-    flooded.most_held = horde.alive();
+    flooded.most_held = flooded.most_held.max(horde.alive());
     Ok(flooded)
 }
 
@@ -391,4 +407,9 @@ const EARLY_MAX: Duration = Duration::from_millis(100);
 const GONE_MAX: Duration = Duration::from_secs(90);
 const BACK_MAX: Duration = Duration::from_secs(30);
 const FLOOD_PER_S: f64 = 5_000.0;
+/// Whoever is turned away has heard of it by then, on a machine that is full.
+const HEARD_MAX: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Two in time would be a client that stopped.
+const BYTES_SAID_MIN: usize = 3;
 const MIB: f64 = 1_048_576.0;

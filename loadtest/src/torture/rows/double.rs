@@ -76,7 +76,7 @@ fn two_at_once(round: &mut Round) -> Result<(), TortureError> {
         }
         std::thread::sleep(Duration::from_millis(round.random.random_range(100..5_000)));
         drop(undone_by_drop);
-        world.heal()?;
+        round.heal(&mut world)?;
         load.healed(format!("{two:?}"));
         expect_acked(round, &load, 100, PATIENCE, "accepting_s");
         check_still_up(&load)?;

@@ -4,15 +4,15 @@
 //! Trap: a point is set by the environment of a process when it starts. It is taken off again before the restart, or the
 //! process would die at it again.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rand::Rng;
 
-use super::common::{PATIENCE, QUIET_MAX, expect_acked, pairs, redis};
+use super::common::{PATIENCE, QUIET_MAX, expect_acked, expect_pushed, pairs, redis};
 use super::net::cut_line;
 use crate::supervisor::{ClusterOptions, Process};
-use crate::torture::tool::wait_until;
 use crate::torture::{Excuses, Plan, Round, Row, TortureError, Verdict, World};
 
 /// One point.
@@ -63,7 +63,7 @@ fn crash(round: &mut Round) -> Result<(), TortureError> {
     let more = round.many(300);
     expect_acked(round, &load, more, PATIENCE, "more_acked_s");
     let verdict = round.judge(&load.finish(QUIET_MAX)?);
-    round.worst("push_ms", verdict.push_ms.max);
+    expect_pushed(round, &verdict);
     round.keep(world)
 }
 
@@ -202,9 +202,10 @@ fn disarm(process: &mut Process) -> Result<(), TortureError> {
     Ok(process.restart()?)
 }
 
-/// Waits until it has died by itself.
+/// Waits until it has killed itself: an end in order is none.
 fn died(process: &mut Process) -> bool {
-    wait_until(CRASH_MAX, || !process.is_running())
+    let status = process.wait_end("nothing", CRASH_MAX);
+    status.is_ok_and(|status| status.signal() == Some(nix::libc::SIGKILL))
 }
 
 const CRASH_MAX: Duration = Duration::from_secs(15);

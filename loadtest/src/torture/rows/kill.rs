@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 
-use super::common::{PATIENCE, QUIET_MAX, expect_acked, expect_no_acks, pairs, redis};
+use super::common::{PATIENCE, QUIET_MAX, expect_acked, expect_no_acks, expect_pushed, pairs, redis};
 use crate::monitor::interrupted;
 use crate::supervisor::ClusterOptions;
 use crate::torture::history::{History, What};
@@ -41,7 +41,7 @@ fn state(round: &mut Round) -> Result<(), TortureError> {
     let more = round.many(300);
     expect_acked(round, &load, more, PATIENCE, "more_acked_s");
     let verdict = round.judge(&load.finish(QUIET_MAX)?);
-    round.worst("push_ms", verdict.push_ms.max);
+    expect_pushed(round, &verdict);
     round.keep(world)
 }
 

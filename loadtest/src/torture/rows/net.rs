@@ -9,7 +9,8 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::common::{
-    PATIENCE, expect_acked, expect_no_acks, pairs, redis, rest, restart_with, settle, state_ports,
+    PATIENCE, expect_acked, expect_no_acks, expect_pushed, pairs, redis, rest, restart_with, settle,
+    state_ports,
 };
 use crate::supervisor::ClusterOptions;
 use crate::torture::tool::firewall::{Fate, Rule, Way};
@@ -82,7 +83,8 @@ fn cut(round: &mut Round) -> Result<(), TortureError> {
 fn cut_between_two(round: &mut Round) -> Result<(), TortureError> {
     let (mut world, load, line) = cut_line(round, pairs())?;
     // Nobody is deaf while it lasts.
-    settle(round, load, HEAL_MAX)?;
+    let verdict = settle(round, load, HEAL_MAX)?;
+    expect_pushed(round, &verdict);
     line.rule.lift()?;
     let process = &mut world.cluster.gateways[line.gateway].process;
     process.set_group(None);

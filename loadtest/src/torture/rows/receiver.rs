@@ -79,8 +79,7 @@ fn logs_in(round: &mut Round) -> Result<(), TortureError> {
     let world = round.world(pairs())?;
     let names: Vec<String> = (0..=RECEIVERS).map(|number| world.user(&number.to_string())).collect();
     let users: Vec<u32> = (0..=RECEIVERS).collect();
-    // They leave by themselves.
-    let (journal, scribe) = world.journal(devices(&names, &users), false)?;
+    let (journal, scribe) = world.journal(devices(&names, &users), true)?;
     let folder = tempfile::tempdir().map_err(|error| TortureError::io("cannot make a temp dir", error))?;
     let runtime = runtime()?;
     let talk = Talk::begin(&journal, &names, world.addresses());

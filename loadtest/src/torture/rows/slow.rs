@@ -43,7 +43,7 @@ fn slow_readers(round: &mut Round) -> Result<(), TortureError> {
     let mut writer = Writer::start(gateway, &world.user("w"))?;
     let users = |name: &str, count: u32| (0..count).map(|at| format!("{name}{at}")).collect::<Vec<_>>();
     let mut most = 0;
-    for n in 1..=MESSAGES {
+    for n in 1..MESSAGES {
         writer.write(&users(&slow_name, slow), n, LONG_BYTES)?;
         if n <= MESSAGES_TO_QUICK {
             writer.write(&users(&quick_name, quick), n, SHORT_BYTES)?;
@@ -51,7 +51,6 @@ fn slow_readers(round: &mut Round) -> Result<(), TortureError> {
         readers.pump();
         most = most.max(memory(pid)?);
     }
-    round.facts.acked += writer.acked;
     let grown = most.saturating_sub(before);
     round.worst("memory_grown_mib", grown as f64 / 1_048_576.0);
     let hard = u64::from(slow) * 262_144;
@@ -71,8 +70,17 @@ fn slow_readers(round: &mut Round) -> Result<(), TortureError> {
     let dropped = readers.all().filter(|member| member.ended.is_some()).count();
     round.expect(dropped == 0, || format!("{dropped} of those who read were disconnected"));
 
-    // The queues are full, and nobody empties them.
-    beside.attack_stands();
+    // The queues are full, nobody empties them, and more comes for each.
+    beside.attack_stands(|time| {
+        let (users, began) = (users(&slow_name, slow), Instant::now());
+        let parts = users.chunks(users.len().div_ceil(PARTS as usize));
+        for (part, at) in parts.zip(0..) {
+            std::thread::sleep((began + time * at / PARTS).saturating_duration_since(Instant::now()));
+            writer.write(part, MESSAGES, SHORT_BYTES)?;
+            readers.pump();
+        }
+        Ok(())
+    })?;
     // Then they fetch what they missed, all at once: as much work as it is for everybody.
     beside.attack_ends();
     sleepers.set_reads(true);
@@ -101,6 +109,7 @@ fn slow_readers(round: &mut Round) -> Result<(), TortureError> {
         let missing = sleepers.all().filter(|member| !complete(member, MESSAGES)).count();
         format!("{missing} of {slow} had not everything {PATIENCE:?} after they read again")
     });
+    round.facts.acked += writer.acked;
     drop((sleepers, readers));
     beside.end(round)?;
     round.keep(world)
@@ -199,12 +208,15 @@ fn sorted_as(open: &BTreeSet<String>, chat: &str) -> String {
     if open.contains(&turned) { turned } else { chat.to_owned() }
 }
 
-/// 160 KiB for each slow reader: more than its kernel, the gateway's, and the soft limit hold.
+/// 152 KiB for each slow reader: more than its kernel, the gateway's, and the soft limit hold. The last is short, and comes while others are
+/// compared.
 const MESSAGES: u64 = 20;
 const LONG_BYTES: usize = 8 * 1_024;
 const MESSAGES_TO_QUICK: u64 = 3;
 const SHORT_BYTES: usize = 256;
 const WINDOW: usize = 64;
+/// In which the last message leaves.
+const PARTS: u32 = 20;
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// What a gateway's queues of batches and its heap take while 8 KiB messages pass through it.
 const BATCHES_BYTES: u64 = 32 << 20;

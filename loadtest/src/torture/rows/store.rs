@@ -61,7 +61,7 @@ fn promoted(round: &mut Round) -> Result<(), TortureError> {
     let (host, port) = (hears.address().ip().to_string(), hears.address().port());
     let () = redis::cmd("REPLICAOF").arg(host).arg(port).query(&mut follower)?;
     // Who was in a group when is not known any more where its changes are lost.
-    let plan = Plan { per_s: 300, gateways_live: false, change_every_ms: 0, ..Plan::default() };
+    let plan = Plan { per_s: 300, change_every_ms: 0, ..Plan::default() };
     let load = world.load(plan)?;
     load.wait_acked(200, PATIENCE)?;
     let follows = wait_until(PATIENCE, || said(&mut follower, "master_link_status").as_deref() == Some("up"));
@@ -76,7 +76,7 @@ fn promoted(round: &mut Round) -> Result<(), TortureError> {
     says.aim(replica.address());
     load.healed("the replica serves");
     expect_acked(round, &load, 100, PATIENCE, "accepting_s");
-    everybody_syncs(&mut world, &load)?;
+    everybody_syncs(&load);
     let verdict = settle_after_loss(round, load)?;
     round.worst("promotion_to_quiet_s", began.elapsed().as_secs_f64());
     round.worst("cut_messages", verdict.cut as f64);

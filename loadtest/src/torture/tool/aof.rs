@@ -117,8 +117,8 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), ToolError> {
     copy().map_err(ToolError::io(format!("cannot copy {} to {}", from.display(), to.display())))
 }
 
-/// Redis's own default.
-const FOLDER: &str = "appendonlydir";
+/// Where they are in the folder of Redis, by its own default.
+pub const FOLDER: &str = "appendonlydir";
 
 #[cfg(test)]
 mod tests {

@@ -61,7 +61,8 @@ impl Trace {
         // The fault may end the process, and strace with it, before anybody has looked.
         if !attached || ended && !said.contains(" attached") {
             let why = format!("needs strace that may attach to processes: {}", said.trim());
-            return Err(ToolError::Missing(why));
+            let is_there = Path::new(&format!("/proc/{pid}")).exists();
+            return Err(if is_there { ToolError::Missing(why) } else { ToolError::Failed(why) });
         }
         Ok(trace)
     }

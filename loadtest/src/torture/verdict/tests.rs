@@ -136,6 +136,11 @@ fn a_lost_history_excuses_only_where_it_is_allowed() {
     let excused = Verdict::of(&history, Excuses { history_lost: true, ..Excuses::default() });
     assert_eq!((excused.cut, excused.histories_lost), (1, 1));
     assert!(excused.is_clean(), "{excused:?}");
+    // Another device that had something of it must be told, too.
+    let missing = position(&history, 1, 3);
+    history.records.remove(missing);
+    let silent = Verdict::of(&history, Excuses { history_lost: true, ..Excuses::default() });
+    assert_eq!((silent.cut, silent.lost), (0, 1));
 }
 
 #[test]
