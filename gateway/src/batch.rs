@@ -114,4 +114,6 @@ pub struct DownItem {
     pub guess: bool,
     /// Written behind whatever else there is to write.
     pub later: bool,
+    /// Why the gateway itself closes it.
+    pub refused: Option<proto::wire::Code>,
 }

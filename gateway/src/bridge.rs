@@ -48,12 +48,22 @@ pub struct Bridge {
     room: Notify,
     settled: Notify,
     /// What the store holds, as state servers say.
-    stored: Mutex<Stored>,
+    stored: Mutex<Known>,
     started: Instant,
 }
 
 /// Batches taken before other tasks get their turn.
 const BATCHES_PER_ROUND: usize = 64;
+
+/// Answers of the bridge itself after which they are handed to the workers before more is taken.
+const REFUSED_PER_ROUND_MAX: usize = 4_096;
+
+/// Frames of one connection in one batch that are refused with an answer. A client that sends so much sends what is not answered again.
+const REFUSED_IN_A_ROW_MAX: usize = 64;
+
+/// A body that is so much smaller than the buffer which it shares with others of its turn, where that is not small, is kept on its own.
+const SHARE_MIN: usize = 8;
+const SHARED_BUFFER_MIN: usize = 64 * 1024;
 
 const LOGIN_REFUSED_TEXT: &str =
     "more are logging in than are let in at a time; come back after retry_after_ms";
@@ -138,7 +148,7 @@ impl Bridge {
         loop {
             let mut refused = Vec::new();
             let mut taken = 0;
-            while taken < BATCHES_PER_ROUND {
+            while taken < BATCHES_PER_ROUND && refused.len() < REFUSED_PER_ROUND_MAX {
                 let Ok(batch) = self.up.try_recv() else { break };
                 self.take(batch, &mut refused);
                 taken += 1;
@@ -148,7 +158,7 @@ impl Bridge {
                 self.deliver(refused, count, None).await;
             }
             self.settled.notify_waiters();
-            if taken < BATCHES_PER_ROUND {
+            if taken < BATCHES_PER_ROUND && self.up.is_empty() {
                 self.work.notified().await;
             } else {
                 tokio::task::yield_now().await;
@@ -160,6 +170,7 @@ impl Bridge {
         if !batch.gone.is_empty() || !batch.placed.is_empty() {
             self.report_placed(batch.gone, &batch.placed);
         }
+        let shared_bytes = batch.bodies.capacity();
         let mut bodies = batch.bodies.freeze();
         let frames = batch.frames.into_iter().map(|frame| UpFrame {
             connection: frame.connection,
@@ -167,7 +178,7 @@ impl Bridge {
             device: frame.device,
             binding: frame.binding,
             command: u32::from(frame.command),
-            body: own_login(frame.command, bodies.split_to(frame.body_bytes as usize)),
+            body: own(frame.command, bodies.split_to(frame.body_bytes as usize), shared_bytes),
         });
         let mut rate = self.login_rate.lock();
         self.offer(frames, Some(&mut rate), refused);
@@ -212,6 +223,8 @@ impl Bridge {
         let now_ms = self.now_ms();
         let mut touched = Vec::new();
         let mut link = self.link.lock();
+        // The frames of a connection stand side by side in a batch.
+        let mut refused_of = (0, 0);
         for frame in frames {
             if frame.command == 0 {
                 touched.extend(link.depart(frame, now_ms).filter(|stream| !touched.contains(stream)));
@@ -228,7 +241,11 @@ impl Bridge {
                 Ok(stream) if touched.contains(&stream) => {}
                 Ok(stream) => touched.push(stream),
                 Err(back) => {
-                    refused.extend(self.refuse(&back.frame, Code::Unavailable, back.retry_after_ms));
+                    let connection = back.frame.connection;
+                    refused_of = (connection, if refused_of.0 == connection { refused_of.1 + 1 } else { 1 });
+                    if refused_of.1 <= REFUSED_IN_A_ROW_MAX {
+                        refused.extend(self.refuse(&back.frame, Code::Unavailable, back.retry_after_ms));
+                    }
                 }
             }
         }
@@ -288,6 +305,7 @@ impl Bridge {
             push: false,
             guess: false,
             later: false,
+            refused: Some(code),
         })
     }
 
@@ -337,15 +355,16 @@ impl Bridge {
         }
     }
 
-    /// What the store holds, as far as this gateway has heard.
-    pub fn stored(&self) -> Stored {
-        *self.stored.lock()
+    /// What the store holds, as far as this gateway has heard, and for how long it has known that, ms.
+    pub fn stored(&self) -> (Stored, u64) {
+        let known = self.stored.lock();
+        (known.stored, self.now_ms().saturating_sub(known.heard_ms))
     }
 
     /// A state server says what the store holds, which told `before` last time. If that is another thing, some of it was lost, and
     /// whoever is logged in here may be known to it no more: everybody is to Sync.
     pub async fn store_holds(&self, before: Option<Stored>, now: Stored) {
-        if learn(&mut self.stored.lock(), before, now) {
+        if self.stored.lock().learn(before, now, self.now_ms()) {
             tracing::warn!("the store lost something: all clients are asked to Sync");
             self.tell_workers(|| Down::Resync).await;
         }
@@ -460,22 +479,44 @@ impl Bridge {
     }
 }
 
-/// Keeps what was heard of the store; whether some of it was lost. Who goes on telling the same as before has not looked yet, and tells
-/// nothing of what others have found.
-fn learn(known: &mut Stored, before: Option<Stored>, now: Stored) -> bool {
-    if now.contents == known.contents {
-        known.stamp = now.stamp.max(known.stamp);
-        return false;
-    }
-    if now.contents == 0 || before.is_some_and(|before| before.contents == now.contents) {
-        return false;
-    }
-    std::mem::replace(known, now).contents != 0
+/// What this gateway knows of the store.
+#[derive(Default)]
+struct Known {
+    stored: Stored,
+    /// Contents that were there before.
+    replaced: u64,
+    /// When the stamp was heard.
+    heard_ms: u64,
 }
 
-/// A login may wait for seconds; it must not pin what else came in the turn that read it.
-fn own_login(command: u8, body: Bytes) -> Bytes {
-    if command == Command::Login as u8 { Bytes::copy_from_slice(&body) } else { body }
+impl Known {
+    /// A state server tells, which told `before` last time. Whether everybody is to Sync: it has found that something was lost. Who goes on
+    /// telling of what is no more has not looked yet, and whoever looks later lets those in meanwhile whom it knew before; so each that finds
+    /// out is a reason.
+    fn learn(&mut self, before: Option<Stored>, now: Stored, now_ms: u64) -> bool {
+        if now.contents == 0 {
+            return false;
+        }
+        let is_change = before.is_some_and(|before| before.contents != 0 && before.contents != now.contents);
+        if now.contents == self.stored.contents {
+            if now.stamp > self.stored.stamp {
+                (self.stored.stamp, self.heard_ms) = (now.stamp, now_ms);
+            }
+            return is_change;
+        }
+        if !is_change && (before.is_some() || now.contents == self.replaced) {
+            return false;
+        }
+        (self.replaced, self.heard_ms) = (self.stored.contents, now_ms);
+        std::mem::replace(&mut self.stored, now).contents != 0
+    }
+}
+
+/// A login may wait for seconds, and any frame for a state server that stands still; neither is to pin what else came in the turn that read
+/// it.
+fn own(command: u8, body: Bytes, shared_bytes: usize) -> Bytes {
+    let is_small = shared_bytes >= SHARED_BUFFER_MIN && body.len() * SHARE_MIN < shared_bytes;
+    if is_small || command == Command::Login as u8 { Bytes::copy_from_slice(&body) } else { body }
 }
 
 /// Turns a batch from a state server into deliveries; how many they are.
@@ -492,6 +533,7 @@ pub fn deliveries(batch: DownBatch) -> (usize, impl Iterator<Item = DownItem>) {
         push: false,
         guess: frame.guess,
         later: false,
+        refused: None,
     });
     let pushes = batch.pushes.into_iter().flat_map(|push| {
         let (frame, later) = (push.frame, push.later);
@@ -506,6 +548,7 @@ pub fn deliveries(batch: DownBatch) -> (usize, impl Iterator<Item = DownItem>) {
             push: true,
             guess: false,
             later,
+            refused: None,
         })
     });
     (count, answers.chain(pushes))

@@ -264,7 +264,7 @@ impl Default for Link {
             login_wait_ms_max: 5_000,
             login_retry_ms_max: 60_000,
             queue_bytes_max: 16 * 1024 * 1024,
-            connection_frames_max: 1_024,
+            connection_frames_max: 256,
             stalled_ms_max: 500,
             ping_ms: 250,
             dead_ms: 1_000,
@@ -425,6 +425,18 @@ impl Config {
                 "the *_max of workers and link must be at least 1",
             ),
             (self.link.batch_beside_frames_min == 0, "link.batch_beside_frames_min must be at least 1"),
+            (
+                limits.stalled_ms_max == 0 || self.link.stalled_ms_max == 0,
+                "limits.stalled_ms_max and link.stalled_ms_max must be at least 1",
+            ),
+            (
+                self.shutdown.drain_ms > DRAIN_MS_MAX || self.shutdown.hard_ms > DRAIN_MS_MAX,
+                "shutdown.drain_ms and shutdown.hard_ms must be at most 86400000, a day",
+            ),
+            (
+                self.workers.up_batches_max > BATCHES_MAX || self.workers.down_batches_max > BATCHES_MAX,
+                "workers.up_batches_max and workers.down_batches_max must be at most 1048576",
+            ),
             (limits.resyncs_per_s == 0, "limits.resyncs_per_s must be at least 1"),
             (self.workers.rush_ms > 1_000, "workers.rush_ms must be at most 1000"),
             (
@@ -452,6 +464,12 @@ impl Config {
         }
     }
 }
+
+/// Longest that clients are asked to leave within.
+const DRAIN_MS_MAX: u64 = 86_400_000;
+
+/// Room for these is taken at the start.
+const BATCHES_MAX: usize = 1 << 20;
 
 /// Enough to tell an address from a typing error; it is sent to every client that is refused.
 fn is_http_url(url: &str) -> bool {

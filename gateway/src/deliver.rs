@@ -103,6 +103,9 @@ impl Worker {
         let ours = id::incarnation(item.connection) == self.incarnation
             && id::worker(item.connection) == usize::from(self.index);
         let there = ours && self.table.get_mut(place).is_some_and(|connection| accepts(connection, &item));
+        if item.guess && ours {
+            self.count_guess(place, item.login);
+        }
         if !there {
             // A push that overtook the login's answer: the route is right, and the first Sync will show the message.
             let early = ours && self.table.get_mut(place).is_some_and(|c| c.stage == Stage::LoggingIn);
@@ -113,11 +116,6 @@ impl Worker {
                 }
                 _ => self.note_gone(&item),
             };
-        }
-        if item.guess
-            && let Some(connection) = self.table.get_mut(place)
-        {
-            self.shared.admission.guessed(connection.address);
         }
         let mut end = None;
         if let Some(bind) = &item.bind
@@ -143,11 +141,23 @@ impl Worker {
             crpc::failpoint::die();
         }
         if item.close {
-            self.stats().closed(Why::State);
+            let is_closing = self.table.get_mut(place).is_none_or(|c| c.stage == Stage::Closing);
+            if !is_closing {
+                self.stats().closed(item.refused.map_or(Why::State, Why::Code));
+            }
             self.begin_closing(place);
         }
         if let Some(end) = end {
             self.deliver(end);
+        }
+    }
+
+    /// A login was refused that may have been a guess; whoever tried may have gone on, or away.
+    fn count_guess(&mut self, place: Place, login: u64) {
+        let still =
+            self.table.get_mut(place).filter(|c| c.user == 0 && c.binding == login).map(|c| c.address);
+        if let Some(address) = still.or_else(|| self.early_leavers.take(login)) {
+            self.shared.admission.guessed(address);
         }
     }
 
@@ -387,6 +397,8 @@ impl Worker {
 
     /// The same with more to say.
     pub(crate) fn refuse_with(&mut self, place: Place, error: wire::Error) {
+        // What it asked before is answered before.
+        self.flush_pongs(place);
         self.stats().closed(Why::Code(error.code()));
         let error = wire::Error { closing: true, ..error };
         self.enqueue(place, frame::encode(Command::Error, &error), false);

@@ -6,7 +6,7 @@
 use proto::wire::{self, Code};
 use proto::{Command, frame};
 
-use crate::connection::Stage;
+use crate::connection::{Stage, flag};
 use crate::worker::Worker;
 
 /// GoAway is told.
@@ -27,10 +27,22 @@ pub(crate) struct Resync {
 /// Between those who are told to Sync and the next ones.
 const RESYNC_STEP_MS: u64 = 100;
 
+/// Taken out of the table together, as each time costs a walk through a page.
+const PLACES_AT_ONCE: usize = 256;
+
+/// In a step, pages without anybody included.
+const LOOKED_AT_MAX: usize = 4_096;
+
 impl Worker {
     pub(crate) fn begin_drain(&mut self, within_ms: u32) {
         // Who stands before a door that was to open in a moment hears of it too, and is not reset.
-        self.accept();
+        let rounds = self.shared.config.listen.backlog.unsigned_abs() as usize
+            / self.shared.config.workers.accepts_per_turn_max;
+        for _ in 0..=rounds {
+            if !self.accept() {
+                break;
+            }
+        }
         self.listener = None;
         self.drain = Some(Drain { from_slot: 0, within_ms });
     }
@@ -67,22 +79,36 @@ impl Worker {
         }
         let per_s = u64::from(self.shared.config.limits.resyncs_per_s);
         let workers = self.shared.metrics.workers.len() as u64;
-        let mut room = (per_s * RESYNC_STEP_MS / 1_000 / workers).max(1) as usize;
+        // Of fewer than one in a step, one in several.
+        let step_ms = RESYNC_STEP_MS.max(1_000 * workers / per_s);
+        let mut room = (per_s * step_ms / 1_000 / workers).max(1);
         let frame = frame::encode(Command::Resync, &wire::Resync {});
-        while room > 0 {
-            let Some((places, next_slot)) = self.table.places(from_slot, room) else {
+        let mut looked = 0;
+        while room > 0 && looked < LOOKED_AT_MAX {
+            let Some((places, next_slot)) = self.table.places(from_slot, PLACES_AT_ONCE) else {
                 self.resync = None;
                 return;
             };
             from_slot = next_slot;
             for place in places {
-                if self.table.get_mut(place).is_some_and(|connection| connection.stage == Stage::Bound) {
-                    self.stats().resyncs.add(1);
-                    self.enqueue(place, frame.clone(), false);
-                    room -= 1;
+                if room == 0 {
+                    from_slot = place.slot;
+                    break;
                 }
+                looked += 1;
+                match self.table.get_mut(place) {
+                    Some(connection) if connection.stage != Stage::Bound => {}
+                    // It is told once it has read.
+                    Some(connection) if connection.has(flag::BLOCKED) => connection.flags |= flag::RESYNC,
+                    Some(_) => {
+                        self.stats().resyncs.add(1);
+                        self.enqueue(place, frame.clone(), false);
+                    }
+                    None => {}
+                }
+                room -= 1;
             }
         }
-        self.resync = Some(Resync { from_slot, next_ms: self.now_ms + RESYNC_STEP_MS });
+        self.resync = Some(Resync { from_slot, next_ms: self.now_ms + step_ms });
     }
 }

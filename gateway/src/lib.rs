@@ -13,6 +13,7 @@ pub mod connection;
 mod deliver;
 mod door;
 mod early_end;
+mod early_leaver;
 mod everybody;
 pub mod expiry;
 #[cfg(any(test, fuzzing))]

@@ -16,23 +16,26 @@ use crate::connection::{self, Connection, NONE, Stage, Verdict, flag, judge};
 use crate::id::Place;
 use crate::metrics::Why;
 use crate::sys::{self, Fd, Interest};
-use crate::worker::Worker;
+use crate::worker::{FRAME_OVERHEAD_BYTES, Worker};
 
 /// Pongs share pieces of memory of this size: enough for those of a turn, and no more than each worker may keep.
 const PONGS_BYTES: usize = 2 * 1024;
 
+/// Read from a connection of which no unfinished frame is held: more than nearly all ever send at once, and few enough small frames.
+pub(crate) const FIRST_READ_BYTES: usize = 32 * 1024;
+
 impl Worker {
-    /// Accepts what is waiting, at most so many a turn.
-    pub(crate) fn accept(&mut self) {
+    /// Accepts what is waiting, at most so many a turn. Whether more may wait.
+    pub(crate) fn accept(&mut self) -> bool {
         for _ in 0..self.shared.config.workers.accepts_per_turn_max {
-            let Some(listener) = &self.listener else { return };
+            let Some(listener) = &self.listener else { return false };
             match sys::accept(listener) {
                 Ok((fd, address)) => self.admit(fd, address.ip()),
                 Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN) => return,
+                    Some(libc::EAGAIN) => return false,
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
                         if !self.out_of_room(&error) {
-                            return;
+                            return false;
                         }
                     }
                     // The peer went away while it waited, or the like: the next one may be fine.
@@ -41,6 +44,7 @@ impl Worker {
             }
         }
         self.more_wait();
+        true
     }
 
     fn admit(&mut self, fd: Fd, address: IpAddr) {
@@ -54,8 +58,7 @@ impl Worker {
             self.shared.admission.leave(address_slot);
             return;
         };
-        if self.reads_arrivals && self.batch.bodies.len() < self.shared.config.workers.read_bytes_per_turn_max
-        {
+        if self.reads_arrivals && !self.has_read_enough() {
             // In a storm its Login is here already: that saves it a round through epoll.
             self.receive(place);
         }
@@ -98,7 +101,8 @@ impl Worker {
             // Only an error or a hang-up gets here while reads are parked.
             return self.close(place, Some(Why::Socket));
         }
-        match sys::read(&connection.fd, buffer) {
+        let read_max = if connection.tail == NONE { FIRST_READ_BYTES } else { buffer.capacity() };
+        match sys::read_at_most(&connection.fd, buffer, read_max) {
             Ok(0) => {
                 let why = (connection.stage != Stage::Closing).then_some(Why::Peer);
                 self.close(place, why);
@@ -114,6 +118,7 @@ impl Worker {
 
     pub(crate) fn received(&mut self, place: Place, bytes: &[u8]) {
         self.stats().bytes_in.add(bytes.len() as u64);
+        self.turn_bytes += bytes.len();
         let tick = self.tick();
         let Some(connection) = self.table.get_mut(place) else { return };
         match connection.stage {
@@ -175,6 +180,20 @@ impl Worker {
     /// Handles the whole frames at the front of `bytes` and returns how many bytes they took (all, if what follows does
     /// not matter any more).
     fn frames(&mut self, place: Place, bytes: &[u8]) -> usize {
+        let used = self.frames_in(place, bytes);
+        self.flush_pongs(place);
+        used
+    }
+
+    /// The pongs of the connection that is being read, together.
+    pub(crate) fn flush_pongs(&mut self, place: Place) {
+        if !self.pongs.is_empty() {
+            let pongs = self.pongs.split().freeze();
+            self.enqueue(place, pongs, false);
+        }
+    }
+
+    fn frames_in(&mut self, place: Place, bytes: &[u8]) -> usize {
         let mut used = 0;
         loop {
             let Some(connection) = self.table.get_mut(place) else { return bytes.len() };
@@ -199,6 +218,7 @@ impl Worker {
 
     fn frame(&mut self, place: Place, frame: frame::Frame<'_>) {
         self.stats().frames_in.add(1);
+        self.turn_bytes += FRAME_OVERHEAD_BYTES;
         let id = self.connection_id(place);
         let Some(connection) = self.table.get_mut(place) else { return };
         match judge(connection.stage, frame.command) {
@@ -240,14 +260,12 @@ impl Worker {
             return self.refuse(place, Code::BadBody);
         }
         let room = frame::HEADER_BYTES + body.len();
-        if self.small_frames.capacity() < room {
-            self.small_frames.reserve(room.max(PONGS_BYTES));
+        if self.pongs.capacity() < self.pongs.len() + room {
+            self.pongs.reserve(room.max(PONGS_BYTES));
         }
-        self.small_frames.put_uint(body.len() as u64, 3);
-        self.small_frames.put_u8(Command::Pong as u8);
-        self.small_frames.extend_from_slice(body);
-        let pong = self.small_frames.split().freeze();
-        self.enqueue(place, pong, false);
+        self.pongs.put_uint(body.len() as u64, 3);
+        self.pongs.put_u8(Command::Pong as u8);
+        self.pongs.extend_from_slice(body);
     }
 }
 

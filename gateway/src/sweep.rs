@@ -42,6 +42,7 @@ impl Worker {
             self.close(place, None);
         }
         self.sweep();
+        self.close_idle();
     }
 
     /// Once a second: whoever was silent for too long, and a listener that had to pause.
@@ -57,9 +58,24 @@ impl Worker {
         for place in self.table.overdue(now_s) {
             self.refuse(place, Code::TokenExpired);
         }
-        // A tick is up to a second old when it is set: whoever is gone is gone within the limit.
-        let idle_ticks = (self.shared.config.limits.idle_ms_max / 1000 - 1) as u8;
-        for place in self.table.idle(tick, idle_ticks) {
+        if self.idle.is_empty() {
+            self.idle = self.table.idle(tick, self.idle_ticks()).into();
+        }
+    }
+
+    /// A tick is up to a second old when it is set: whoever is gone is gone within the limit.
+    fn idle_ticks(&self) -> u8 {
+        (self.shared.config.limits.idle_ms_max / 1000 - 1) as u8
+    }
+
+    /// Closes some of those who are silent, as many as a turn writes to: thousands may fall silent together.
+    fn close_idle(&mut self) {
+        let tick = self.tick();
+        for _ in 0..self.shared.config.workers.writes_per_turn_max {
+            let Some(place) = self.idle.pop_front() else { return };
+            if !self.table.is_idle(place, tick, self.idle_ticks()) {
+                continue;
+            }
             match self.table.get_mut(place) {
                 // Its silence is our doing; the stall deadline watches it instead.
                 Some(connection) if connection.has(flag::PARKED) => self.table.touch(place, tick),
@@ -88,7 +104,11 @@ impl Worker {
                 *written = VecDeque::new();
             }
         }
-        self.small_frames = BytesMut::new();
+        self.pongs = BytesMut::new();
+        self.early_leavers.shrink(self.now_ms);
+        if self.idle.is_empty() {
+            self.idle = VecDeque::new();
+        }
         if !std::mem::take(&mut self.buffer_used) {
             self.buffer = Vec::new();
         }

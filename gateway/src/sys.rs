@@ -17,8 +17,8 @@ use libc::c_int;
 pub use epoll::{Epoll, Event, Interest, event_buffer};
 pub use eventfd::{EventFd, async_eventfd, close_wakes};
 pub use socket::{
-    accept, accept_unnamed, connect, listen, local_address, read, reset_on_close, set_user_timeout,
-    shutdown_write, take_error, user_timeout, write, write_vectored,
+    accept, accept_unnamed, connect, listen, local_address, read, read_at_most, reset_on_close,
+    set_user_timeout, shutdown_write, take_error, user_timeout, write, write_vectored,
 };
 
 pub use stack::{Stack, spawn};

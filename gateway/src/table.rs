@@ -135,6 +135,17 @@ impl Table {
         found
     }
 
+    /// Whether the one at this place is still among those.
+    pub fn is_idle(&self, place: Place, now_tick: u8, idle_ticks: u8) -> bool {
+        let (number, index) = split(place);
+        let page = self.pages.get(number).and_then(Option::as_ref);
+        page.is_some_and(|page| {
+            page.generations[index] == place.generation
+                && page.connections.contains(index)
+                && now_tick.wrapping_sub(page.ticks[index]) > idle_ticks
+        })
+    }
+
     /// The connection is good until then (seconds of the caller's clock) and no longer.
     pub fn set_validity(&mut self, place: Place, until_s: u32) {
         let (number, index) = split(place);

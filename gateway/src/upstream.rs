@@ -228,6 +228,7 @@ impl Upstreams {
 
     fn hello(&self, replay_ms: u64) -> UpHello {
         let config = &self.bridge.config;
+        let (stored, stored_ms) = self.bridge.stored();
         UpHello {
             version_min: proto::LINK_VERSION,
             version_max: proto::LINK_VERSION,
@@ -238,7 +239,8 @@ impl Upstreams {
             heartbeat_ms: config.limits.heartbeat_ms,
             frame_bytes_max: config.limits.frame_bytes_max as u32,
             replay_ms,
-            stored: Some(self.bridge.stored()),
+            stored: Some(stored),
+            stored_ms,
         }
     }
 

@@ -17,8 +17,10 @@ use crate::admission::Admission;
 use crate::batch::{Down, Ticket, UpBatch, UpFrame};
 use crate::burst::Burst;
 use crate::config::Config;
+use crate::connection::Stage;
 use crate::door::Door;
 use crate::early_end::EarlyEnds;
+use crate::early_leaver::EarlyLeavers;
 use crate::everybody::{Drain, Resync};
 use crate::expiry::Expiry;
 use crate::id::{self, Place};
@@ -97,7 +99,7 @@ pub(crate) struct Worker {
     pub(crate) stalls: Expiry,
     pub(crate) lingers: Expiry,
     pub(crate) early_ends: EarlyEnds,
-    pub(crate) small_frames: BytesMut,
+    pub(crate) early_leavers: EarlyLeavers,
     pub(crate) now_ms: u64,
     pub(crate) login_number: u64,
     pub(crate) inbox: Inbox,
@@ -115,6 +117,14 @@ pub(crate) struct Worker {
     pub(crate) reads_arrivals: bool,
     /// Thread CPU time at the end of the last turn.
     cpu_used: Duration,
+    /// What was handled in this turn, as [`Worker::has_read_enough`] counts it.
+    pub(crate) turn_bytes: usize,
+    /// The pongs of the connection that is being read, which leave together.
+    pub(crate) pongs: BytesMut,
+    /// When epoll was last left.
+    turn_at: Instant,
+    /// Who was found silent for too long and is not closed yet.
+    pub(crate) idle: VecDeque<Place>,
     /// Where in the list of ready connections the next turn begins, when the last one had read enough before its end.
     first_event: usize,
     /// What the last batch came to, which the next may come to as well.
@@ -137,6 +147,9 @@ const WAKE: u64 = u64::MAX - 1;
 
 /// Late writes beyond which a worker yields its core before a turn that has nothing else: several turns of them.
 const YIELD_BULK_MIN: usize = 64;
+
+/// What a frame costs beside its body: a record on its way up, and an answer that refuses it.
+pub(crate) const FRAME_OVERHEAD_BYTES: usize = 256;
 
 /// Ready connections that a turn is told of while there are few; the list grows with them, and is short again a second later.
 const EVENTS_IN_CALM: usize = 32;
@@ -182,7 +195,7 @@ impl Worker {
             stalls: Expiry::new(limits.stalled_ms_max),
             lingers: Expiry::new(limits.linger_ms_max),
             early_ends: EarlyEnds::default(),
-            small_frames: BytesMut::new(),
+            early_leavers: EarlyLeavers::default(),
             now_ms: 0,
             login_number: 0,
             inbox,
@@ -194,6 +207,10 @@ impl Worker {
             idle_since_ms: None,
             reads_arrivals: false,
             cpu_used: Duration::ZERO,
+            turn_bytes: 0,
+            pongs: BytesMut::new(),
+            turn_at: Instant::now(),
+            idle: VecDeque::new(),
             first_event: 0,
             batch_frames: 0,
             batch_bytes: 0,
@@ -244,16 +261,17 @@ impl Worker {
             std::thread::yield_now();
         }
         let timeout = self.timeout();
-        let waiting_since = Instant::now();
         let room = events.len();
         let ready = self.epoll.wait(events, Some(timeout))?;
         self.events_full = ready.len() == room;
-        // A process that was paused must not hold its own absence against its clients.
-        let overslept = waiting_since.elapsed().saturating_sub(timeout);
+        // A process that was paused must not hold its own absence against its clients, wherever in its turn it was.
+        let overslept = self.turn_at.elapsed().saturating_sub(timeout);
+        self.turn_at = Instant::now();
         if overslept > Duration::from_secs(1) {
             self.started += overslept;
         }
         self.now_ms = self.started.elapsed().as_millis() as u64;
+        self.turn_bytes = 0;
         let arrivals = self.ready(ready);
         if self.down_waiting && !self.take_deliveries() {
             self.stop();
@@ -278,7 +296,6 @@ impl Worker {
     fn ready(&mut self, events: &[Event]) -> bool {
         let mut arrivals = false;
         let mut choked = self.held_back;
-        let read_max = self.shared.config.workers.read_bytes_per_turn_max;
         // Epoll lists in turn whoever is ready, so those that were left out are where we stopped.
         let (before, behind) = events.split_at(std::mem::take(&mut self.first_event).min(events.len()));
         for (index, event) in behind.iter().chain(before).enumerate() {
@@ -287,12 +304,20 @@ impl Worker {
                 LISTENER => arrivals = true,
                 token => self.connection_ready(Place::from_bits(token as u32), event, choked),
             }
-            if !choked && self.batch.bodies.len() >= read_max {
+            if !choked && self.has_read_enough() {
                 choked = true;
                 self.first_event = (before.len() + index + 1) % events.len();
             }
         }
         arrivals
+    }
+
+    /// Whether a turn has read as much as it may. A frame counts with what it takes beside its body, here and as an answer: many small ones
+    /// are as much as one large one.
+    pub(crate) fn has_read_enough(&self) -> bool {
+        let read_max = self.shared.config.workers.read_bytes_per_turn_max;
+        let in_batch = self.batch.bodies.len() + self.batch.frames.len() * FRAME_OVERHEAD_BYTES;
+        in_batch >= read_max || self.turn_bytes >= read_max
     }
 
     fn connection_ready(&mut self, place: Place, event: &Event, choked: bool) {
@@ -306,7 +331,7 @@ impl Worker {
 
     fn timeout(&self) -> Duration {
         let is_written = self.dirty.is_empty() && self.bulk.is_empty();
-        if self.down_waiting || !is_written || self.drain.is_some() {
+        if self.down_waiting || !is_written || self.drain.is_some() || !self.idle.is_empty() {
             return Duration::ZERO;
         }
         if self.held_back {
@@ -387,6 +412,10 @@ impl Worker {
             self.tails.remove(connection.tail);
         }
         self.early_ends.forget(place);
+        if connection.stage == Stage::LoggingIn || connection.stage == Stage::Closing && connection.user == 0
+        {
+            self.early_leavers.note(connection.binding, connection.address, self.now_ms);
+        }
         self.shared.admission.leave(connection.address);
         if connection.user != 0 {
             self.stats().bound.set(self.stats().bound.get() - 1);

@@ -13,8 +13,8 @@ use futures_util::stream::{self, FuturesOrdered, Stream, StreamExt};
 use proto::Command;
 use proto::link::link_server::Link;
 use proto::link::{
-    Down, DownBatch, DownDone, DownHello, IncarnateReply, IncarnateRequest, LinkPing, Up, UpBatch, UpHello,
-    down, up,
+    Down, DownBatch, DownDone, DownHello, IncarnateReply, IncarnateRequest, LinkPing, Stored, Up, UpBatch,
+    UpHello, down, up,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -41,6 +41,10 @@ const MERGED_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A gateway pings four times a second. One that is silent for so long is paused or cut off: what is unplaced there must not
 /// hold this server's mark any longer, and is pushed again when it is back.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// Until a store that does not answer is compared again with what a gateway has heard of it, and how often.
+const COMPARED_EVERY: Duration = Duration::from_secs(1);
+const COMPARED_MAX: usize = 60;
 
 /// How long a stopping server waits for its last pushes to be placed.
 const LAST_PUSHES_MAX: Duration = Duration::from_secs(1);
@@ -81,8 +85,8 @@ impl Link for LinkService {
         let replay = Some(hello.replay_ms).filter(|ms| *ms > 0).map(Duration::from_millis);
         marks::catch_up(&core, hello.incarnation, replay);
         if let Some(heard) = hello.stored {
-            let core = core.clone();
-            tokio::spawn(async move { core.store.compare(heard).await });
+            let ago = Duration::from_millis(hello.stored_ms);
+            tokio::spawn(compare(core.clone(), heard, ago));
         }
         let downs = down_stream(core.clone(), waiting);
         tokio::spawn(serve(core, gateway(hello), sender, ups));
@@ -98,6 +102,21 @@ impl Link for LinkService {
             read::incarnation(outcome).map_err(|error| Status::unavailable(error.to_string()))?;
         tracing::info!(gateway = request.get_ref().gateway_id, incarnation, "a gateway begins a life");
         Ok(Response::new(IncarnateReply { incarnation }))
+    }
+}
+
+/// Holds the store against what a gateway has heard of it, once it can be asked.
+async fn compare(core: Arc<Core>, heard: Stored, ago: Duration) {
+    let asked = core.clock.now();
+    for _ in 0..COMPARED_MAX {
+        let ago = ago + core.clock.now().saturating_duration_since(asked);
+        match core.store.compare(heard, ago).await {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::debug!(%error, "the store cannot be compared with what a gateway has heard")
+            }
+        }
+        core.clock.pause(COMPARED_EVERY).await;
     }
 }
 

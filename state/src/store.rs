@@ -16,6 +16,8 @@ mod page;
 pub mod read;
 mod rules;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use proto::link;
 use proto::wire::{Code, Durability, Kind};
@@ -493,6 +495,9 @@ pub trait Store: Send + Sync {
         link::Stored::default()
     }
 
-    /// Somebody else has heard that it holds this. If that was more than there is now, it is looked at anew, as a store that was lost.
-    async fn compare(&self, _heard: link::Stored) {}
+    /// Somebody else has heard so long ago that it holds this. If that was more than there is now, it is looked at anew, as a store that
+    /// was lost. An error: it could not be compared.
+    async fn compare(&self, _heard: link::Stored, _ago: Duration) -> Result<(), StoreError> {
+        Ok(())
+    }
 }

@@ -282,7 +282,9 @@ impl<'t> Step<'t> {
     fn count(&mut self, counter: &str, more: u64, per_s: u64) -> Read<u64> {
         let begin = self.now_us / 1_000_000 * per_s;
         let mut meta = self.transaction.open_table(META)?;
-        let value = meta.get(counter)?.map_or(begin, |found| found.value().max(begin)) + more;
+        let value = meta.get(counter)?.map_or(0, |found| found.value());
+        // The low bits go on where they were: buckets are chosen by them.
+        let value = if value < begin { begin + value % per_s } else { value } + more;
         meta.insert(counter, value)?;
         self.changed = true;
         Ok(value)

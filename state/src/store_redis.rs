@@ -23,6 +23,7 @@
 //! token is stored and its user's revocations read in one script.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use proto::link;
@@ -499,19 +500,23 @@ impl Store for RedisStore {
         self.seen.stored()
     }
 
-    async fn compare(&self, heard: link::Stored) {
+    async fn compare(&self, heard: link::Stored, ago: Duration) -> Result<(), StoreError> {
         let known = self.seen.stored();
-        if heard.contents != known.contents || heard.stamp <= known.stamp {
-            return;
+        if heard.contents != known.contents {
+            return Ok(());
         }
-        // Another server may have written marks meanwhile.
-        let Ok(mut connection) = self.connection.get().await else { return };
-        let found: RedisResult<Option<u64>> =
-            Cmd::hget(key::MARKS, key::STAMP).query_async(&mut connection).await;
-        if found.is_ok_and(|found| found.unwrap_or(0) < heard.stamp) && self.seen.doubt(heard) {
-            tracing::warn!("a gateway has heard of more than the store holds");
+        let mut is_lost = self.seen.held_more(heard, ago);
+        if !is_lost && heard.stamp > known.stamp {
+            // Another server may have written marks meanwhile.
+            let mut connection = self.connection.get().await?;
+            let found: RedisResult<Option<u64>> =
+                Cmd::hget(key::MARKS, key::STAMP).query_async(&mut connection).await;
+            is_lost = found.map_err(unknown)?.unwrap_or(0) < heard.stamp;
+        }
+        if is_lost && self.seen.doubt(heard) {
             self.connection.reset();
             self.bulk.reset();
         }
+        Ok(())
     }
 }

@@ -10,7 +10,9 @@
 //! Trap: two servers may find the same loss. The script draws once for each run, and who comes second takes the new id.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use proto::link::Stored;
@@ -67,6 +69,8 @@ pub struct Known {
     pub stamp: u64,
     /// The newest message: chat and seq.
     pub newest: Option<(String, u64)>,
+    /// Somebody saw more of it than there is: whatever it looks like by now, it has lost something.
+    pub lost: bool,
 }
 
 /// What to do before anything else.
@@ -83,11 +87,14 @@ pub enum Verdict {
 /// Compares.
 pub fn judge(found: &Found, known: Option<&Known>) -> Verdict {
     let Some(record) = &found.record else { return Verdict::Draw("it has no record of who served it") };
-    if known.is_some_and(|known| known.run == found.run && known.id == record.id) || record.drawn == found.run
-    {
+    let is_same = |known: &Known| known.run == found.run && known.id == record.id && !known.lost;
+    if known.is_some_and(is_same) || record.drawn == found.run {
         return Verdict::Keep;
     }
     if let Some(known) = known {
+        if known.lost {
+            return Verdict::Draw("a gateway has heard of more than it holds");
+        }
         if known.id != record.id {
             return Verdict::Draw("it is another store than before, or an older copy");
         }
@@ -140,6 +147,8 @@ pub const STRICT: [(&str, &str); 6] = [
 pub struct Seen {
     known: Mutex<Option<Known>>,
     generation: AtomicU64,
+    /// When this server looked at the store for the first time: its id and stamp then.
+    first_look: OnceLock<(Instant, String, u64)>,
 }
 
 impl Seen {
@@ -172,13 +181,15 @@ impl Seen {
     /// A connection is ready: of this run, to a store of this id, with this stamp.
     pub fn adopt(&self, run: &str, id: &str, stamp: u64) {
         let mut known = self.known.lock();
+        self.first_look.get_or_init(|| (Instant::now(), id.to_owned(), stamp));
         match known.as_mut() {
             Some(known) if known.id == id => run.clone_into(&mut known.run),
             before => {
                 if before.is_some() {
                     self.generation.fetch_add(1, Ordering::Release);
                 }
-                *known = Some(Known { run: run.to_owned(), id: id.to_owned(), stamp, newest: None });
+                let (run, id) = (run.to_owned(), id.to_owned());
+                *known = Some(Known { run, id, stamp, newest: None, lost: false });
             }
         }
     }
@@ -190,29 +201,39 @@ impl Seen {
 
     /// What is known of what the store holds, for others.
     pub fn stored(&self) -> Stored {
-        self.known.lock().as_ref().map_or_else(Stored::default, |known| Stored {
-            contents: u64::from_str_radix(&known.id, 16).unwrap_or(0),
-            stamp: known.stamp,
-        })
+        self.known
+            .lock()
+            .as_ref()
+            .map_or_else(Stored::default, |known| Stored { contents: number(&known.id), stamp: known.stamp })
     }
 
-    /// Somebody saw a newer mark than is there. `false`: it is another store by now.
+    /// Whether the store surely held more once, by what somebody heard so long ago: before this server looked at it for the first time it
+    /// must have held no less than it did then.
+    pub fn held_more(&self, heard: Stored, ago: Duration) -> bool {
+        let known = self.known.lock();
+        known.as_ref().is_some_and(|known| number(&known.id) == heard.contents)
+            && self.first_look.get().is_some_and(|(at, id, stamp)| {
+                number(id) == heard.contents && heard.stamp > *stamp && ago > at.elapsed()
+            })
+    }
+
+    /// It has lost something. `false`: it is another store by now, or that is known.
     pub fn doubt(&self, heard: Stored) -> bool {
-        if self.stored().contents != heard.contents {
-            return false;
+        match self.known.lock().as_mut() {
+            Some(known) if number(&known.id) == heard.contents => !std::mem::replace(&mut known.lost, true),
+            _ => false,
         }
-        if let Some(known) = self.known.lock().as_mut() {
-            // Not even the process that is there now is trusted.
-            known.run.clear();
-            known.stamp = heard.stamp.max(known.stamp);
-        }
-        true
     }
 
     /// Rises when the store turned out to hold other things.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
+}
+
+/// An id as it is told to others; 0: it is none.
+fn number(id: &str) -> u64 {
+    u64::from_str_radix(id, 16).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -227,7 +248,7 @@ mod tests {
 
     fn known() -> Known {
         let newest = Some(("a:b".to_owned(), 5));
-        Known { run: "r1".to_owned(), id: "x".to_owned(), stamp: 10, newest }
+        Known { run: "r1".to_owned(), id: "x".to_owned(), stamp: 10, newest, lost: false }
     }
 
     fn draws(found: &Found, known: Option<&Known>) -> bool {
@@ -291,10 +312,18 @@ mod tests {
         assert!(!seen.doubt(Stored { contents: 11, stamp: 12 }), "of another store");
         let there = Found { stamp: 11, ..found("r1", "r1", "0a") };
         assert_eq!(judge(&there, seen.known().as_ref()), Verdict::Keep);
-        assert!(seen.doubt(Stored { contents: 10, stamp: 12 }));
-        assert!(draws(&there, seen.known().as_ref()));
+        let heard = Stored { contents: 10, stamp: 12 };
+        assert!(!seen.held_more(heard, Duration::ZERO), "it may have been written since");
+        let long_ago = Duration::from_secs(3_600);
+        assert!(seen.held_more(heard, long_ago));
+        assert!(!seen.held_more(Stored { stamp: 10, ..heard }, long_ago), "that was there");
+        assert!(seen.doubt(heard) && !seen.doubt(heard), "once");
         let caught_up = Found { stamp: 12, ..there };
-        assert_eq!(judge(&caught_up, seen.known().as_ref()), Verdict::Keep);
+        assert!(draws(&caught_up, seen.known().as_ref()), "also when as many marks have been written since");
+        seen.adopt("r1", "0a", 12);
+        assert!(draws(&caught_up, seen.known().as_ref()), "until it is another");
+        seen.adopt("r1", "0b", 12);
+        assert!(seen.known().is_some_and(|known| !known.lost));
     }
 
     #[test]

@@ -45,9 +45,10 @@ const INCARNATE: &str = "local now = redis.call('TIME')[1] \
 if (tonumber(redis.call('GET', KEYS[1])) or 0) < tonumber(now) then redis.call('SET', KEYS[1], now) end \
 return (redis.call('INCR', KEYS[1]) - 1) % 16777215 + 1";
 
-/// Seconds × 2^20: a million users a second for 270 years fit what a double holds.
-const USER_NUMBERS: &str = "local now = redis.call('TIME')[1] * 1048576 \
-if (tonumber(redis.call('GET', KEYS[1])) or 0) < now then redis.call('SET', KEYS[1], string.format('%.0f', now)) end \
+/// Seconds × 2^20: a million users a second for 270 years fit what a double holds. The low bits go on where they were: buckets are
+/// chosen by them.
+const USER_NUMBERS: &str = "local now, at = redis.call('TIME')[1] * 1048576, tonumber(redis.call('GET', KEYS[1])) or 0 \
+if at < now then redis.call('SET', KEYS[1], string.format('%.0f', now + at % 1048576)) end \
 return redis.call('INCRBY', KEYS[1], ARGV[1])";
 
 /// KEYS: 1 the name's row (hash)   ARGV: 1 name, 2 number that it has, 3 number that it gets

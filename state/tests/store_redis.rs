@@ -249,7 +249,7 @@ async fn an_older_copy_is_found_by_what_a_gateway_has_heard() {
     // The same store, to a server that has begun since and knows less of it.
     let fresh = open(&redis).await;
     soon(&store, mark()).await;
-    fresh.compare(store.stored()).await;
+    fresh.compare(store.stored(), Duration::ZERO).await.unwrap();
     assert_eq!(head(&fresh, CHAT).await, before);
     assert_eq!(fresh.generation(), 0);
 
@@ -259,9 +259,14 @@ async fn an_older_copy_is_found_by_what_a_gateway_has_heard() {
     redis.process.restart().unwrap();
     let fresh = open(&redis).await;
     assert_eq!(head(&fresh, CHAT).await, before, "nothing shows it yet");
-    fresh.compare(Stored { contents: heard.contents + 1, ..heard }).await;
+    let other = Stored { contents: heard.contents + 1, ..heard };
+    fresh.compare(other, Duration::ZERO).await.unwrap();
     assert_eq!(head(&fresh, CHAT).await, before, "heard of another store");
-    fresh.compare(heard).await;
+    // By now it has as many marks; but what was heard was heard before it was looked at.
+    soon(&fresh, mark()).await;
+    fresh.compare(heard, Duration::ZERO).await.unwrap();
+    assert_eq!(head(&fresh, CHAT).await, before, "heard since");
+    fresh.compare(heard, Duration::from_secs(3_600)).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
     while fresh.generation() == 0 {
         assert!(Instant::now() < deadline);

@@ -128,11 +128,16 @@ pub fn user_timeout(fd: &impl AsRawFd) -> io::Result<Duration> {
 ///
 /// The room is not zeroed first, so that only as much of it becomes resident as has ever come.
 pub fn read(fd: &impl AsRawFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    read_at_most(fd, buffer, buffer.capacity())
+}
+
+/// The same, of no more than so many bytes.
+pub fn read_at_most(fd: &impl AsRawFd, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
     buffer.clear();
+    let bytes_max = bytes_max.min(buffer.capacity());
     // SAFETY: `buffer` owns its capacity, which may be written to whatever is in it.
-    let count = check_size(unsafe {
-        libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast::<c_void>(), buffer.capacity())
-    })?;
+    let count =
+        check_size(unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast::<c_void>(), bytes_max) })?;
     // SAFETY: the kernel has written so many bytes from the start, and no more than the capacity.
     unsafe { buffer.set_len(count) };
     Ok(count)

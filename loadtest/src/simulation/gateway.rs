@@ -181,7 +181,7 @@ impl GatewayHost {
             heartbeat_ms: self.heartbeat_ms,
             frame_bytes_max: proto::FRAME_BYTES_MAX as u32,
             replay_ms: self.heard.replay_ms(&state_id(server), asked_ms),
-            stored: None,
+            ..UpHello::default()
         };
         net.send(pipe, Side::Opener, Packet::Up(Up { kind: Some(up::Kind::Hello(hello)) }));
         net.after(HELLO_MS_MAX * MS, Event::HelloExpires { gateway: self.index, pipe });

@@ -86,5 +86,6 @@ pub fn refuse(frame: &UpFrame, retry_after_ms: u64) -> Option<DownItem> {
         push: false,
         guess: false,
         later: false,
+        refused: None,
     })
 }

@@ -9,7 +9,7 @@ local function trim(chat, messages, first, at, low, before)
   while before > 0 and low < to do
     local middle = math.floor((low + to) / 2)
     local found = entry(middle)
-    if found and (tonumber(found[2][4]) or 0) < before then
+    if found and (tonumber(found[2][4]) or math.huge) < before then
       low = tonumber(string.match(found[1], '^%d+')) + 1
     else
       to = middle

@@ -299,3 +299,68 @@ fn a_worker_whose_batch_finds_no_charge_waits_without_spinning_and_loses_nothing
     assert_eq!(rig.up.try_iter().flat_map(|batch| batch.frames).count(), 2);
     assert_eq!(rig.burst.batches_bytes(), 0);
 }
+
+/// Four bytes each: thirty thousand of them in one client's socket.
+#[test]
+fn small_frames_count_with_what_they_take() {
+    let config = Config { limits: Limits::default(), ..Config::default() };
+    let read_max = config.workers.read_bytes_per_turn_max;
+    let mut rig = Rig::with(config, 1 << 20);
+    let mut clients: Vec<TcpStream> = (1..=8).map(|user| rig.bound(user).0).collect();
+    let flood = header(0, Command::Send as u8).repeat(30_000);
+    for client in &mut clients {
+        client.set_nonblocking(true).unwrap();
+        let _ = client.write(&flood).unwrap();
+    }
+    let most = read_max / FRAME_OVERHEAD_BYTES + crate::receive::FIRST_READ_BYTES / frame::HEADER_BYTES;
+    let mut taken = 0;
+    for _ in 0..20 {
+        rig.step();
+        let frames: usize = rig.up.try_iter().map(|batch| batch.frames.len()).sum();
+        assert!(frames <= most, "{frames} frames in a turn");
+        taken += frames;
+    }
+    assert!(taken > most, "it goes on: {taken}");
+}
+
+#[test]
+fn the_pongs_of_one_read_leave_in_one_piece() {
+    let mut rig = Rig::new(1 << 20);
+    let (mut client, _) = rig.bound(1);
+    let frames_before = rig.worker.stats().frames_in.get();
+    client.write_all(&header(0, Command::Ping as u8).repeat(1_000)).unwrap();
+    rig.turn_until(|rig| rig.worker.stats().frames_in.get() == frames_before + 1_000);
+    rig.turn_until(|rig| rig.worker.queues.count() == 0);
+    let mut pongs = vec![0; 4_000];
+    client.read_exact(&mut pongs).unwrap();
+    assert_eq!(pongs, header(0, Command::Pong as u8).repeat(1_000));
+}
+
+/// Stopped while it was at work, and not while it waited.
+#[test]
+fn a_pause_in_the_middle_of_a_turn_is_held_against_nobody() {
+    let mut rig = Rig::new(1 << 20);
+    let (_client, _) = rig.bound(1);
+    rig.step();
+    let paused = Duration::from_millis(2 * Limits::default().idle_ms_max);
+    let before_ms = rig.worker.now_ms;
+    rig.worker.started -= paused;
+    rig.worker.turn_at -= paused;
+    (0..5).for_each(|_| rig.step());
+    assert_eq!(rig.worker.table.count(), 1);
+    assert!(rig.worker.now_ms < before_ms + paused.as_millis() as u64 / 2);
+}
+
+#[test]
+fn those_who_fall_silent_together_are_closed_few_at_a_time() {
+    let mut config = Config::default();
+    config.workers.writes_per_turn_max = 2;
+    let mut rig = Rig::with(config, 1 << 20);
+    let clients: Vec<TcpStream> = (1..=7).map(|user| rig.bound(user).0).collect();
+    rig.pass(Limits::default().idle_ms_max + 2_000);
+    for left in [5, 3, 1, 0] {
+        rig.step();
+        assert_eq!(rig.worker.table.count(), left);
+    }
+    drop(clients);
+}

@@ -113,7 +113,19 @@ fn guesses_of_an_address_are_counted_and_then_it_waits() {
         rig.end(client);
     };
     (0..9).for_each(|_| refuse(&mut rig, false));
-    (0..3).for_each(|_| refuse(&mut rig, true));
+    (0..2).for_each(|_| refuse(&mut rig, true));
+    // One who does not wait for the answer.
+    let (client, connection, login_number) = rig.logging_in();
+    drop(client);
+    rig.turn_until(|rig| rig.worker.table.count() == 0);
+    rig.worker.deliver(DownItem {
+        connection,
+        login: login_number,
+        close: true,
+        guess: true,
+        ..DownItem::default()
+    });
+    rig.up.try_iter().for_each(drop);
     let mut client = rig.connect();
     client.write_all(&login()).unwrap();
     let told = frames(&rig.end(client));

@@ -37,6 +37,9 @@ pub(super) async fn run(
         let phase = *phases.borrow();
         if phase == Phase::Last && !shared.closed.load(Ordering::Relaxed) {
             for (from, partner) in (0..users).flat_map(|from| (0..=partners).map(move |to| (from, to))) {
+                let counter = &mut counters[from as usize];
+                // What is refused is no last word.
+                *counter += u32::from(is_too_large(&shared, MessageId { from, n: *counter + 1 }));
                 say(&shared, &clients, &groups, &mut counters, (from, partner));
             }
             shared.closed.store(true, Ordering::Release);

@@ -68,25 +68,30 @@ fn slowloris(round: &mut Round) -> Result<(), TortureError> {
     let before = memory(pid)?;
     let count = 10_000;
     let mut horde = Horde::new(gateway, count, None).map_err(attacked)?;
-    for number in 0..count as usize {
-        horde.open(&frame[..1]).map_err(attacked)?;
-        // About 5,000 a second.
-        if number.is_multiple_of(50) {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
     // Bytes of each.
     let (mut said, mut most) = (vec![1; count as usize], 0);
-    let all_gone = horde.pump_until(deadline + CLOSED_LATE_MAX + PATIENCE, |horde| {
-        most = most.max(memory(pid).unwrap_or(0));
-        for (index, said) in said.iter_mut().enumerate() {
-            let member = &horde.members[index];
+    let say_on = |horde: &mut Horde, said: &mut [usize]| {
+        for index in 0..horde.members.len() {
+            let (member, said) = (&horde.members[index], &mut said[index]);
             let is_due = member.began.elapsed() >= every * *said as u32;
             if member.ended.is_none() && is_due && *said < frame.len() {
                 horde.say(index, &frame[*said..=*said]);
                 *said += 1;
             }
         }
+    };
+    for number in 0..count as usize {
+        horde.open(&frame[..1]).map_err(attacked)?;
+        // About 5,000 a second.
+        if number.is_multiple_of(50) {
+            horde.pump();
+            say_on(&mut horde, &mut said);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    let all_gone = horde.pump_until(deadline + CLOSED_LATE_MAX + PATIENCE, |horde| {
+        most = most.max(memory(pid).unwrap_or(0));
+        say_on(horde, &mut said);
         horde.alive() == 0
     });
     let least = said.iter().min().copied().unwrap_or(0);
