@@ -11,20 +11,20 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
-use prost::Message;
+use proto::Command;
 use proto::link::{DownBatch, Gone, Stored, Up, UpFrame, up};
-use proto::wire::{self, Code};
-use proto::{Command, frame};
+use proto::wire::Code;
 use tokio::sync::Notify;
 
 use crate::batch::{Down, DownItem, Placed, Ticket, UpBatch};
 use crate::config::Config;
-use crate::connection::reason_text;
 use crate::id;
 use crate::link::{Bounds, LaneKind, Link, StreamKey};
 use crate::login_rate::LoginRate;
 use crate::metrics::Metrics;
 use crate::outbox::Outboxes;
+use crate::refusal::refusal;
+use crate::stored::Known;
 use crate::sys;
 use crate::wake::Wake;
 
@@ -64,9 +64,6 @@ const REFUSED_IN_A_ROW_MAX: usize = 64;
 /// A body that is so much smaller than the buffer which it shares with others of its turn, where that is not small, is kept on its own.
 const SHARE_MIN: usize = 8;
 const SHARED_BUFFER_MIN: usize = 64 * 1024;
-
-const LOGIN_REFUSED_TEXT: &str =
-    "more are logging in than are let in at a time; come back after retry_after_ms";
 
 impl Bridge {
     /// Over the workers' queues.
@@ -263,50 +260,18 @@ impl Bridge {
         }
     }
 
-    /// The answer to a frame that no state server can take now. None where the client waits for none.
-    fn refuse(&self, frame: &UpFrame, code: Code, retry_after_ms: u64) -> Option<DownItem> {
-        let command = Command::try_from(u8::try_from(frame.command).ok()?).ok()?;
-        let mut error = wire::Error {
-            code: code as i32,
-            text: reason_text(code).to_owned(),
-            command: frame.command,
-            retry_after_ms: u32::try_from(retry_after_ms).unwrap_or(u32::MAX),
-            ..Default::default()
-        };
-        match command {
-            Command::Login => {
-                error.closing = true;
-                error.text = LOGIN_REFUSED_TEXT.to_owned();
-                // Later, never earlier: others may have told theirs the same.
-                error.retry_after_ms += rand::random_range(0..=error.retry_after_ms / 8);
-                self.metrics.bridge.logins_told_to_wait.add(1);
-            }
-            Command::Send => {
-                let send = wire::Send::decode(frame.body.clone()).ok()?;
-                (error.stream, error.n, error.chat) = (send.stream, send.n, send.chat);
-            }
-            Command::Sync => error.request = wire::Sync::decode(frame.body.clone()).ok()?.request,
-            Command::Pull => error.request = wire::Pull::decode(frame.body.clone()).ok()?.request,
-            Command::Members => error.request = wire::Members::decode(frame.body.clone()).ok()?.request,
-            Command::Watch => error.request = wire::Watch::decode(frame.body.clone()).ok()?.request,
-            Command::Settings => error.request = wire::Settings::decode(frame.body.clone()).ok()?.request,
-            _ => return None,
+    /// The answer to a frame that no state server can take now, counted. None where the client waits for none.
+    fn refuse(&self, frame: &UpFrame, code: Code, mut retry_after_ms: u64) -> Option<DownItem> {
+        let is_login = LaneKind::of(frame) == LaneKind::Logins;
+        if is_login {
+            // Later, never earlier: others may have told theirs the same.
+            retry_after_ms += rand::random_range(0..=retry_after_ms / 8);
         }
-        if code == Code::Unavailable {
-            self.metrics.bridge.refused_unavailable.add(1);
-        }
-        Some(DownItem {
-            connection: frame.connection,
-            user: frame.user,
-            frames: frame::encode(Command::Error, &error),
-            bind: None,
-            close: error.closing,
-            login: frame.binding,
-            push: false,
-            guess: false,
-            later: false,
-            refused: Some(code),
-        })
+        let answer = refusal(frame, code, retry_after_ms)?;
+        let stats = &self.metrics.bridge;
+        stats.logins_told_to_wait.add(is_login.into());
+        stats.refused_unavailable.add((code == Code::Unavailable).into());
+        Some(answer)
     }
 
     /// Hands about `count` deliveries to their workers; waits only while too much waits for one already. With a ticket,
@@ -476,39 +441,6 @@ impl Bridge {
             }
             settled.await;
         }
-    }
-}
-
-/// What this gateway knows of the store.
-#[derive(Default)]
-struct Known {
-    stored: Stored,
-    /// Contents that were there before.
-    replaced: u64,
-    /// When the stamp was heard.
-    heard_ms: u64,
-}
-
-impl Known {
-    /// A state server tells, which told `before` last time. Whether everybody is to Sync: it has found that something was lost. Who goes on
-    /// telling of what is no more has not looked yet, and whoever looks later lets those in meanwhile whom it knew before; so each that finds
-    /// out is a reason.
-    fn learn(&mut self, before: Option<Stored>, now: Stored, now_ms: u64) -> bool {
-        if now.contents == 0 {
-            return false;
-        }
-        let is_change = before.is_some_and(|before| before.contents != 0 && before.contents != now.contents);
-        if now.contents == self.stored.contents {
-            if now.stamp > self.stored.stamp {
-                (self.stored.stamp, self.heard_ms) = (now.stamp, now_ms);
-            }
-            return is_change;
-        }
-        if !is_change && (before.is_some() || now.contents == self.replaced) {
-            return false;
-        }
-        (self.replaced, self.heard_ms) = (self.stored.contents, now_ms);
-        std::mem::replace(&mut self.stored, now).contents != 0
     }
 }
 

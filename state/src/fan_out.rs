@@ -382,9 +382,8 @@ pub fn tell(core: &Core, frame: DownFrame) {
     }
 }
 
-/// A connection that sends or Syncs though no route leads to it is never pushed anything: another one of its device has taken its
-/// place and its Kick was lost, or the route was. The routes were read after what it sent came here, and a binding
-/// stands before its login is answered; so what is not there is gone.
+/// Who sends or Syncs though no route leads to it is never pushed anything: another connection of its device has taken its place and its
+/// Kick was lost, or the route was. The routes were read behind what it sent, and stood before its login was answered.
 pub fn end_of_ghost(from: &From, user: u64, routes: &[Route]) -> Option<DownFrame> {
     if from.connection == 0 || routes.iter().any(|route| route.connection == from.connection) {
         return None;

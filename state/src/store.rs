@@ -495,8 +495,7 @@ pub trait Store: Send + Sync {
         link::Stored::default()
     }
 
-    /// Somebody else has heard so long ago that it holds this. If that was more than there is now, it is looked at anew, as a store that
-    /// was lost. An error: it could not be compared.
+    /// Somebody else has heard so long ago that it holds this. If that was more than it holds, it counts as lost. An error: not compared.
     async fn compare(&self, _heard: link::Stored, _ago: Duration) -> Result<(), StoreError> {
         Ok(())
     }

@@ -39,7 +39,7 @@ use crate::store::{
 use crate::store_redis_command::{command, delivered, members, put_change, registered, unnamed, user_number};
 use crate::store_redis_connection::{Connection, Dialer};
 use crate::store_redis_key as key;
-use crate::store_redis_layout::{ask_promise, load_scripts, new_history, promised, refused, unknown};
+use crate::store_redis_layout::{self as layout, load_scripts, new_history, refused, unknown};
 use crate::store_redis_read::{Sweep, stamp, swept};
 use crate::store_redis_record::Seen;
 use crate::store_redis_round::{Ask, Hints, Rounds, is_bulk, is_read_behind};
@@ -465,16 +465,7 @@ impl Store for RedisStore {
     /// Looks also whether the store is still the one that was looked at: what was emptied while Redis ran is found here.
     async fn durability(&self) -> Result<(Durability, String), StoreError> {
         let mut connection = self.connection.get().await?;
-        let mut pipe = redis::pipe();
-        ask_promise(&mut pipe);
-        pipe.cmd("HMGET").arg(key::META).arg("id").arg("strict");
-        let replies: Vec<RedisResult<Value>> =
-            pipe.ignore_errors().query_async(&mut connection).await.map_err(unknown)?;
-        let mut replies = replies.into_iter();
-        let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
-        let (promised, record) = (promised(next()), next().map_err(refused)?);
-        let (id, strict): (Option<String>, Option<String>) =
-            redis::from_redis_value(record).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let (promised, id, strict) = layout::look_again(&mut connection).await?;
         if id.is_none_or(|id| !self.seen.is(&id)) {
             self.connection.reset();
             self.bulk.reset();
@@ -509,9 +500,7 @@ impl Store for RedisStore {
         if !is_lost && heard.stamp > known.stamp {
             // Another server may have written marks meanwhile.
             let mut connection = self.connection.get().await?;
-            let found: RedisResult<Option<u64>> =
-                Cmd::hget(key::MARKS, key::STAMP).query_async(&mut connection).await;
-            is_lost = found.map_err(unknown)?.unwrap_or(0) < heard.stamp;
+            is_lost = layout::stamp(&mut connection).await? < heard.stamp;
         }
         if is_lost && self.seen.doubt(heard) {
             self.connection.reset();

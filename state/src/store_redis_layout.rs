@@ -76,7 +76,7 @@ pub async fn load_scripts(connection: &mut impl ConnectionLike) -> Result<(), St
 }
 
 /// Asks for the settings that [`promise`] compares.
-pub fn ask_promise(pipe: &mut Pipeline) {
+fn ask_promise(pipe: &mut Pipeline) {
     let command = pipe.cmd("CONFIG").arg("GET");
     for (name, _) in STRICT {
         command.arg(name);
@@ -84,12 +84,36 @@ pub fn ask_promise(pipe: &mut Pipeline) {
 }
 
 /// Reads them. A Redis that does not tell promises nothing.
-pub fn promised(reply: RedisResult<Value>) -> Result<(), String> {
+fn promised(reply: RedisResult<Value>) -> Result<(), String> {
     match reply.map(HashMap::<String, String>::from_redis_value) {
         Ok(Ok(config)) => promise(&config),
         Ok(Err(error)) => Err(error.to_string()),
         Err(error) => Err(format!("Redis does not tell its settings: {error}")),
     }
+}
+
+/// What a connection that is in use tells of its store: what it promises, which it is, and whether it is recorded as strict.
+pub async fn look_again(
+    connection: &mut impl ConnectionLike,
+) -> Result<(Result<(), String>, Option<String>, Option<String>), StoreError> {
+    let mut pipe = redis::pipe();
+    ask_promise(&mut pipe);
+    pipe.cmd("HMGET").arg(key::META).arg("id").arg("strict");
+    let replies: Vec<RedisResult<Value>> =
+        pipe.ignore_errors().query_async(connection).await.map_err(unknown)?;
+    let mut replies = replies.into_iter();
+    let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
+    let (promised, record) = (promised(next()), next().map_err(refused)?);
+    let (id, strict) =
+        redis::from_redis_value(record).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+    Ok((promised, id, strict))
+}
+
+/// The newest stamp.
+pub async fn stamp(connection: &mut impl ConnectionLike) -> Result<u64, StoreError> {
+    let found: RedisResult<Option<u64>> =
+        redis::Cmd::hget(key::MARKS, key::STAMP).query_async(connection).await;
+    Ok(found.map_err(unknown)?.unwrap_or(0))
 }
 
 /// Everything that the judgement needs, in one round trip.

@@ -5,7 +5,10 @@
 use bytes::BytesMut;
 use crossbeam_channel::bounded;
 use prometheus_client::registry::Registry;
+use prost::Message;
+use proto::frame;
 use proto::link::{DownDone, UpBatch as LinkBatch};
+use proto::wire;
 
 use super::*;
 use crate::batch::UpFrame as WorkerFrame;
@@ -55,26 +58,6 @@ fn place(slot: u32) -> u64 {
 
 fn pushed(slot: u32) -> Gone {
     Gone { connection: place(slot), user: 7, pushed: true, ..Gone::default() }
-}
-
-#[test]
-fn everybody_syncs_when_a_state_server_finds_another_store() {
-    let told = |contents, stamp| Stored { contents, stamp };
-    let mut known = Known::default();
-    let mut learn = |before: Option<Stored>, now| (known.learn(before, now, 1), known.stored);
-    assert_eq!(learn(None, told(5, 10)), (false, told(5, 10)), "the first word");
-    assert_eq!(learn(Some(told(5, 9)), told(5, 9)), (false, told(5, 10)), "another server is behind");
-    assert_eq!(learn(Some(told(5, 10)), told(6, 1)), (true, told(6, 1)), "something was lost");
-    assert_eq!(learn(Some(told(5, 10)), told(5, 11)), (false, told(6, 1)), "who has not looked yet");
-    assert_eq!(learn(None, told(5, 11)), (false, told(6, 1)), "and comes back before it has");
-    assert_eq!(
-        learn(Some(told(5, 11)), told(6, 2)),
-        (true, told(6, 2)),
-        "it has looked now, and let in meanwhile whom it knew"
-    );
-    assert_eq!(learn(Some(told(6, 2)), told(6, 2)), (false, told(6, 2)));
-    assert_eq!(learn(None, Stored::default()), (false, told(6, 2)), "who cannot tell");
-    assert_eq!(learn(None, told(7, 1)), (true, told(7, 1)), "who has begun anew behind a loss");
 }
 
 /// Of the first batch of a stream.

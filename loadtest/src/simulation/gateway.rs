@@ -13,14 +13,15 @@ use gateway::connection::{Stage, Verdict, judge};
 use gateway::heard::{Heard, Hearing};
 use gateway::id::{self, Place};
 use gateway::link::{Bounds, Link, StreamKey};
+use gateway::refusal::refusal;
 use proto::link::{Down, Gone, Up, UpFrame, UpHello, down, up};
-use proto::wire;
+use proto::wire::{self, Code};
 use proto::{Command, frame};
 
 use super::event::Event;
 use super::net::{Host, Net, Packet, Side};
 use super::plan::MS;
-use super::worker::{Conn, accepts, gone_of, note_gone, refuse};
+use super::worker::{Conn, accepts, gone_of, note_gone};
 
 /// One gateway slot of the simulated fleet.
 pub struct GatewayHost {
@@ -357,7 +358,7 @@ impl GatewayHost {
             if frame.command == 0 {
                 self.link.depart(frame, net.now_ms());
             } else if let Err(back) = self.link.offer(frame, net.now_ms()) {
-                refused.extend(refuse(&back.frame, back.retry_after_ms));
+                refused.extend(refusal(&back.frame, Code::Unavailable, back.retry_after_ms));
             }
         }
         if !refused.is_empty() {

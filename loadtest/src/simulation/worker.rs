@@ -4,10 +4,7 @@
 
 use gateway::batch::DownItem;
 use gateway::connection::Stage;
-use prost::Message;
-use proto::link::{Gone, UpFrame};
-use proto::wire::{self, Code};
-use proto::{Command, frame};
+use proto::link::Gone;
 
 /// A client's connection, as far as its worker knows it.
 #[allow(missing_docs)]
@@ -51,41 +48,4 @@ pub fn gone_of(item: &DownItem) -> Gone {
         binding: bind.binding,
         pushed: item.push,
     }
-}
-
-/// As the bridge answers what no state server can take.
-pub fn refuse(frame: &UpFrame, retry_after_ms: u64) -> Option<DownItem> {
-    let command = Command::try_from(u8::try_from(frame.command).ok()?).ok()?;
-    let mut error = wire::Error {
-        code: Code::Unavailable as i32,
-        command: frame.command,
-        retry_after_ms: retry_after_ms as u32,
-        closing: command == Command::Login,
-        ..Default::default()
-    };
-    match command {
-        Command::Login => {}
-        Command::Send => {
-            let send = wire::Send::decode(frame.body.clone()).ok()?;
-            (error.stream, error.n, error.chat) = (send.stream, send.n, send.chat);
-        }
-        Command::Sync => error.request = wire::Sync::decode(frame.body.clone()).ok()?.request,
-        Command::Pull => error.request = wire::Pull::decode(frame.body.clone()).ok()?.request,
-        Command::Members => error.request = wire::Members::decode(frame.body.clone()).ok()?.request,
-        Command::Watch => error.request = wire::Watch::decode(frame.body.clone()).ok()?.request,
-        Command::Settings => error.request = wire::Settings::decode(frame.body.clone()).ok()?.request,
-        _ => return None,
-    }
-    Some(DownItem {
-        connection: frame.connection,
-        user: frame.user,
-        frames: frame::encode(Command::Error, &error),
-        bind: None,
-        close: error.closing,
-        login: frame.binding,
-        push: false,
-        guess: false,
-        later: false,
-        refused: None,
-    })
 }
