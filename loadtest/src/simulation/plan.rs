@@ -61,6 +61,8 @@ pub struct Plan {
     pub to_strangers: u64,
     pub confirm_us: u64,
     pub heartbeat_ms: u32,
+    /// Of a thousand calls with a message that another server refuses: it is done seconds after it was given up.
+    pub late_large: u64,
 }
 
 /// Kinds of faults.
@@ -103,6 +105,7 @@ impl Plan {
             to_strangers: draw.between(0, 15),
             confirm_us: draw.between(0, 300) * MS,
             heartbeat_ms: draw.between(1_000, 4_000) as u32,
+            late_large: often(&mut draw, 60),
         };
         (plan, draw)
     }
@@ -115,3 +118,6 @@ impl Plan {
 
 /// A millisecond.
 pub const MS: u64 = 1_000;
+
+/// What every server takes, bytes; some refuse longer ones for ever.
+pub const SMALL_BYTES_MAX: usize = 64;

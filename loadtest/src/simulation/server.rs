@@ -19,7 +19,7 @@ use state::simulation::{Server, Stream, Turned, has_logins};
 use super::event::Event;
 use super::gateway::state_id;
 use super::net::{Net, Packet, Side};
-use super::plan::{MS, Plan, Plant};
+use super::plan::{MS, Plan, Plant, SMALL_BYTES_MAX};
 use super::storage::{Caller, Storage};
 
 /// One state server slot of the simulated fleet.
@@ -110,7 +110,7 @@ impl ServerHost {
         let mut config = Config::default();
         config.node.id = state_id(self.index);
         // Servers of different versions or configurations run side by side.
-        config.limits.message_bytes_max = if net.draw.permille(500) { 64 } else { 4_096 };
+        config.limits.message_bytes_max = if net.draw.permille(500) { SMALL_BYTES_MAX } else { 4_096 };
         config.limits.sync_chats_max = net.draw.between(1, 3) as usize;
         config.limits.pulls_per_turn_max = 2;
         let life = net.draw.bits() >> 12;

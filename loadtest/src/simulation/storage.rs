@@ -20,7 +20,7 @@ use state::store_memory::{MemoryStore, Plants, Terms};
 
 use super::event::Event;
 use super::net::Net;
-use super::plan::{MS, Plan, Plant};
+use super::plan::{MS, Plan, Plant, SMALL_BYTES_MAX};
 
 /// A task of a life of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -146,7 +146,12 @@ impl Storage {
             let (late, lost) = (plan.call_late, plan.call_late + plan.call_lost);
             let is_lost = is_cut || (late..lost).contains(&fate);
             let binds = ops.iter().any(|op| matches!(op, Op::Bind { .. }));
-            if fate < late || (binds && !healed && net.draw.permille(plan.late_bind)) {
+            let is_large = |op: &Op| matches!(op, Op::Append(append) if append.refusal.is_none() && append.body.len() > SMALL_BYTES_MAX);
+            let large = ops.iter().any(is_large);
+            if fate < late
+                || (binds && !healed && net.draw.permille(plan.late_bind))
+                || (large && !healed && net.draw.permille(plan.late_large))
+            {
                 travel_us += net.draw.between(1_000 * MS, 6_000 * MS);
             }
             net.after(CALL_MS_MAX * MS, Event::CallExpires { call: id });
