@@ -215,8 +215,8 @@ const LONG_BYTES: usize = 8 * 1_024;
 const MESSAGES_TO_QUICK: u64 = 3;
 const SHORT_BYTES: usize = 256;
 const WINDOW: usize = 64;
-/// In which the last message leaves.
-const PARTS: u32 = 20;
+/// In which the last message leaves: a few at a time, or others would wait for a burst of ours.
+const PARTS: u32 = 250;
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// What a gateway's queues of batches and its heap take while 8 KiB messages pass through it.
 const BATCHES_BYTES: u64 = 32 << 20;
