@@ -104,8 +104,9 @@ pub struct Workers {
     pub events_per_turn_max: usize,
     /// While more are logging in than leave in one batch (`link.login_batch_frames_max`), or as many come in that time while
     /// nobody logs in, a worker lets newcomers in only so often; 0: whenever somebody comes. Their logins wait anyway, and a
-    /// score of them at a time costs a turn and a wake-up where else each costs one. At 53 workers on two cores 50 took a
-    /// fifth less time than 20, and messages beside it were a fifth faster; 100 no less than 50.
+    /// score of them at a time costs a turn and a wake-up where else each costs one. At 53 workers on two slow cores 50 took a
+    /// fifth less time than 20; on two with a fast kernel, where the door is what is waited for, a sixth more, and over 12 workers half as
+    /// much again.
     pub rush_ms: u64,
     /// Connections accepted per turn, after the frames of that turn. Their Logins, if they are there, are read in it too.
     pub accepts_per_turn_max: usize,
@@ -130,7 +131,7 @@ impl Default for Workers {
         Workers {
             count: 0,
             events_per_turn_max: 256,
-            rush_ms: 50,
+            rush_ms: 20,
             accepts_per_turn_max: 64,
             writes_per_turn_max: 64,
             down_batches_max: 32,
