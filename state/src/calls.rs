@@ -19,7 +19,8 @@ use proto::state::{
 use proto::wire::{self, Code};
 use tonic::{Request, Response, Status};
 
-use crate::fan_out::{Accepted, From};
+use crate::fan_out::Accepted;
+use crate::ghost::From;
 use crate::presence;
 use crate::server::Core;
 use crate::settle;

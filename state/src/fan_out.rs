@@ -15,14 +15,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future;
-use proto::link::{DownFrame, Push, UpFrame};
+use proto::link::{DownFrame, Push};
 use proto::name::Chat;
-use proto::wire::{self, Code};
+use proto::wire;
 use tokio::sync::mpsc;
 
 use crate::answer;
 use crate::backlog::{self, Lane, Room};
 use crate::gateways::{Outgoing, push_to};
+use crate::ghost::{From, end_of_ghost};
 use crate::ledger::Token;
 use crate::roster::Readers;
 use crate::server::Core;
@@ -62,24 +63,6 @@ pub struct RoutesBehind {
     pub generation: u64,
     /// By the user's number. Users of whom nothing could be read are not in it.
     pub of: HashMap<u64, Vec<Route>>,
-}
-
-/// The connection that sent a message. It is not pushed to: its SendAck stands for the message.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct From {
-    /// Its id; 0: the message did not come over a connection.
-    pub connection: u64,
-    /// Its device, within the sender.
-    pub device: u32,
-    /// The attempt that bound it.
-    pub binding: u64,
-}
-
-impl From {
-    /// Of a frame.
-    pub fn of(frame: &UpFrame) -> From {
-        From { connection: frame.connection, device: frame.device, binding: frame.binding }
-    }
 }
 
 impl Accepted {
@@ -380,20 +363,6 @@ pub fn tell(core: &Core, frame: DownFrame) {
         tracing::debug!(incarnation, "a connection that is to end cannot be told yet");
         frames.into_iter().for_each(|frame| core.gateways.missed().owe_kick(incarnation, frame));
     }
-}
-
-/// Who sends or Syncs though no route leads to it is never pushed anything: another connection of its device has taken its place and its
-/// Kick was lost, or the route was. The routes were read behind what it sent, and stood before its login was answered.
-pub fn end_of_ghost(from: &From, user: u64, routes: &[Route]) -> Option<DownFrame> {
-    if from.connection == 0 || routes.iter().any(|route| route.connection == from.connection) {
-        return None;
-    }
-    let newer = routes.iter().any(|route| route.device == from.device && route.attempt > from.binding);
-    Some(if newer {
-        answer::kick(from.connection, user, Code::Replaced)
-    } else {
-        answer::end(from.connection, user)
-    })
 }
 
 /// Whom a message is for.

@@ -18,6 +18,7 @@ mod doubts;
 mod end;
 mod fan_out;
 mod gateways;
+mod ghost;
 pub mod group;
 mod lane;
 mod ledger;

@@ -16,7 +16,8 @@ use proto::link::{Bind, DownFrame, UpFrame};
 use proto::wire::{self, Code};
 
 use crate::answer;
-use crate::fan_out::{Accepted, From, UNKNOWN};
+use crate::fan_out::{Accepted, UNKNOWN};
+use crate::ghost::From;
 use crate::marks;
 use crate::server::Core;
 use crate::store::{Appended, Bound, Head, MessageId, Outcome, Page, Standing, StoreError, read};
@@ -84,7 +85,7 @@ pub fn settle(
                 out.answers.push(pull_answer(core, gateway, &frame, pull, chat.to_string(), limit, page));
             }
             Planned::Members { .. } => {}
-            Planned::Ghost { end } => out.answers.push(end),
+            Planned::Ghost(end) => out.answers.push(end),
             Planned::Closed => {
                 core.presence.closed(frame.connection, frame.user);
                 if let Some(Err(error)) = results.next() {

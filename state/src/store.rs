@@ -11,6 +11,7 @@
 //! Trap: an error does not mean that nothing happened. [`StoreError::Unknown`] is what a timeout is, and whoever gets it
 //! may only ask again, under the same id; who has none ([`MessageId::Unnamed`]) may never.
 
+mod error;
 mod marks;
 mod page;
 pub mod read;
@@ -24,6 +25,7 @@ use proto::wire::{Code, Durability, Kind};
 
 use crate::group::{Act, Group, Member, Stay};
 
+pub use error::StoreError;
 pub use marks::{Mark, Marks, Recent};
 pub use page::{Head, Moved, Page, Stored};
 pub use rules::{
@@ -440,27 +442,6 @@ pub enum Appended {
     Conflict,
     /// The token that it rests on is revoked. Nothing has changed.
     Revoked,
-}
-
-/// Why there is no answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    /// It may have happened or not: a timeout, a lost connection.
-    #[error("the store did not answer: {0}")]
-    Unknown(String),
-    /// It did not happen: out of memory, read-only, still loading.
-    #[error("the store refused: {0}")]
-    Refused(String),
-    /// What is stored, or what was answered, makes no sense.
-    #[error("the store holds something wrong: {0}")]
-    Corrupt(String),
-}
-
-impl StoreError {
-    /// The store is another than the one that was decided by.
-    pub fn another() -> StoreError {
-        StoreError::Refused("the store holds something else than before".to_owned())
-    }
 }
 
 /// One operation's outcome.

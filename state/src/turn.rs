@@ -36,7 +36,8 @@ pub use grant::Grant;
 
 use crate::answer;
 use crate::delivered::Cursor;
-use crate::fan_out::{self, Accepted, From, RoutesBehind};
+use crate::fan_out::{Accepted, RoutesBehind};
+use crate::ghost::{From, end_of_ghost};
 use crate::group::{self, Act};
 use crate::lane::Place;
 use crate::ledger::Token;
@@ -94,35 +95,12 @@ pub struct Step {
 /// A frame that needs the store.
 #[allow(missing_docs)]
 pub enum Planned {
-    Login {
-        login: wire::Login,
-        device: u32,
-        number: u64,
-        grant: Grant,
-    },
-    Send {
-        send: wire::Send,
-        chat: Chat,
-        act: Decided,
-    },
-    Sync {
-        sync: wire::Sync,
-        chats: Vec<String>,
-        more: bool,
-    },
-    Pull {
-        pull: wire::Pull,
-        chat: Chat,
-        limit: usize,
-    },
-    Members {
-        members: wire::Members,
-        chat: Chat,
-    },
-    /// Whoever asks is to be told that its login is no more.
-    Ghost {
-        end: DownFrame,
-    },
+    Login { login: wire::Login, device: u32, number: u64, grant: Grant },
+    Send { send: wire::Send, chat: Chat, act: Decided },
+    Sync { sync: wire::Sync, chats: Vec<String>, more: bool },
+    Pull { pull: wire::Pull, chat: Chat, limit: usize },
+    Members { members: wire::Members, chat: Chat },
+    Ghost(DownFrame),
     Closed,
 }
 
@@ -456,9 +434,9 @@ async fn prepare(
         if let Planned::Sync { sync, chats, more } = &mut step.ask {
             let (routes, page) = read.next().unzip();
             if let Some(Ok(Answer::Routes(routes))) = &routes
-                && let Some(end) = fan_out::end_of_ghost(&From::of(&step.frame), step.frame.user, routes)
+                && let Some(end) = end_of_ghost(&From::of(&step.frame), step.frame.user, routes)
             {
-                step.ask = Planned::Ghost { end };
+                step.ask = Planned::Ghost(end);
                 continue;
             }
             match (routes, page) {

@@ -11,21 +11,6 @@ use crate::group::{Group, Member};
 use crate::server::tests::{Scripted, core_over};
 use crate::store::{Answer, Page, Roster, Stored};
 
-#[test]
-fn whoever_sends_without_a_route_is_ended_in_the_right_way() {
-    let from = From { connection: 10, device: 1, binding: 5 };
-    let route = |device, attempt, connection| Route { device, attempt, connection };
-    let ends = |routes: &[Route]| end_of_ghost(&from, 7, routes).map(|frame| (frame.connection, frame.user));
-    assert_eq!(ends(&[route(2, 9, 20), route(1, 5, 10)]), None);
-    assert_eq!(end_of_ghost(&From::default(), 7, &[]), None, "it came by a call");
-    let replaced = end_of_ghost(&from, 7, &[route(1, 6, 11)]).unwrap();
-    assert_eq!(replaced, answer::kick(10, 7, Code::Replaced));
-    for lost in [&[][..], &[route(2, 9, 20)], &[route(1, 4, 11)]] {
-        assert_eq!(ends(lost), Some((10, 7)));
-        assert_ne!(end_of_ghost(&from, 7, lost), Some(answer::kick(10, 7, Code::Replaced)));
-    }
-}
-
 /// A message of a group, all of whose members see it.
 fn of_group(seq: u64) -> Accepted {
     let message = wire::Message { seq, time_us: seq, sender: "nobody".into(), ..wire::Message::default() };

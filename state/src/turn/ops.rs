@@ -113,7 +113,7 @@ fn of_step(core: &Core, step: &Step, ops: &mut Vec<Op>) {
                 (chat.to_string(), step.user_name.clone(), core.config.limits.receipts);
             ops.extend([Op::Head { chat: chat.clone(), user }, Op::Members { chat, cursors }]);
         }
-        Planned::Ghost { .. } => {}
+        Planned::Ghost(_) => {}
         Planned::Closed => {
             ops.push(Op::Unbind { user: step.frame.user, connection: step.frame.connection });
         }

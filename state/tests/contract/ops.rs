@@ -30,6 +30,7 @@ pub fn pull(chat: &str, cursor: u64, limit: usize, reverse: bool) -> Op {
 }
 
 /// The seqs of a pull.
+#[allow(dead_code, reason = "not every file of tests asks")]
 pub async fn seqs(store: &dyn Store, op: Op) -> Vec<u64> {
     read::page(one(store, op).await).unwrap().messages.iter().map(|message| message.seq).collect()
 }
