@@ -233,7 +233,7 @@ pub struct Link {
     /// Bytes waiting or un-acknowledged per state server, logins at most a quarter of it; beyond it clients are answered
     /// `unavailable`.
     pub queue_bytes_max: usize,
-    /// Un-acknowledged frames of one connection; beyond it that client is answered `unavailable`.
+    /// Un-acknowledged frames of one connection; beyond it that client is answered `unavailable`, for the first 64 of what came together.
     pub connection_frames_max: u32,
     /// No acknowledgement for this long while some is due: clients are answered `unavailable`.
     pub stalled_ms_max: u64,

@@ -30,9 +30,6 @@ const RESYNC_STEP_MS: u64 = 100;
 /// Taken out of the table together, as each time costs a walk through a page.
 const PLACES_AT_ONCE: usize = 256;
 
-/// In a step, pages without anybody included.
-const LOOKED_AT_MAX: usize = 4_096;
-
 impl Worker {
     pub(crate) fn begin_drain(&mut self, within_ms: u32) {
         // Who stands before a door that was to open in a moment hears of it too, and is not reset.
@@ -71,7 +68,8 @@ impl Worker {
         self.resync = Some(Resync { from_slot: 0, next_ms: self.now_ms });
     }
 
-    /// Tells some connections to Sync, at this worker's share of `limits.resyncs_per_s`. Who logs in behind them Syncs by itself.
+    /// Looks at some connections, at this worker's share of `limits.resyncs_per_s`, and tells them to Sync. Who logs in behind them Syncs by
+    /// itself.
     pub(crate) fn continue_resync(&mut self) {
         let Some(Resync { mut from_slot, next_ms }) = self.resync else { return };
         if self.now_ms < next_ms {
@@ -83,8 +81,7 @@ impl Worker {
         let step_ms = RESYNC_STEP_MS.max(1_000 * workers / per_s);
         let mut room = (per_s * step_ms / 1_000 / workers).max(1);
         let frame = frame::encode(Command::Resync, &wire::Resync {});
-        let mut looked = 0;
-        while room > 0 && looked < LOOKED_AT_MAX {
+        while room > 0 {
             let Some((places, next_slot)) = self.table.places(from_slot, PLACES_AT_ONCE) else {
                 self.resync = None;
                 return;
@@ -95,7 +92,6 @@ impl Worker {
                     from_slot = place.slot;
                     break;
                 }
-                looked += 1;
                 match self.table.get_mut(place) {
                     Some(connection) if connection.stage != Stage::Bound => {}
                     // It is told once it has read.

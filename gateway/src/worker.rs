@@ -117,7 +117,8 @@ pub(crate) struct Worker {
     pub(crate) reads_arrivals: bool,
     /// Thread CPU time at the end of the last turn.
     cpu_used: Duration,
-    /// What was handled in this turn, as [`Worker::has_read_enough`] counts it.
+    /// What this turn has read, and what the batch held before. A frame counts with what it takes beside its body, here and as an answer:
+    /// many small ones are as much as one large one.
     pub(crate) turn_bytes: usize,
     /// The pongs of the connection that is being read, which leave together.
     pub(crate) pongs: BytesMut,
@@ -265,13 +266,13 @@ impl Worker {
         let ready = self.epoll.wait(events, Some(timeout))?;
         self.events_full = ready.len() == room;
         // A process that was paused must not hold its own absence against its clients, wherever in its turn it was.
-        let overslept = self.turn_at.elapsed().saturating_sub(timeout);
-        self.turn_at = Instant::now();
+        let now = Instant::now();
+        let overslept = (now - std::mem::replace(&mut self.turn_at, now)).saturating_sub(timeout);
         if overslept > Duration::from_secs(1) {
             self.started += overslept;
         }
-        self.now_ms = self.started.elapsed().as_millis() as u64;
-        self.turn_bytes = 0;
+        self.now_ms = (now - self.started).as_millis() as u64;
+        self.turn_bytes = self.batch.bodies.len() + self.batch.frames.len() * FRAME_OVERHEAD_BYTES;
         let arrivals = self.ready(ready);
         if self.down_waiting && !self.take_deliveries() {
             self.stop();
@@ -312,12 +313,9 @@ impl Worker {
         arrivals
     }
 
-    /// Whether a turn has read as much as it may. A frame counts with what it takes beside its body, here and as an answer: many small ones
-    /// are as much as one large one.
+    /// Whether a turn has read as much as it may.
     pub(crate) fn has_read_enough(&self) -> bool {
-        let read_max = self.shared.config.workers.read_bytes_per_turn_max;
-        let in_batch = self.batch.bodies.len() + self.batch.frames.len() * FRAME_OVERHEAD_BYTES;
-        in_batch >= read_max || self.turn_bytes >= read_max
+        self.turn_bytes >= self.shared.config.workers.read_bytes_per_turn_max
     }
 
     fn connection_ready(&mut self, place: Place, event: &Event, choked: bool) {
