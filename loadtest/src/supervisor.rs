@@ -23,7 +23,7 @@ pub use cluster::{Api, Cluster, ClusterOptions, Gateway, Ipconf, State};
 pub use http::{HttpAnswer, http_get};
 pub use port::PortLease;
 pub use process::{Process, Ready, Server, Spec, binary};
-pub use services::{Etcd, Redis};
+pub use services::{AOF_FOLDER, Etcd, Redis};
 
 use std::path::PathBuf;
 use std::time::Duration;

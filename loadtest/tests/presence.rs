@@ -151,8 +151,7 @@ async fn whoever_writes_is_told_of_and_strangers_are_not_heard(embedded: bool) {
     let until = Instant::now() + PATIENCE;
     while hidden() < 1.0 {
         assert!(Instant::now() < until, "a hidden note is counted");
-        // The pace of asking.
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await; // the pace of asking
     }
     bob.client.change_settings(Settings::default()).await.unwrap();
     bob.client.typing("alice", true).unwrap();

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::process::{binary_in, temp_folder};
+use super::services::AOF_FOLDER;
 use super::{Etcd, PortLease, Process, Ready, Redis, Spec, SupervisorError, binary};
 
 /// What to start.
@@ -218,7 +219,7 @@ impl Cluster {
         let file = self.store_file();
         let (holder, stored) = match &mut self.redis {
             Some(redis) => {
-                let folder = redis.folder().join(crate::torture::tool::aof::FOLDER);
+                let folder = redis.folder().join(AOF_FOLDER);
                 (&mut redis.process, folder)
             }
             None => (&mut self.states[0].process, file),

@@ -8,6 +8,9 @@ use std::net::SocketAddr;
 use super::process::temp_folder;
 use super::{PortLease, Process, Ready, Spec, SupervisorError};
 
+/// Where a Redis keeps its append-only files, in its folder: its own default.
+pub const AOF_FOLDER: &str = "appendonlydir";
+
 /// A Redis of one's own.
 #[derive(Debug)]
 pub struct Redis {

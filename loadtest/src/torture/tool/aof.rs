@@ -8,6 +8,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::ToolError;
+use crate::supervisor::AOF_FOLDER as FOLDER;
 
 /// The file that was appended to last.
 pub fn tail(redis_folder: &Path) -> Result<PathBuf, ToolError> {
@@ -116,9 +117,6 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), ToolError> {
     };
     copy().map_err(ToolError::io(format!("cannot copy {} to {}", from.display(), to.display())))
 }
-
-/// Where they are in the folder of Redis, by its own default.
-pub const FOLDER: &str = "appendonlydir";
 
 #[cfg(test)]
 mod tests {
