@@ -34,6 +34,9 @@ pub struct Limits {
     pub hole_ms_max: u64,
     /// Least time between two acknowledgements of one chat.
     pub ack_ms_min: u64,
+    /// How long an acknowledgement of nothing but what this device sent waits for company. Nobody is told of it but a new device
+    /// of the same user.
+    pub own_ack_ms: u64,
     /// Where in the time that a server gives for the acknowledgements of a large group this device's fall, thousandths. Each
     /// [`Limits::default`] draws it, so that other devices' fall elsewhere.
     pub ack_permille: u32,
@@ -55,6 +58,7 @@ impl Default for Limits {
         Limits {
             hole_ms_max: 100,
             ack_ms_min: 50,
+            own_ack_ms: 30_000,
             ack_permille: rand::random_range(0..1_000),
             answer_ms_max: 5_000,
             early_messages_max: 1_024,
@@ -218,7 +222,9 @@ impl Inbox {
     pub fn connected(&mut self, now: Instant) {
         self.disconnected();
         for (name, chat) in &mut self.chats {
-            chat.acknowledge(name, now, &self.limits, &mut self.actions);
+            if let Some(at) = chat.acknowledge(name, now, &self.limits, &mut self.actions) {
+                wake(&mut self.deadline, at);
+            }
         }
         self.start_sync(now);
     }
@@ -243,7 +249,7 @@ impl Inbox {
     pub fn push(&mut self, push: wire::Push, now: Instant) {
         self.patience.heard(now);
         if let Some(message) = push.message {
-            self.offer(&push.chat, push.history, message, now);
+            self.offer(&push.chat, push.history, (message, false), now);
             let began = *self.began.get_or_insert(now);
             let within = Duration::from_millis(push.ack_within_ms.min(ACK_WITHIN_MS_MAX).into());
             if !within.is_zero()
@@ -256,7 +262,7 @@ impl Inbox {
 
     /// Our own Send was acknowledged on this connection, which stands for its push.
     pub fn sent(&mut self, chat: &str, history: u64, message: wire::Message, now: Instant) {
-        self.offer(chat, history, message, now);
+        self.offer(chat, history, (message, true), now);
     }
 
     /// A SyncAck arrived.
@@ -386,7 +392,13 @@ impl Inbox {
     }
 
     /// A message that may be new, early or known, from a push or a SendAck.
-    fn offer(&mut self, chat: &str, history: u64, message: wire::Message, now: Instant) {
+    fn offer(
+        &mut self,
+        chat: &str,
+        history: u64,
+        (message, is_own): (wire::Message, bool),
+        now: Instant,
+    ) {
         let name = match self.chats.get_key_value(chat) {
             Some((name, _)) => name.clone(),
             None => self.begin_chat(chat, history),
@@ -416,7 +428,7 @@ impl Inbox {
             self.behind = true;
         } else {
             let before = chat.lag();
-            chat.take_pushed(&name, message, &self.limits, &mut self.actions);
+            chat.take_pushed(&name, message, is_own, &self.limits, &mut self.actions);
             self.lag += chat.lag() - before;
             if let Some(at) = chat.watch_hole(now, &self.limits) {
                 wake(&mut self.deadline, at);

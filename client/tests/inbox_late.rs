@@ -135,6 +135,49 @@ fn one_of_many_readers_acknowledges_when_its_turn_comes_and_before_it_closes() {
     assert_eq!(device.acknowledged(), [14]);
 }
 
+/// Nobody is told of it: it goes along with what somebody is, or after a while.
+#[test]
+fn what_this_device_sent_is_acknowledged_in_company_or_late() {
+    let mut device = Device::behind(1, 0, Limits { ack_permille: 0, ..Limits::default() });
+    let send = |device: &mut Device, seq| {
+        device.inbox.sent("a:0", 9, message(seq), device.now);
+        device.confirm(seq);
+    };
+    send(&mut device, 1);
+    device.until(20_000);
+    send(&mut device, 2);
+    device.until(29_999);
+    assert!(device.acknowledged().is_empty());
+    device.until(30_000);
+    assert_eq!(device.acknowledged(), [2], "half a minute behind the first of them");
+    send(&mut device, 3);
+    device.push(9, 4);
+    device.confirm(4);
+    device.until(30_050);
+    assert_eq!(device.acknowledged(), [4], "others wait for this one");
+    send(&mut device, 5);
+    device.push_to_many(9, 6, 10_000);
+    device.confirm(6);
+    device.until(39_999);
+    assert!(device.acknowledged().is_empty(), "its own hurries nothing");
+    device.until(40_000);
+    assert_eq!(device.acknowledged(), [6]);
+    // One that comes too early waits for the hole like a pushed one.
+    device.inbox.sent("a:0", 9, message(8), device.now);
+    device.drain();
+    device.push(9, 7);
+    device.confirm(8);
+    device.until(40_050);
+    assert_eq!(device.acknowledged(), [8]);
+    send(&mut device, 9);
+    device.inbox.connected(device.now);
+    device.until(80_000);
+    assert_eq!(device.acknowledged(), [9], "at the latest by the next connection");
+    send(&mut device, 10);
+    device.inbox.flush_acks();
+    assert_eq!(device.acknowledged(), [10]);
+}
+
 #[test]
 fn a_push_that_comes_twice_puts_no_acknowledgement_off() {
     let mut device = Device::behind(1, 0, Limits { ack_permille: 500, ..Limits::default() });

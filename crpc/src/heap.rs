@@ -15,6 +15,16 @@ macro_rules! heap_is_ours {
     };
 }
 
+/// Lets the calling thread keep small blocks for itself from now on, which the settings deny to all: for the one thread of a
+/// server that allocates most, and holds the arena's locks else. A sixth of the CPU of state at 5,000 messages/s.
+#[macro_export]
+macro_rules! heap_cached {
+    () => {{
+        use tikv_jemalloc_ctl::{Access, AsName};
+        "thread.tcache.enabled\0".name().write(true).is_ok()
+    }};
+}
+
 /// Reads the bytes that jemalloc has given out and not got back, for [`tell`].
 #[macro_export]
 macro_rules! heap_in_use {
@@ -33,6 +43,16 @@ macro_rules! heap_tests {
         #[test]
         fn the_heap_is_built_as_it_should_be() {
             assert!($crate::heap_is_ours!());
+        }
+
+        #[test]
+        fn a_thread_may_cache_what_others_may_not() {
+            use tikv_jemalloc_ctl::{Access, AsName};
+            let is_cached = || -> bool { "thread.tcache.enabled\0".name().read().unwrap() };
+            let on_another = || std::thread::spawn(is_cached).join().unwrap();
+            assert!(!is_cached());
+            assert!($crate::heap_cached!());
+            assert_eq!((is_cached(), on_another()), (true, false));
         }
 
         #[test]

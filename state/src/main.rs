@@ -46,7 +46,8 @@ fn start(args: &ServerArgs) -> Result<(), Fatal> {
         println!("ok: state would listen on {} and keep its data at {}", config.rpc.listen, config.store.url);
         return Ok(());
     }
-    crpc::heap::warn_unless(crpc::heap_is_ours!(), "state");
+    // Everything but HTTP runs on this thread.
+    crpc::heap::warn_unless(crpc::heap_is_ours!() && crpc::heap_cached!(), "state");
     crpc::heap::tell(crpc::heap_in_use!());
     state::server::run(config)
 }

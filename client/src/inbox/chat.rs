@@ -42,6 +42,10 @@ pub(super) struct Chat {
     acked: u64,
     /// The next acknowledgement may leave at this time.
     ack_at: Option<Instant>,
+    /// Highest seq handed out whose acknowledgement others wait for: all but what this device sent.
+    awaited: u64,
+    /// What nobody waits for is acknowledged at this time.
+    own_ack_at: Option<Instant>,
     early: BTreeMap<u64, wire::Message>,
 }
 
@@ -122,22 +126,28 @@ impl Chat {
         self.early = BTreeMap::new();
         // The Sync of the next connection tells anew.
         self.told = self.cursor;
+        self.own_ack_at = None;
         if self.ack_at.take().is_some() {
             // Acknowledged on this connection, perhaps in vain.
             self.acked = 0;
         }
     }
 
-    /// A pushed message above the cursor: handed out if it is the next, else held.
+    /// A pushed message above the cursor, or what this device sent: handed out if it is the next, else held.
     pub fn take_pushed(
         &mut self,
         name: &Arc<str>,
         message: wire::Message,
+        is_own: bool,
         limits: &Limits,
         actions: &mut VecDeque<Action>,
     ) {
         if message.seq == self.cursor + 1 {
+            let awaited = self.awaited;
             self.deliver(name, message, actions);
+            if is_own {
+                self.awaited = awaited;
+            }
             self.take_early(name, actions);
         } else {
             self.hold(message, limits);
@@ -264,7 +274,12 @@ impl Chat {
         if self.confirmed <= self.acked {
             return None;
         }
-        if let Some(at) = self.ack_at.filter(|at| now < *at) {
+        let due = if self.awaited > self.acked {
+            self.ack_at
+        } else {
+            Some(*self.own_ack_at.get_or_insert(now + Duration::from_millis(limits.own_ack_ms)))
+        };
+        if let Some(at) = due.filter(|at| now < *at) {
             return Some(at);
         }
         self.acknowledge_now(name, actions);
@@ -272,9 +287,9 @@ impl Chat {
         None
     }
 
-    /// What comes now is acknowledged at that time, or with what is confirmed and waits already.
+    /// What comes now is acknowledged at that time, or with what is confirmed and waits already for others' sake.
     pub fn acknowledge_at(&mut self, at: Instant) {
-        if self.confirmed <= self.acked {
+        if self.confirmed <= self.acked || self.own_ack_at.is_some() {
             self.ack_at = self.ack_at.max(Some(at));
         }
     }
@@ -282,6 +297,7 @@ impl Chat {
     pub fn acknowledge_now(&mut self, name: &Arc<str>, actions: &mut VecDeque<Action>) {
         if self.confirmed > self.acked {
             self.acked = self.confirmed;
+            self.own_ack_at = None;
             actions.push_back(Action::Ack(wire::PushAck {
                 chat: name.to_string(),
                 history: self.history,
@@ -335,6 +351,7 @@ impl Chat {
     fn deliver(&mut self, name: &Arc<str>, message: wire::Message, actions: &mut VecDeque<Action>) {
         debug_assert!(message.seq > self.cursor);
         self.cursor = message.seq;
+        self.awaited = message.seq;
         self.told = self.told.max(message.seq);
         self.unconfirmed.push_back(message.seq);
         actions.push_back(Action::Deliver(Message {
