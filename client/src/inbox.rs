@@ -392,13 +392,7 @@ impl Inbox {
     }
 
     /// A message that may be new, early or known, from a push or a SendAck.
-    fn offer(
-        &mut self,
-        chat: &str,
-        history: u64,
-        (message, is_own): (wire::Message, bool),
-        now: Instant,
-    ) {
+    fn offer(&mut self, chat: &str, history: u64, (message, is_own): (wire::Message, bool), now: Instant) {
         let name = match self.chats.get_key_value(chat) {
             Some((name, _)) => name.clone(),
             None => self.begin_chat(chat, history),
