@@ -53,7 +53,7 @@ fn page(before: &str, rows: &[&'static Row], results: &[RowResult], run: &Run) -
         }
     }
     let (mut wrong, mut acked, mut faults) = (0, 0, 0);
-    let mut table = String::new();
+    let (mut table, mut failed) = (String::new(), Vec::new());
     for row in rows {
         let line = lines.remove(row.name).map_or_else(|| Line::not_run(row), |line| line.named_as(row));
         // Faults of rows without messages would say nothing about messages.
@@ -61,10 +61,17 @@ fn page(before: &str, rows: &[&'static Row], results: &[RowResult], run: &Run) -
             (wrong, acked, faults) =
                 (wrong + line.wrong(), acked + line.number(ACKED), faults + line.number(FAULTS));
         }
+        if line.cells[RESULT].starts_with(FAILED) {
+            failed.push(row.name);
+        }
         // A String takes everything.
         let _ = writeln!(table, "| {} |", line.cells.join(" | "));
     }
-    format!("{HEAD}{}.\n\n{COLUMNS}{table}", claim_of(wrong, acked, faults))
+    let failed = if failed.is_empty() { "none".to_owned() } else { failed.join(", ") };
+    let claim = claim_of(wrong, acked, faults);
+    format!(
+        "{HEAD}{claim}.\n\nRows that did not hold what is promised, or a limit of their own: {failed}.\n\n{COLUMNS}{table}"
+    )
 }
 
 /// One line of the table, by columns.
@@ -158,6 +165,8 @@ const FAULTS: usize = 5;
 const ACKED: usize = 6;
 const RESULT: usize = 7;
 const CELLS: usize = 11;
+/// What the result of such a row begins with.
+const FAILED: &str = "FAILED";
 
 const HOW: &[(&str, &str)] = &[
     ("F1", "SIGKILL, one or two servers, then a restart; a probe asks every 10 ms"),
@@ -241,8 +250,8 @@ Written by `loadtest torture --guarantees`, which `scripts/bench torture` runs.
   sender in the order in which they were sent.
 - **P4 honest.** Without an acknowledgement nothing is known, and sending again is always safe. What was refused never
   appears. What was lost below us, or cut by retention, is told and not passed over in silence.
-- **P5 bounded.** No client costs more memory than is configured, and none makes the others' 99th percentile more than twice
-  as long.
+- **P5 bounded.** No client costs more memory than is configured, and none makes the others' 99th percentile (from asking to the
+  acknowledgement) more than twice as long.
 - **P6 connected.** No connection ends because a state server, Redis or etcd dies, hangs or restarts.
 
 **Not promised:** that messages survive the loss of the disk, an asynchronous failover of Redis, or `appendfsync everysec`.
@@ -260,6 +269,11 @@ can hide.
 `loadtest torture --rows ROW --rounds N --seed SEED` does a line again, with `--gate` or `--tenth` where the column \"as\" says so (minutes: `--minutes`): what
 takes long is shorter then, and with `--gate` it is not judged how much others were slowed down (the figure stands there). `loadtest torture --list` says how many rounds a full run has. Random moments are drawn from the seed, and where a row
 has several faults its round takes one by the seed; what processes do in between is not.
+
+Each of the worst figures is the worst of all rounds, by itself; those of one line may be of different ones. Times count from the end of the fault:
+`accepting_s` until a probe that asks every 10 ms is acknowledged again, `more_acked_s`, `healed_s` and `taken_over_s` until everybody who writes is, `shown_s` until everything
+acknowledged was shown, `back_99_s` until 99 % of the clients are logged in again, `caught_up_s` until one of them has all; `push_ms`: from an acknowledgement to the last device that was
+there; `_before` and `_meanwhile`: of others, in the ten seconds before the fault and during it.
 
 None in n bounds a rate below 3/n, with 95 % confidence (the rule of three). Messages of one fault share their fate, so
 the bound by faults is the more careful of the two. Counted are the rows F, K and P, but for F18, F21 and F22: there the store itself loses
@@ -310,6 +324,7 @@ mod tests {
         );
         assert_eq!(line(&first, "F2")[RESULT], "not run yet");
         assert!(first.contains("4 of 1000 acknowledged messages lost or doubled in 2 faults"), "{first}");
+        assert!(first.contains("a limit of their own: F1."), "{first}");
         let facts = Facts { faults: 5, acked: 500, ..Facts::default() };
         let missing = RowResult { missing: Some("no nft".into()), ..result(&ONE, Facts::default()) };
         let second = page(&first, &ALL, &[result(&TWO, facts), missing], &run(8, "2026-01-03"));
@@ -342,6 +357,7 @@ mod tests {
         let text = page("", &ALL, &results, &run(7, "2026-01-02"));
         let claim = "0 of 500 acknowledged messages lost or doubled in 5 faults; with 95 %";
         assert!(text.contains(claim), "{text}");
+        assert!(text.contains("a limit of their own: none."), "{text}");
         assert!(super::super::report::claim(&results).starts_with(claim));
         assert_eq!(line(&text, "F2")[FAULTS], "70");
         assert_eq!(line(&text, "N-x")[RESULT], "control: found 4");
