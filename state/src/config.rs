@@ -161,7 +161,7 @@ pub struct Limits {
     pub fan_out_bytes_max: usize,
     /// Bytes of frames that one gateway may have un-acknowledged here.
     pub link_credit_bytes: u64,
-    /// Time between two writes of delivered cursors; up to a second where they take more than a tenth of it.
+    /// Time between two writes of delivered cursors.
     pub delivered_flush_ms: u64,
     /// Delivered and read cursors that may wait to be written.
     pub delivered_waiting_max: usize,

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -122,27 +122,15 @@ impl Histories {
     }
 }
 
-/// Writes for ever. Where that takes long it is done more rarely: then more of what is written is merged before, and those who
-/// write messages do not wait for receipts.
+/// Writes for ever.
 pub async fn run(core: Arc<Core>) {
-    let every = Duration::from_millis(core.config.limits.delivered_flush_ms);
-    let mut pause = every;
+    let mut ticks = tokio::time::interval(Duration::from_millis(core.config.limits.delivered_flush_ms));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tokio::time::sleep(pause).await;
-        let began = Instant::now();
+        ticks.tick().await;
         flush(&core).await;
-        pause = pause_behind(began.elapsed(), every);
     }
 }
-
-/// Between a write that took so long and the next: mostly what is left of `every`; but a tenth of the time is for writing at most, unless
-/// that would keep others from knowing for longer than [`PAUSE_MAX`].
-fn pause_behind(took: Duration, every: Duration) -> Duration {
-    every.saturating_sub(took).max((9 * took).min(PAUSE_MAX))
-}
-
-/// Whoever looks at a message that was delivered sees it within a second.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Writes what waits now. What the store did not take waits for the next time; of a row that cannot be read it is forgotten.
 pub async fn flush(core: &Core) {
@@ -354,16 +342,6 @@ mod tests {
         flush(&core).await;
         assert!(core.delivered.pending().is_empty());
         assert!(core.store_answers());
-    }
-
-    #[test]
-    fn what_takes_long_is_done_more_rarely() {
-        let pause =
-            |took, every| pause_behind(Duration::from_millis(took), Duration::from_millis(every)).as_millis();
-        assert_eq!((pause(0, 200), pause(5, 200), pause(20, 200)), (200, 195, 180), "as configured");
-        assert_eq!((pause(21, 200), pause(50, 200), pause(100, 200)), (189, 450, 900), "a tenth of the time");
-        assert_eq!((pause(150, 200), pause(30_000, 200)), (1_000, 1_000), "a second at most");
-        assert_eq!((pause(500, 5_000), pause(0, 5_000)), (4_500, 5_000), "never sooner than configured");
     }
 
     #[test]
