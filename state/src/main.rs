@@ -47,7 +47,8 @@ fn start(args: &ServerArgs) -> Result<(), Fatal> {
         return Ok(());
     }
     // Everything but HTTP runs on this thread.
-    crpc::heap::warn_unless(crpc::heap_is_ours!() && crpc::heap_cached!(), "state");
+    let is_cached = crpc::heap_cached!();
+    crpc::heap::warn_unless(crpc::heap_is_ours!() && is_cached, "state");
     crpc::heap::tell(crpc::heap_in_use!());
     state::server::run(config)
 }
