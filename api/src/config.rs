@@ -125,11 +125,7 @@ impl Config {
         if !(1..=http.pull_limit_max).contains(&http.pull_limit_default) {
             return Err(Fatal::config("http.pull_limit_default must be between 1 and http.pull_limit_max"));
         }
-        if self.auth.insecure && !self.auth.keys.is_empty() {
-            return Err(Fatal::config(
-                "auth.insecure is for callers without tokens, and auth.keys is to end them: set only one",
-            ));
-        }
+        self.auth.check().map_err(Fatal::config)?;
         if !http.listen.ip().is_loopback() && !self.auth.insecure && self.auth.keys.is_empty() {
             return Err(Fatal::config(format!(
                 "http.listen is {}, which others than this machine can reach, and there are no tokens: anybody could be any \

@@ -30,6 +30,7 @@ pub fn run(args: &ServerArgs) -> Result<(), Fatal> {
 }
 
 async fn check(config: Config) -> Result<(), Fatal> {
+    config.auth.verifier().map_err(Fatal::config)?;
     registry::open(&config.registry).await?;
     println!("api: configuration and registry are fine");
     Ok(())

@@ -81,15 +81,20 @@ async fn let_in_again(door: &Door, signer: &Signer, user: &str) -> Answer {
     }
 }
 
-async fn revoked_and_deleted(options: ClusterOptions) {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("secret");
+/// A secret in this folder, the key that it is, and what servers are told of it.
+fn key(folder: &std::path::Path) -> (Signer, Vec<String>) {
+    let file = folder.join("secret");
     std::fs::write(&file, "a secret, which is as long as one must be").unwrap();
-    let keys = vec![
+    let sets = vec![
         format!("auth.keys=[{{ kid = \"k\", algorithm = \"HS256\", file = \"{}\" }}]", file.display()),
         "auth.leeway_s=0".to_owned(),
     ];
-    let signer = Signer::open(&KeyConfig { kid: "k".into(), algorithm: KeyAlgorithm::HS256, file }).unwrap();
+    (Signer::open(&KeyConfig { kid: "k".into(), algorithm: KeyAlgorithm::HS256, file }).unwrap(), sets)
+}
+
+async fn revoked_and_deleted(options: ClusterOptions) {
+    let folder = tempfile::tempdir().unwrap();
+    let (signer, keys) = key(folder.path());
     let door = Door::open(ClusterOptions { state_sets: keys.clone(), api_sets: keys, ..options });
     let (alice, zoe) = (token(&signer, "alice", 60), token(&signer, "z", 60));
     let refused = |answer: Answer| {
@@ -136,6 +141,21 @@ async fn a_token_that_is_revoked_opens_nothing_on_redis() {
 #[tokio::test]
 async fn a_token_that_is_revoked_opens_nothing_on_redb() {
     revoked_and_deleted(ClusterOptions { embedded: true, ..ClusterOptions::default() }).await;
+}
+
+/// A door that takes older tokens than state servers keep revocations for would take revoked ones.
+#[tokio::test]
+async fn a_token_of_which_no_revocation_would_be_known_opens_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (signer, keys) = key(folder.path());
+    let state_sets = [keys.clone(), vec!["auth.token_ttl_max_s=7200".to_owned()]].concat();
+    let door =
+        Door::open(ClusterOptions { embedded: true, state_sets, api_sets: keys, ..Default::default() });
+    for (age_s, status) in [(7_000, StatusCode::OK), (10_000, StatusCode::UNAUTHORIZED)] {
+        let alice = token(&signer, "alice", age_s);
+        assert_eq!(door.send("alice", &alice).await.0, status, "{age_s}");
+        assert_eq!(door.pull("alice:z", &alice).await.0, status, "{age_s}");
+    }
 }
 
 /// However long this takes, in all there are no more than those at once and one a second.

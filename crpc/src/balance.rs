@@ -3,22 +3,6 @@
 //! Trap: rendezvous hashing must agree between processes and versions, so its arithmetic is part of the contract: never
 //! change it, and never let it see the order of a table.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Each in turn.
-#[derive(Debug, Default)]
-pub struct RoundRobin {
-    next: AtomicUsize,
-}
-
-impl RoundRobin {
-    /// The index of the next of `len`; none of none.
-    pub fn pick(&self, len: usize) -> Option<usize> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        turn.checked_rem(len)
-    }
-}
-
 /// The index of the id that `key` belongs to. When an id leaves, only its keys move; when one comes, it takes its share
 /// from all.
 pub fn rendezvous<'a>(key: u64, ids: impl IntoIterator<Item = &'a str>) -> Option<usize> {
@@ -51,14 +35,6 @@ mod tests {
 
     fn winner(key: u64, ids: &[String]) -> &str {
         &ids[rendezvous(key, ids.iter().map(String::as_str)).unwrap()]
-    }
-
-    #[test]
-    fn round_robin_visits_all_alike() {
-        let turns = RoundRobin::default();
-        let picks: Vec<_> = (0..6).map(|_| turns.pick(3).unwrap()).collect();
-        assert_eq!(picks, [0, 1, 2, 0, 1, 2]);
-        assert_eq!(turns.pick(0), None);
     }
 
     #[test]

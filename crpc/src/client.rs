@@ -3,11 +3,13 @@
 //!
 //! Trap: a channel connects lazily and reconnects by itself, so having one says nothing about the server being there.
 //! A call that must not be done twice is retried only where it was surely not sent ([`was_not_sent`]): `Unavailable` alone
-//! does not say so, a connection that broke under the call may end in it too.
+//! does not say so, a connection that broke under the call may end in it too. And calls to a server that takes none wait
+//! for a second each, one behind the other: after the first of them it is left alone ([`crate::outage`]).
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,7 +18,8 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::balance::{RoundRobin, rendezvous};
+use crate::balance::rendezvous;
+use crate::outage::Outages;
 use crate::registry::{Endpoint, Table};
 
 /// Which endpoint a call goes to.
@@ -88,7 +91,8 @@ pub struct Channels {
 struct Inner {
     table: watch::Receiver<Arc<Table>>,
     options: ChannelOptions,
-    turns: RoundRobin,
+    /// One for each call, however often it is tried: two would bring every call to the same one of two.
+    turns: AtomicUsize,
     open: Mutex<Open>,
     budget: Mutex<Budget>,
 }
@@ -99,6 +103,7 @@ struct Open {
     table: Option<Arc<Table>>,
     /// By address: an endpoint that comes back elsewhere needs another channel.
     channels: HashMap<String, Channel>,
+    outages: Outages,
 }
 
 impl Channels {
@@ -108,7 +113,7 @@ impl Channels {
             inner: Arc::new(Inner {
                 table,
                 options,
-                turns: RoundRobin::default(),
+                turns: AtomicUsize::default(),
                 open: Mutex::default(),
                 budget: Mutex::default(),
             }),
@@ -125,47 +130,31 @@ impl Channels {
         self.inner.table.clone()
     }
 
-    /// An endpoint and its channel; none when there is no endpoint.
-    pub fn pick(&self, pick: Pick) -> Option<(Arc<Endpoint>, Channel)> {
-        self.pick_except(pick, &[])
-    }
-
-    /// The channel to one endpoint, for streams that live long. It connects on first use.
-    ///
-    /// # Errors
-    /// When the endpoint's address is none.
-    pub fn channel(&self, endpoint: &Endpoint) -> Result<Channel, Status> {
-        let table = self.table();
-        let mut open = self.inner.open.lock();
-        if open.table.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &table)) {
-            open.channels.retain(|addr, _| table.iter().any(|endpoint| endpoint.addr == *addr));
-            open.table = Some(table);
-        }
-        if let Some(channel) = open.channels.get(&endpoint.addr) {
-            return Ok(channel.clone());
-        }
-        let channel = connect_lazy(&endpoint.addr, &self.inner.options)?;
-        open.channels.insert(endpoint.addr.clone(), channel.clone());
-        Ok(channel)
-    }
-
     /// Makes a unary call: `call` gets the channel and the time left, and is made again elsewhere when it was not sent, or was
-    /// idempotent and the first endpoint was unavailable or the connection broke.
+    /// idempotent and the first endpoint was unavailable or the connection broke. Endpoints that gave no answer lately come
+    /// last.
     pub async fn call<T, F, Fut>(&self, pick: Pick, options: CallOptions, mut call: F) -> Result<T, Status>
     where
         F: FnMut(Attempt) -> Fut,
         Fut: Future<Output = Result<T, Status>>,
     {
         let deadline = Instant::now() + options.deadline;
+        let turn = self.inner.turns.fetch_add(1, Ordering::Relaxed);
         self.inner.budget.lock().earn();
         let mut tried: Vec<String> = Vec::new();
         let mut last = Status::unavailable("no server of this service is registered");
         last.set_source(Arc::new(NoServer));
         loop {
-            let Some((endpoint, channel)) = self.pick_except(pick, &tried) else { return Err(last) };
+            let Some((endpoint, channel)) = self.pick(pick, turn, &tried) else { return Err(last) };
             let left = deadline.saturating_duration_since(Instant::now());
             let attempt = Attempt { endpoint: endpoint.clone(), channel, left };
-            last = match tokio::time::timeout_at(deadline, call(attempt)).await {
+            let outcome = tokio::time::timeout_at(deadline, call(attempt)).await;
+            // What it said itself, an error included, is an answer.
+            self.note(
+                &endpoint.addr,
+                matches!(&outcome, Ok(Err(status)) if !broke(status)) || matches!(outcome, Ok(Ok(_))),
+            );
+            last = match outcome {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(status)) => status,
                 Err(_) => {
@@ -173,26 +162,47 @@ impl Channels {
                 }
             };
             let failed = last.code() == Code::Unavailable || broke(&last);
-            let again = was_not_sent(&last) || options.idempotent && failed;
-            if !again || tried.len() >= RETRIES_MAX || !self.inner.budget.lock().spend() {
+            // What was not sent is no load, and costs nothing of the budget.
+            let is_free = was_not_sent(&last);
+            let again = is_free || options.idempotent && failed;
+            if !again || tried.len() >= RETRIES_MAX || !is_free && !self.inner.budget.lock().spend() {
                 return Err(last);
             }
             tried.push(endpoint.id.clone());
         }
     }
 
-    fn pick_except(&self, pick: Pick, tried: &[String]) -> Option<(Arc<Endpoint>, Channel)> {
-        let table = self.table();
-        let mut left: Vec<&Arc<Endpoint>> =
-            table.iter().filter(|endpoint| !tried.contains(&endpoint.id)).collect();
-        while !left.is_empty() {
+    fn note(&self, addr: &str, answered: bool) {
+        let outages = &mut self.inner.open.lock().outages;
+        if answered {
+            outages.answered(addr);
+        } else if outages.failed(addr, Instant::now()) {
+            tracing::warn!(addr, "no answer; calls go elsewhere while there are others");
+        }
+    }
+
+    /// An endpoint that was not tried, and its channel, which connects on first use; none when there is no such endpoint.
+    fn pick(&self, pick: Pick, turn: usize, tried: &[String]) -> Option<(Arc<Endpoint>, Channel)> {
+        let (table, now) = (self.table(), Instant::now());
+        let mut open = self.inner.open.lock();
+        open.follow(&table);
+        let left = table.iter().filter(|endpoint| !tried.contains(&endpoint.id));
+        let (mut out, mut left): (Vec<_>, Vec<_>) =
+            left.partition(|endpoint| open.outages.is_out(&endpoint.addr, now));
+        loop {
+            if left.is_empty() {
+                left = std::mem::take(&mut out);
+            }
             let index = match pick {
-                Pick::RoundRobin => self.inner.turns.pick(left.len()),
+                Pick::RoundRobin => turn.checked_rem(left.len()),
                 Pick::Hash(key) => rendezvous(key, left.iter().map(|endpoint| endpoint.id.as_str())),
             }?;
             let endpoint = left.swap_remove(index);
-            match self.channel(endpoint) {
-                Ok(channel) => return Some((endpoint.clone(), channel)),
+            match open.channel(&endpoint.addr, &self.inner.options) {
+                Ok(channel) => {
+                    open.outages.tried(&endpoint.addr, now);
+                    return Some((endpoint.clone(), channel));
+                }
                 Err(status) => tracing::warn!(
                     id = endpoint.id,
                     addr = endpoint.addr,
@@ -201,7 +211,27 @@ impl Channels {
                 ),
             }
         }
-        None
+    }
+}
+
+impl Open {
+    /// Forgets who left.
+    fn follow(&mut self, table: &Arc<Table>) {
+        if self.table.as_ref().is_none_or(|last| !Arc::ptr_eq(last, table)) {
+            let is_there = |addr: &str| table.iter().any(|endpoint| endpoint.addr == addr);
+            self.channels.retain(|addr, _| is_there(addr));
+            self.outages.retain(is_there);
+            self.table = Some(table.clone());
+        }
+    }
+
+    fn channel(&mut self, addr: &str, options: &ChannelOptions) -> Result<Channel, Status> {
+        if let Some(channel) = self.channels.get(addr) {
+            return Ok(channel.clone());
+        }
+        let channel = connect_lazy(addr, options)?;
+        self.channels.insert(addr.to_owned(), channel.clone());
+        Ok(channel)
     }
 }
 
@@ -367,14 +397,52 @@ mod tests {
     #[tokio::test]
     async fn channels_of_those_who_left_are_dropped() {
         let (sender, channels) = channels(&["a", "bb"]);
-        for _ in 0..4 {
-            channels.pick(Pick::RoundRobin).unwrap();
+        for turn in 0..4 {
+            channels.pick(Pick::RoundRobin, turn, &[]).unwrap();
         }
         assert_eq!(channels.inner.open.lock().channels.len(), 2);
         sender.send(Arc::new(table(&["bb"]))).unwrap();
-        assert_eq!(channels.pick(Pick::Hash(1)).unwrap().0.id, "bb");
+        assert_eq!(channels.pick(Pick::Hash(1), 0, &[]).unwrap().0.id, "bb");
         assert_eq!(channels.inner.open.lock().channels.len(), 1);
         sender.send(Arc::new(table(&[]))).unwrap();
-        assert!(channels.pick(Pick::RoundRobin).is_none());
+        assert!(channels.pick(Pick::RoundRobin, 0, &[]).is_none());
+    }
+
+    fn refused() -> Status {
+        let mut status = Status::unavailable("connection refused");
+        status.set_source(Arc::new(NoServer));
+        status
+    }
+
+    #[tokio::test]
+    async fn who_is_not_there_costs_no_call() {
+        let unsafe_call = CallOptions { idempotent: false, ..SAFE };
+        let (_table, channels) = channels(&["a", "bb"]);
+        let asked = Mutex::new(0u32);
+        let call = |attempt: Attempt| {
+            let is_a = attempt.endpoint.id == "a";
+            *asked.lock() += u32::from(is_a);
+            async move { if is_a { Err(refused()) } else { Ok(attempt.endpoint.id.clone()) } }
+        };
+        let began = Instant::now();
+        for _ in 0..500 {
+            assert_eq!(channels.call(Pick::RoundRobin, unsafe_call, call).await.unwrap(), "bb");
+        }
+        // Once, and once more for each pause that went by.
+        assert!(u64::from(*asked.lock()) <= 1 + began.elapsed().as_secs(), "{}", asked.lock());
+    }
+
+    #[tokio::test]
+    async fn when_nobody_answers_everybody_is_asked() {
+        let (_table, channels) = channels(&["a", "bb"]);
+        let asked = Mutex::new(HashMap::new());
+        for _ in 0..100 {
+            let call = |attempt: Attempt| {
+                *asked.lock().entry(attempt.endpoint.id.clone()).or_insert(0) += 1;
+                async { Err::<(), _>(refused()) }
+            };
+            assert!(was_not_sent(&channels.call(Pick::RoundRobin, SAFE, call).await.unwrap_err()));
+        }
+        assert_eq!(*asked.lock(), HashMap::from([("a".to_owned(), 100), ("bb".to_owned(), 100)]));
     }
 }

@@ -57,10 +57,21 @@ impl From<ConfigError> for Fatal {
 /// sections must `deny_unknown_fields` and take defaults for missing fields.
 pub fn load<C: DeserializeOwned + Default>(name: &str, args: &ServerArgs) -> Result<C, ConfigError> {
     let fallback = PathBuf::from(format!("/etc/rookery/{name}.toml"));
-    let file = args.config.clone().or_else(|| fallback.exists().then_some(fallback));
+    // One that is there and cannot be read, or leads nowhere, is an error and not the defaults.
+    let is_there = |path: &PathBuf| !matches!(std::fs::symlink_metadata(path), Err(error) if error.kind() == std::io::ErrorKind::NotFound);
+    let file = args.config.clone().or_else(|| Some(fallback).filter(is_there));
     let env = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
     load_from(name, file.as_deref(), env, &args.set)
+}
+
+/// What contradicts in the sections that all registered servers have, without asking anybody. For `--check`, and before a
+/// port is opened.
+pub fn check_shared(id: &str, registry: &RegistryConfig, log: &LogConfig) -> Result<(), Fatal> {
+    crate::log::filter(log)?;
+    crate::registry::check(registry)?;
+    crate::registry::check_name("node.id", id)?;
+    Ok(())
 }
 
 /// [`load`] with every source given.

@@ -17,6 +17,7 @@ pub mod listen;
 pub mod log;
 pub mod metrics;
 pub mod notify;
+mod outage;
 pub mod process;
 pub mod registry;
 mod registry_dir;

@@ -155,14 +155,24 @@ pub trait Registry: Send + Sync {
     async fn list(&self, service: &str) -> Result<Table, RegistryError>;
 }
 
-/// Opens the configured registry. etcd must answer within `connect_ms_max`; a directory is created if it is missing.
-pub async fn open(config: &RegistryConfig) -> Result<Arc<dyn Registry>, RegistryError> {
+/// What contradicts, without asking anybody.
+pub fn check(config: &RegistryConfig) -> Result<(), RegistryError> {
     match config.kind.as_str() {
-        "etcd" => Ok(Arc::new(EtcdRegistry::open(config).await?)),
-        "directory" => Ok(Arc::new(DirRegistry::open(config).await?)),
+        "etcd" => EtcdRegistry::check(config),
+        "directory" => DirRegistry::check(config).map(drop),
         other => Err(RegistryError::Config(format!(
             "registry.kind {other:?} is not known: set it to \"etcd\" or \"directory\""
         ))),
+    }
+}
+
+/// Opens the configured registry. etcd must answer within `connect_ms_max`; a directory is created if it is missing.
+pub async fn open(config: &RegistryConfig) -> Result<Arc<dyn Registry>, RegistryError> {
+    check(config)?;
+    if config.kind == "directory" {
+        Ok(Arc::new(DirRegistry::open(config).await?))
+    } else {
+        Ok(Arc::new(EtcdRegistry::open(config).await?))
     }
 }
 
@@ -242,6 +252,7 @@ mod tests {
         for (kind, wanted) in [("zookeeper", "\"etcd\" or \"directory\""), ("directory", "set registry.path")]
         {
             let config = RegistryConfig { kind: kind.into(), ..Default::default() };
+            assert!(check(&config).is_err());
             let fatal = Fatal::from(open(&config).await.err().unwrap());
             assert_eq!(fatal.exit_code(), 64);
             assert!(fatal.message().contains(wanted), "{fatal}");

@@ -28,14 +28,19 @@ pub(crate) struct DirRegistry {
 }
 
 impl DirRegistry {
-    /// Creates the directory if it is missing.
-    pub(crate) async fn open(config: &RegistryConfig) -> Result<Self, RegistryError> {
-        let Some(path) = config.path.clone().filter(|path| !path.as_os_str().is_empty()) else {
-            return Err(RegistryError::Config(
+    /// The path, if it is given.
+    pub(crate) fn check(config: &RegistryConfig) -> Result<PathBuf, RegistryError> {
+        config.path.clone().filter(|path| !path.as_os_str().is_empty()).ok_or_else(|| {
+            RegistryError::Config(
                 "registry.kind is \"directory\": set registry.path to a directory that all servers of this machine share"
                     .into(),
-            ));
-        };
+            )
+        })
+    }
+
+    /// Creates the directory if it is missing.
+    pub(crate) async fn open(config: &RegistryConfig) -> Result<Self, RegistryError> {
+        let path = DirRegistry::check(config)?;
         let opening = {
             let path = path.clone();
             // Absolute from here on: names of locks are compared, and a process may change its directory.

@@ -33,8 +33,8 @@ pub(crate) struct EtcdRegistry {
 }
 
 impl EtcdRegistry {
-    /// Connects; fails when none of the endpoints answers in time.
-    pub(crate) async fn open(config: &RegistryConfig) -> Result<Self, RegistryError> {
+    /// What contradicts.
+    pub(crate) fn check(config: &RegistryConfig) -> Result<(), RegistryError> {
         for (key, value) in [
             ("lease_s", config.lease_s),
             ("relist_s", config.relist_s),
@@ -44,9 +44,17 @@ impl EtcdRegistry {
                 return Err(RegistryError::Config(format!("registry.{key} is 0: set it to at least 1")));
             }
         }
-        let line = Line::new(&config.endpoints, Duration::from_millis(config.connect_ms_max))?;
+        EtcdRegistry::line(config).map(drop)
+    }
+
+    fn line(config: &RegistryConfig) -> Result<Line, RegistryError> {
+        Line::new(&config.endpoints, Duration::from_millis(config.connect_ms_max))
+    }
+
+    /// Connects; fails when none of the endpoints answers in time.
+    pub(crate) async fn open(config: &RegistryConfig) -> Result<Self, RegistryError> {
         let registry = Self {
-            line: Arc::new(line),
+            line: Arc::new(EtcdRegistry::line(config)?),
             prefix: format!("{}/", config.prefix.trim_end_matches('/')),
             lease: Duration::from_secs(config.lease_s),
             relist: Duration::from_secs(config.relist_s),

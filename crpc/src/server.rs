@@ -126,10 +126,12 @@ async fn follow_readiness(
 ) {
     let mut ready = readiness.watch();
     loop {
-        let serving = *ready.borrow_and_update() && !shutdown.is_begun();
+        // Asked once: what is said last must be what it is.
+        let is_stopping = shutdown.is_begun();
+        let serving = *ready.borrow_and_update() && !is_stopping;
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         reporter.set_service_status("", status).await;
-        if shutdown.is_begun() {
+        if is_stopping {
             return;
         }
         tokio::select! {

@@ -73,8 +73,8 @@ impl Shutdown {
         self.reach(Stage::Hard).await;
     }
 
-    /// Runs `future` to its end, but no longer than `limit` after stopping has begun, and not beyond a second signal.
-    /// `None`: it was cut off.
+    /// Runs `future` to its end, but no longer than `limit` after stopping has begun (or after this call, if that is later),
+    /// and not beyond a second signal. `None`: it was cut off.
     pub async fn with_hard_limit<F: Future>(&self, future: F, limit: Duration) -> Option<F::Output> {
         let cut = async {
             self.wait().await;

@@ -70,6 +70,27 @@ impl AuthConfig {
         }
     }
 
+    /// What contradicts, in one line that says what to change. Reads no key.
+    pub fn check(&self) -> Result<(), String> {
+        if self.insecure && !self.keys.is_empty() {
+            return Err(
+                "auth.insecure is for callers without tokens, and auth.keys is to end them: set only one"
+                    .to_owned(),
+            );
+        }
+        if self.leeway_s > LEEWAY_S_MAX || !(1..=TTL_S_MAX).contains(&self.token_ttl_max_s) {
+            return Err(format!(
+                "auth.leeway_s must be at most {LEEWAY_S_MAX}, and auth.token_ttl_max_s between 1 and {TTL_S_MAX} (366 days)"
+            ));
+        }
+        Ok(())
+    }
+
+    /// For so long a revocation is remembered, seconds: until no token that it is for is good any more.
+    pub fn revoked_s(&self) -> u64 {
+        self.token_ttl_max_s + 2 * self.leeway_s + 1
+    }
+
     /// Reads the keys. `None`: there are none. The error is one line that says what to change.
     pub fn verifier(&self) -> Result<Option<Verifier>, String> {
         Verifier::open(&self.keys, self.rules()).map_err(|error| format!("auth.keys: {error}"))
@@ -367,6 +388,10 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// More than that is no clock, but another time.
+const LEEWAY_S_MAX: u64 = 300;
+/// 366 days.
+const TTL_S_MAX: u64 = 366 * 86_400;
 /// One in use, one coming, one going, and others for other makers of tokens.
 const KEYS_MAX: usize = 64;
 const KID_BYTES_MAX: usize = 64;

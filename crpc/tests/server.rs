@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crpc::client::{CallOptions, ChannelOptions, Channels, Pick};
+use crpc::client::{CallOptions, ChannelOptions, Channels, Pick, connect_lazy};
 use crpc::config::ShutdownConfig;
 use crpc::registry::{Endpoint, Table};
 use crpc::{Fatal, Readiness, Shutdown, server};
 use tokio::sync::watch;
 use tonic::service::Routes;
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -42,11 +43,19 @@ fn channels(endpoints: &[&Endpoint]) -> (watch::Sender<Arc<Table>>, Channels) {
     (sender, Channels::new(receiver, ChannelOptions::default()))
 }
 
+fn health(endpoint: &Endpoint) -> HealthClient<Channel> {
+    HealthClient::new(connect_lazy(&endpoint.addr, &ChannelOptions::default()).unwrap())
+}
+
 const OPTIONS: CallOptions = CallOptions { deadline: Duration::from_secs(10), idempotent: true };
 
 async fn check(channels: &Channels) -> Result<ServingStatus, Status> {
+    check_as(channels, OPTIONS).await
+}
+
+async fn check_as(channels: &Channels, options: CallOptions) -> Result<ServingStatus, Status> {
     let answer: tonic::Response<HealthCheckResponse> = channels
-        .call(Pick::RoundRobin, OPTIONS, |attempt| async move {
+        .call(Pick::RoundRobin, options, |attempt| async move {
             let request = attempt.request(HealthCheckRequest::default());
             HealthClient::new(attempt.channel).check(request).await
         })
@@ -59,7 +68,7 @@ async fn health_follows_readiness_and_the_stop() {
     let server = start(ShutdownConfig { drain_ms: 60_000, hard_ms: 60_000 }).await;
     let (_table, channels) = channels(&[&server.endpoint]);
     assert_eq!(check(&channels).await.unwrap(), ServingStatus::Serving);
-    let mut health = HealthClient::new(channels.channel(&server.endpoint).unwrap());
+    let mut health = health(&server.endpoint);
     let mut changes = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     let mut next = async || changes.message().await.unwrap().unwrap().status();
     assert_eq!(next().await, ServingStatus::Serving);
@@ -78,8 +87,7 @@ async fn health_follows_readiness_and_the_stop() {
 #[tokio::test]
 async fn a_stop_ends_at_the_hard_limit_though_a_stream_is_open() {
     let server = start(ShutdownConfig { drain_ms: 10, hard_ms: 300 }).await;
-    let (_table, channels) = channels(&[&server.endpoint]);
-    let mut health = HealthClient::new(channels.channel(&server.endpoint).unwrap());
+    let mut health = health(&server.endpoint);
     let mut changes = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     changes.message().await.unwrap();
     let began = Instant::now();
@@ -100,11 +108,9 @@ async fn a_stop_without_work_does_not_wait_for_the_limit() {
 #[tokio::test]
 async fn a_deadline_that_has_passed_is_refused() {
     let server = start(ShutdownConfig::default()).await;
-    let (_table, channels) = channels(&[&server.endpoint]);
     let mut request = Request::new(HealthCheckRequest::default());
     request.metadata_mut().insert("grpc-timeout", "0m".parse().unwrap());
-    let status =
-        HealthClient::new(channels.channel(&server.endpoint).unwrap()).check(request).await.unwrap_err();
+    let status = health(&server.endpoint).check(request).await.unwrap_err();
     // The client's own timer of zero may be faster than the answer.
     assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
 }
@@ -120,4 +126,23 @@ async fn calls_go_past_a_dead_endpoint() {
     }
     table.send(Arc::new(Table::new([Arc::new(dead)]))).unwrap();
     assert_eq!(check(&channels).await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_calls_and_answers_none_is_left_alone() {
+    let server = start(ShutdownConfig::default()).await;
+    // The kernel accepts for it; nobody reads.
+    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = Endpoint::new("test", "t-0", dead.local_addr().unwrap().to_string());
+    let (_table, channels) = channels(&[&server.endpoint, &silent]);
+    // Two calls, one for each: what was sent to the silent one is not known to be done, so nobody else is asked.
+    let once = CallOptions { idempotent: false, ..OPTIONS };
+    let outcomes = [check_as(&channels, once).await, check_as(&channels, once).await];
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
+    let (began, mut lost) = (Instant::now(), 0);
+    for _ in 0..100 {
+        lost += u32::from(check_as(&channels, once).await.is_err());
+    }
+    // Those that tried it again, one for each pause that went by.
+    assert!(u64::from(lost) <= began.elapsed().as_secs(), "{lost} of 100 in {:?}", began.elapsed());
 }

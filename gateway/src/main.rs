@@ -34,6 +34,7 @@ fn main() -> ExitCode {
 
 fn start(args: &ServerArgs) -> Result<(), Fatal> {
     let config: Config = crpc::config::load("gateway", args)?;
+    crpc::config::check_shared(&config.id(), &config.registry, &config.log)?;
     if args.check {
         let checked = gateway::server::check(&config)?;
         let summary = machine::summary(&checked.wanted, &checked.findings);

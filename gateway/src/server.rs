@@ -226,10 +226,10 @@ impl Gateway {
         }
         self.drain(&bridge, registration).await;
         let hard = Duration::from_millis(config.shutdown.hard_ms);
-        self.shutdown.with_hard_limit(bridge.tell_workers(|| Down::Stop), hard).await;
-        let joined = tokio::task::spawn_blocking(move || workers.into_iter().for_each(|w| drop(w.join())));
         let stopped = async {
-            let _ = joined.await;
+            bridge.tell_workers(|| Down::Stop).await;
+            let joined = move || workers.into_iter().for_each(|worker| drop(worker.join()));
+            let _ = tokio::task::spawn_blocking(joined).await;
             bridge.settle().await;
         };
         if self.shutdown.with_hard_limit(stopped, hard).await.is_none() {
@@ -325,7 +325,10 @@ impl Gateway {
         let drain_ms = self.config.shutdown.drain_ms;
         tracing::info!(drain_ms, connections = self.admission.connections(), "gateway drains");
         self.readiness.set("listener", Err("draining".to_owned()));
-        registration.deregister().await;
+        tokio::select! {
+            () = registration.deregister() => {}
+            () = self.shutdown.wait_hard() => {}
+        }
         let empty = async {
             bridge.tell_workers(|| Down::Drain { within_ms: drain_ms as u32 }).await;
             let mut ticks = tokio::time::interval(Duration::from_millis(20));

@@ -119,17 +119,26 @@ pub fn run(options: &ChatOptions) -> Result<ChatResult, RunError> {
     let all = u64::from(options.connections);
     let logged_in = monitor.watch(&engine, |sum| sum.ready_now() >= all && sum.synced >= participants);
     let login_seconds = monitor.sum().last_ready_us.saturating_sub(begun_us) as f64 / 1e6;
+    let mut is_whole = false;
     if logged_in {
         engine.go(GO_MS);
         // Late senders are part of the measurement; the schedule itself ends in time.
-        monitor.watch(&engine, |sum| sum.sent >= messages);
-        wait_for_quiet(&mut monitor, &engine);
+        is_whole =
+            monitor.watch(&engine, |sum| sum.sent >= messages) && wait_for_quiet(&mut monitor, &engine);
     }
     let (last, parts) = engine.stop()?;
     monitor.add(&last);
+    monitor.end_logs();
     monitor.finish();
     if !logged_in {
         return Err(not_logged_in(options, monitor.sum()));
+    }
+    if !is_whole {
+        let Sample { sent, delivered, .. } = monitor.sum();
+        return Err(RunError::CutShort(format!(
+            "{sent} of {messages} messages were sent and {delivered} had arrived when it was interrupted, or --timeout was over; \
+             what was on its way is not lost"
+        )));
     }
     let mut checker = Checker::default();
     parts.into_iter().for_each(|part| checker.merge(part));
@@ -179,22 +188,27 @@ fn not_logged_in(options: &ChatOptions, sum: &Sample) -> RunError {
     ))
 }
 
-/// Until every message is answered and every accepted one delivered, or nothing has changed for a while.
-fn wait_for_quiet<P: Send + 'static>(monitor: &mut Monitor, engine: &Engine<P>) {
+/// Until every message is answered and every accepted one delivered, or nothing has changed for a while. Whether there was
+/// time for it.
+fn wait_for_quiet<P: Send + 'static>(monitor: &mut Monitor, engine: &Engine<P>) -> bool {
     let mut seen = (0, 0, 0);
     let mut since = Instant::now();
-    while !monitor.is_over() && since.elapsed() < QUIET_MAX {
+    while since.elapsed() < QUIET_MAX {
+        if monitor.is_over() {
+            return false;
+        }
         let sum = monitor.sum();
         let now = (sum.acked, sum.unsure, sum.delivered);
         // What is unsure may have been delivered too, and must not stand in for an accepted one.
         if now.0 + now.1 >= sum.sent && now.2 >= now.0 + now.1 {
-            return;
+            return true;
         }
         if now != seen {
             (seen, since) = (now, Instant::now());
         }
         monitor.step(engine);
     }
+    true
 }
 
 fn result(options: &ChatOptions, verdict: &Verdict, monitor: &Monitor, login_seconds: f64) -> ChatResult {

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::adapter::Crowd;
 use crate::engine::Plan;
-use crate::monitor::RunError;
+use crate::monitor::{RunError, watch_terminate};
 use crate::supervisor::SupervisorError;
 
 /// What to do.
@@ -92,6 +92,8 @@ pub fn run(options: &DensityOptions) -> Result<DensityResult, RunError> {
         // So that the supervisor's folders go there as well. Once per process; what stands already is as good.
         let _ = tempfile::env::override_temp_dir(&options.data);
     }
+    // The servers must go with it.
+    watch_terminate();
     let mut notes = Vec::new();
     let mut all = Vec::new();
     for server in &options.servers {

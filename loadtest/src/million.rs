@@ -24,7 +24,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::fail_if::FailIf;
-use crate::monitor::RunError;
+use crate::monitor::{RunError, watch_terminate};
 use crate::report::{value, write_json};
 use phases::Try;
 use report::{MillionReport, median};
@@ -102,6 +102,8 @@ pub fn run(args: &MillionArgs) -> Result<Vec<String>, RunError> {
         return Err(RunError::Usage(format!("--fail-if: no key `{}`", wrong.key())));
     }
     machine::check(args.connections)?;
+    // The servers must go with it.
+    watch_terminate();
     let folder = folder(args.data.as_deref())?;
     let mut runs: Vec<Value> = Vec::new();
     for number in 1..=args.runs {

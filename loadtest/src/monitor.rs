@@ -28,6 +28,9 @@ pub enum RunError {
     /// Exit code 2.
     #[error("too few per chat to judge order: {0}")]
     TooFewPerChat(String),
+    /// Exit code 69.
+    #[error("cut short, so it says nothing: {0}")]
+    CutShort(String),
     /// Exit code 70.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -41,7 +44,7 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             RunError::Usage(_) => 64,
-            RunError::Unreachable(_) => 69,
+            RunError::Unreachable(_) | RunError::CutShort(_) => 69,
             RunError::TooFewPerChat(_) => 2,
             RunError::Engine(_) | RunError::Io { .. } => 70,
         }
@@ -148,12 +151,16 @@ impl Monitor {
         true
     }
 
-    /// For so long, if there is time.
-    pub fn hold<P: Send + 'static>(&mut self, engine: &Engine<P>, hold: Duration) {
+    /// For so long, if there is time. Whether there was.
+    pub fn hold<P: Send + 'static>(&mut self, engine: &Engine<P>, hold: Duration) -> bool {
         let until = Instant::now() + hold;
-        while Instant::now() < until && !self.is_over() {
+        while Instant::now() < until {
+            if self.is_over() {
+                return false;
+            }
             self.step(engine);
         }
+        true
     }
 
     /// Takes what comes within a moment.
@@ -251,11 +258,14 @@ pub fn watch_interrupt() {
     STARTED.get_or_init(|| watch_for(SignalKind::interrupt()));
 }
 
-/// The same for SIGTERM: for runs that leave processes behind when they just die. Not for programs that never ask
+/// The same for SIGTERM and SIGHUP: for runs that leave processes behind when they just die. Not for programs that never ask
 /// [`interrupted`]: nothing would end them.
 pub(crate) fn watch_terminate() {
     static STARTED: OnceLock<()> = OnceLock::new();
-    STARTED.get_or_init(|| watch_for(SignalKind::terminate()));
+    STARTED.get_or_init(|| {
+        watch_for(SignalKind::terminate());
+        watch_for(SignalKind::hangup());
+    });
 }
 
 fn watch_for(kind: SignalKind) {

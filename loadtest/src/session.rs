@@ -136,6 +136,7 @@ impl Session {
                 self.out.clear();
                 frame::put(Command::Ping, &wire::Ping { nonce: nonce(due, io.now_us()) }, &mut self.out);
                 io.send(index, &self.out);
+                io.sample.pings += 1;
                 // From when it was due, so that a late turn does not bunch the next round.
                 self.heartbeats.push_back((on_beat(due + self.interval_us), index, epoch));
             }

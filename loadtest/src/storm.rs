@@ -15,7 +15,7 @@ use crate::engine::{Engine, Plan, Rate, Sample, millis};
 use crate::hdr_log::HdrLogs;
 use crate::machine::{self, KernelBytes};
 use crate::misfit::{Misfit, MisfitMode};
-use crate::monitor::{Monitor, RunError, Strained};
+use crate::monitor::{Monitor, RunError, interrupted};
 use crate::report::{percentile_keys, percentiles};
 use crate::session::random_run;
 
@@ -111,6 +111,11 @@ pub fn more_keys() -> Vec<String> {
 /// What is done while holding needs time for it.
 fn check(options: &StormOptions) -> Result<(), RunError> {
     let usage = |text: &str| Err(RunError::Usage(text.to_owned()));
+    if options.hold >= options.timeout {
+        return Err(RunError::Usage(
+            "--hold must be shorter than --timeout, which ends everything".to_owned(),
+        ));
+    }
     if !options.misfits.is_empty() && options.hold.is_zero() {
         return usage(
             "--half-frames, --half-open and --slow-readers come while holding: give --hold SECONDS",
@@ -147,15 +152,18 @@ pub fn run(options: &StormOptions) -> Result<StormReport, RunError> {
     let begun_us = engine.begin();
     monitor.watch(&engine, |sum| sum.ready + sum.failed >= u64::from(options.connections));
     let opened = monitor.sum().clone();
+    // Of these seconds alone, too: a long hold would hide them.
+    let strained = monitor.strained();
     let mut more = Map::new();
+    let mut is_whole = true;
     if !monitor.is_over() {
         let misfits = Misfits::start(options, &run)?;
-        match options.reconnect {
+        is_whole = match options.reconnect {
             Some((percent, every)) => {
                 reconnect(&engine, &mut monitor, options.hold, percent, every, &mut more)
             }
             None => monitor.hold(&engine, options.hold),
-        }
+        };
         misfits.stop(&mut more)?;
     }
     let after = options.pid.map(Memory::of).transpose()?;
@@ -164,8 +172,13 @@ pub fn run(options: &StormOptions) -> Result<StormReport, RunError> {
     monitor.add(&last);
     monitor.end_logs();
     monitor.finish();
+    // Whoever presses Ctrl-C wants to see what there is; whoever asked for an hour must not take less for it.
+    if !is_whole && !interrupted() {
+        return Err(RunError::CutShort(format!("--timeout was over before --hold; {held} stood")));
+    }
     let seconds = opened.last_ready_us.saturating_sub(begun_us) as f64 / 1e6;
-    beside(&mut more, options, &opened, monitor.sum(), monitor.strained());
+    let is_bottleneck = strained.is_bottleneck() || monitor.strained().is_bottleneck();
+    beside(&mut more, options, &opened, monitor.sum(), is_bottleneck);
     Ok(report(options, &opened, monitor.sum(), held, seconds, before.zip(after), more))
 }
 
@@ -214,7 +227,7 @@ fn beside(
     options: &StormOptions,
     opened: &Sample,
     all: &Sample,
-    strained: Strained,
+    is_bottleneck: bool,
 ) {
     percentiles(more, "connect", &opened.connect, &HAS);
     if has_logins(options) {
@@ -225,16 +238,18 @@ fn beside(
         percentiles(more, "reconnect_connect", &all.connect.since(&opened.connect), &HAS);
         percentiles(more, "reconnect_login", &all.login.since(&opened.login), &HAS);
     }
-    if !all.ping.is_empty() {
+    if all.pings > 0 {
         percentiles(more, "ping", &all.ping, &HAS);
         percentiles(more, "ping_uncorrected", &all.ping_uncorrected, &HAS);
+        // Those of the last moment, and those of connections that were cut.
+        more.insert("ping_unanswered".into(), all.pings.saturating_sub(all.ping.len()).into());
     }
     percentiles(more, "generator_lag", &all.lag, &HAS);
-    more.insert("generator_is_bottleneck".into(), strained.is_bottleneck().into());
+    more.insert("generator_is_bottleneck".into(), is_bottleneck.into());
     more.insert("retried".into(), all.retried.into());
 }
 
-/// Holds, and cuts a share every so often; each time until all of it is back.
+/// Holds, and cuts a share every so often; each time until all of it is back. Whether there was time for the hold.
 fn reconnect(
     engine: &Engine<()>,
     monitor: &mut Monitor,
@@ -242,7 +257,7 @@ fn reconnect(
     percent: u32,
     every: Duration,
     more: &mut Map<String, Value>,
-) {
+) -> bool {
     let until = Instant::now() + hold;
     let (mut rounds, mut threads_done, mut seconds) = (0u64, 0, Vec::new());
     while Instant::now() + every < until && !monitor.is_over() {
@@ -258,12 +273,13 @@ fn reconnect(
             seconds.push(began.elapsed().as_secs_f64());
         }
     }
-    monitor.hold(engine, until.saturating_duration_since(Instant::now()));
+    let is_whole = monitor.hold(engine, until.saturating_duration_since(Instant::now()));
     more.insert("reconnect_rounds".into(), rounds.into());
     more.insert("reconnect_cut".into(), monitor.sum().cut.into());
     // A round that did not end has no time; then there is no worst one either.
     let worst = seconds.iter().copied().reduce(f64::max).filter(|_| seconds.len() as u64 == rounds);
     more.insert("reconnect_back_max_s".into(), worst.into());
+    is_whole
 }
 
 /// Those that will not come back.
@@ -323,7 +339,8 @@ impl Memory {
 
 /// Percentiles that are fields of the report.
 const HAS: [&str; 3] = ["connect_p99_ms", "login_p50_ms", "login_p99_ms"];
-const MORE_KEYS: [&str; 14] = [
+const MORE_KEYS: [&str; 15] = [
+    "ping_unanswered",
     "retried",
     "generator_is_bottleneck",
     "reconnect_rounds",

@@ -1,7 +1,8 @@
 //! How servers start: what they say when they cannot, with which exit code, and that what they register is found.
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use client::{Client, Keep, Options, Target};
@@ -12,7 +13,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a server that is expected to end by itself.
 fn run(name: &str, sets: &[String]) -> (i32, String) {
+    run_with(name, sets, &[])
+}
+
+fn run_with(name: &str, sets: &[String], more: &[&str]) -> (i32, String) {
     let mut command = Command::new(binary(name).unwrap());
+    command.args(more);
     for set in sets {
         command.args(["--set", set]);
     }
@@ -40,12 +46,59 @@ fn unknown_keys_and_contradictions_are_config_errors() {
         ("state", "store.uri=\"x\"", "uri"),
         ("state", "limits.message_bytes_max=40000", "limits.message_bytes_max"),
         ("ipconf", "list.nmax=3", "nmax"),
+        ("state", "registry.kind=consul", "registry.kind"),
+        ("gateway", "registry.kind=directory", "registry.path"),
+        ("gateway", "node.id=a/b", "node.id"),
+        ("state", "log.level=warning", "log.level"),
+        ("api", "auth.leeway_s=400", "auth.leeway_s"),
+        ("api", "auth.keys=[{kid=\"k\",algorithm=\"HS256\",file=\"/nowhere\"}]", "auth.keys"),
     ] {
-        let (code, stderr) = run(name, &[set.to_owned()]);
-        assert_eq!(code, 64, "{name} {set}: {stderr}");
-        let line = last_line(&stderr);
-        assert!(line.starts_with(&format!("{name}: ")) && line.contains(says), "{line}");
+        for more in [&[][..], &["--check"]] {
+            let (code, stderr) = run_with(name, &[set.to_owned()], more);
+            assert_eq!(code, 64, "{name} {set} {more:?}: {stderr}");
+            let line = last_line(&stderr);
+            assert!(line.starts_with(&format!("{name}: ")) && line.contains(says), "{line}");
+        }
     }
+}
+
+#[test]
+fn a_password_of_the_store_is_shown_to_nobody() {
+    let (_socket, registry) = nobody();
+    let (socket, dead) = nobody();
+    drop(socket);
+    let sets = [
+        format!("store.url=redis://operator:sesame@{dead}/1"),
+        format!("registry.endpoints=[\"http://{registry}\"]"),
+        "rpc.listen=127.0.0.1:0".to_owned(),
+        "admin.listen=127.0.0.1:0".to_owned(),
+    ];
+    let (code, stderr) = run("state", &sets);
+    assert!(code == 69 && stderr.contains(&format!("redis://…@{dead}/1")), "{code} {stderr}");
+    assert!(!stderr.contains("sesame") && !stderr.contains("operator"), "{stderr}");
+}
+
+#[test]
+fn a_signal_ends_a_start_that_waits() {
+    // The kernel accepts for it; nobody answers.
+    let (_socket, silent) = nobody();
+    let mut command = Command::new(binary("state").unwrap());
+    for set in [
+        &format!("store.url=redis://{silent}"),
+        "store.connect_ms_max=3600000",
+        "rpc.listen=127.0.0.1:0",
+        "admin.listen=127.0.0.1:0",
+    ] {
+        command.args(["--set", set]);
+    }
+    let mut state = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(state.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("state starts")));
+    let kill = Command::new("kill").args(["-TERM", &state.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let rest: Vec<String> = lines.collect();
+    assert!(rest.iter().any(|line| line.contains("stopped before it had started")), "{rest:?}");
+    assert_eq!(state.wait().unwrap().code(), Some(0));
 }
 
 #[test]

@@ -58,6 +58,19 @@ impl StateService {
         }
     }
 
+    /// Refuses a token, issued at this Unix second, of which no revocation would be known any more. The caller took it, so
+    /// it allows tokens a longer life than this server does.
+    fn check_age(&self, issued_s: u64) -> Result<(), Status> {
+        let known_s = self.core.config.auth.revoked_s();
+        if issued_s > 0 && issued_s.saturating_add(known_s) < self.core.unix_ms() / 1_000 {
+            return Err(refused(
+                Why::Revoked,
+                "the token is older than revocations are kept: set auth.token_ttl_max_s alike on all servers",
+            ));
+        }
+        Ok(())
+    }
+
     /// The number of the sender, where something is held against it: a token, or a limit. Who has none gets one, as by a login.
     async fn sender(&self, generation: u64, request: &SendRequest) -> Result<Option<u64>, StoreError> {
         if request.issued_s == 0 && self.core.rate.is_none() {
@@ -117,6 +130,7 @@ impl State for StateService {
     async fn send(&self, request: Request<SendRequest>) -> Result<Response<SendReply>, Status> {
         let request = request.into_inner();
         let chat = StateService::chat_of(&request.sender, &request.chat)?;
+        self.check_age(request.issued_s)?;
         let id = id_of(&request)?;
         // The store that the chat stands listed in is the one that is to get the message.
         let generation = self.core.generation();
@@ -197,6 +211,7 @@ impl State for StateService {
             reader => StateService::chat_of(reader, &request.chat),
         };
         let chat = chat?.to_string();
+        self.check_age(request.issued_s)?;
         if request.limit > proto::PULL_LIMIT_MAX || request.cursor > proto::NUMBER_MAX {
             return Err(refused(Why::BadRequest, "limit is at most 100, cursor at most 2^53-1"));
         }

@@ -118,8 +118,8 @@ pub async fn revoke(core: &Core, user: u64, device: Option<u32>) -> Result<(), S
     let auth = &core.config.auth;
     // Tokens of this second too; and the clock of whoever issues them may be ahead.
     let before_s = core.unix_ms() / 1_000 + 1 + auth.leeway_s;
-    let keep_s = auth.token_ttl_max_s + 2 * auth.leeway_s + 1;
-    core.apply(&[Op::Revoke { user, device, before_s, keep_s }]).await.swap_remove(0).map(drop)
+    let revoke = Op::Revoke { user, device, before_s, keep_s: auth.revoked_s() };
+    core.apply(&[revoke]).await.swap_remove(0).map(drop)
 }
 
 async fn connections(core: &Core, user: u64, device: Option<u32>) -> Result<BTreeSet<u64>, StoreError> {

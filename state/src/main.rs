@@ -40,10 +40,15 @@ fn main() -> ExitCode {
 
 fn start(args: &ServerArgs) -> Result<(), Fatal> {
     let config: Config = crpc::config::load("state", args)?;
+    config.check().map_err(Fatal::config)?;
+    crpc::config::check_shared(&config.id(), &config.registry, &config.log)?;
     if args.check {
-        config.check().map_err(Fatal::config)?;
         config.auth.verifier().map_err(Fatal::config)?;
-        println!("ok: state would listen on {} and keep its data at {}", config.rpc.listen, config.store.url);
+        println!(
+            "ok: state would listen on {} and keep its data at {}",
+            config.rpc.listen,
+            config.store.shown()
+        );
         return Ok(());
     }
     // Everything but HTTP runs on this thread.

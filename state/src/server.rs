@@ -20,7 +20,9 @@ use parking_lot::Mutex;
 use proto::link::link_server::LinkServer;
 use proto::state::state_server::StateServer;
 use proto::wire::Durability;
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
+use tonic::service::Routes;
 
 use crate::calls::StateService;
 use crate::clock::{Clock, TokioClock};
@@ -311,7 +313,10 @@ pub fn run(config: Config) -> Result<(), Fatal> {
         .enable_all()
         .build()
         .map_err(|e| Fatal::internal(format!("starting the runtime: {e}")))?;
-    runtime.block_on(serve(config))
+    let outcome = runtime.block_on(serve(config));
+    // Nothing waits for what blocks: a store that is still being opened when a signal came.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Opens the store of this configuration; the error says what to change.
@@ -323,7 +328,7 @@ pub async fn open_store(config: &Config) -> Result<Box<dyn Store>, Fatal> {
             Err(error) => Err(Fatal::unavailable(error.to_string())),
         };
     }
-    let url = &config.store.url;
+    let url = config.store.shown();
     match RedisStore::open(&config.store).await {
         Ok(store) => Ok(Box::new(store)),
         Err(StoreError::Unknown(reason)) => Err(Fatal::unavailable(format!(
@@ -345,10 +350,44 @@ async fn serve(config: Config) -> Result<(), Fatal> {
         id = config.id(),
         rpc = %config.rpc.listen,
         admin = %config.admin.listen,
-        store = config.store.url,
+        store = config.store.shown(),
         registry = %config.registry,
         "state starts"
     );
+    let starting = start(config, tokens, metrics, readiness.clone(), shutdown.clone());
+    let (core, listener, routes, registration) = tokio::select! {
+        biased;
+        () = shutdown.wait() => {
+            tracing::info!("stopped before it had started");
+            return Ok(());
+        }
+        started = starting => started?,
+    };
+    let leaving = leave(shutdown.clone(), registration, readiness.clone());
+    let served = crpc::server::serve(listener, routes, readiness, shutdown.clone(), &core.config.shutdown);
+    let stopping = async {
+        let (served, ()) = tokio::join!(served, leaving);
+        delivered::flush(&core).await;
+        marks::leave(&core).await;
+        tracing::info!("state has stopped");
+        served
+    };
+    tokio::select! {
+        biased;
+        outcome = stopping => outcome,
+        // As if it had been killed: its lease ends by itself, and others push what it had not.
+        () = shutdown.wait_hard() => Ok(()),
+    }
+}
+
+/// Opens everything, and registers last.
+async fn start(
+    config: Config,
+    tokens: Option<Verifier>,
+    metrics: Metrics,
+    readiness: Readiness,
+    shutdown: Shutdown,
+) -> Result<(Arc<Core>, TcpListener, Routes, Registration), Fatal> {
     let listener = crpc::listen::bind(config.rpc.listen, "rpc.listen").await?;
     let store = open_store(&config).await?;
     let servers = crpc::registry::open(&config.registry).await?;
@@ -360,7 +399,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
         tokens,
         metrics,
         readiness: readiness.clone(),
-        shutdown: shutdown.clone(),
+        shutdown,
     });
     let _ = core.peers.set(servers.clone());
     check_store(&core).await;
@@ -380,7 +419,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
         .max_decoding_message_size(LINK_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(LINK_MESSAGE_BYTES_MAX);
     let calls = StateServer::new(StateService::new(core.clone()));
-    let routes = tonic::service::Routes::new(link).add_service(calls);
+    let routes = Routes::new(link).add_service(calls);
     readiness.set("registry", Ok(()));
     readiness.set("listener", Ok(()));
     let endpoint = Endpoint {
@@ -389,14 +428,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     };
     let registration = servers.register(endpoint).await?;
     tracing::info!(durability = core.durability().as_str_name(), "state is listening");
-
-    let leaving = leave(shutdown.clone(), registration, readiness.clone());
-    let served = crpc::server::serve(listener, routes, readiness, shutdown, &core.config.shutdown);
-    let (served, ()) = tokio::join!(served, leaving);
-    delivered::flush(&core).await;
-    marks::leave(&core).await;
-    tracing::info!("state has stopped");
-    served
+    Ok((core, listener, routes, registration))
 }
 
 /// Deregisters first, so that nobody new comes.

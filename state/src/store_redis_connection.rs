@@ -144,7 +144,7 @@ impl Dialer {
     /// From the configuration.
     pub fn new(config: &StoreConfig, seen: Arc<Seen>) -> Result<Dialer, StoreError> {
         let unusable =
-            |why: String| StoreError::Refused(format!("store.url {:?} is not usable: {why}", config.url));
+            |why: String| StoreError::Refused(format!("store.url {:?} is not usable: {why}", config.shown()));
         let info = config.url.as_str().into_connection_info().map_err(|error| unusable(error.to_string()))?;
         if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
             return Err(unusable("TLS to Redis is not supported".to_owned()));

@@ -79,6 +79,8 @@ impl Keeper {
         let mut written = true;
         loop {
             tokio::select! {
+                // The lease comes first, however fast reports come.
+                biased;
                 _ = renew.tick() => match self.renew(lease).await {
                     Ok(true) => {}
                     Ok(false) => return,

@@ -36,6 +36,8 @@ pub struct Sample {
     pub login: Times,
     /// The same from when the attempt was really begun: it hides what the generator and the waiting cost.
     pub login_uncorrected: Times,
+    /// Heartbeats sent whose answers are timed.
+    pub pings: u64,
     /// Heartbeat from when it was due to its answer.
     pub ping: Times,
     /// The same from when it was really sent.
@@ -73,6 +75,7 @@ impl Default for Sample {
             connect: Times::new(2),
             login: Times::new(2),
             login_uncorrected: Times::new(2),
+            pings: 0,
             ping: Times::new(2),
             ping_uncorrected: Times::new(2),
             lag: Times::new(2),
@@ -102,6 +105,7 @@ impl Sample {
         self.connect.add(&other.connect);
         self.login.add(&other.login);
         self.login_uncorrected.add(&other.login_uncorrected);
+        self.pings += other.pings;
         self.ping.add(&other.ping);
         self.ping_uncorrected.add(&other.ping_uncorrected);
         self.lag.add(&other.lag);
@@ -127,6 +131,7 @@ impl Sample {
             && self.made == 0
             && self.ready == 0
             && self.cuts_done == 0
+            && self.pings == 0
             && self.ping.is_empty()
             && self.synced == 0
             && self.sent == 0

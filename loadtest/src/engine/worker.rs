@@ -301,7 +301,8 @@ impl<M: Mode> Worker<M> {
         let Some(fd) = conn.fd.as_ref().filter(|_| conn.epoch == epoch) else { return };
         if conn.phase == Phase::Connecting {
             match sys::take_error(fd) {
-                Ok(()) => self.greet(index, conn.begun_us, false),
+                // Since the call: what was late before it is in the login's time.
+                Ok(()) => self.greet(index, conn.begun_us + u64::from(conn.late_us), false),
                 Err(error) => self.io.broken.push((index, Fault::Io(error))),
             }
             return;

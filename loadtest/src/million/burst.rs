@@ -42,6 +42,8 @@ pub struct Burst {
     writer_returns: u64,
     before_p99_ms: Option<f64>,
     during_p99_ms: Option<f64>,
+    /// Messages that were due meanwhile and had not come at its end: the percentile does not know them.
+    during_open: u64,
 }
 
 /// Runs it.
@@ -72,6 +74,7 @@ pub fn run(system: &System, plan: Plan) -> Result<Burst, RunError> {
         burst.look(&gateway, plan.fresh)?;
     }
     burst.during_p99_ms = live.end_stretch().map(|latency| latency.p99_ms);
+    burst.during_open = live.open();
     burst.slow_closed = gateway.metric("closed_total{reason=\"slow_reader\"}").unwrap_or(0.0) as u64;
     burst.writer_returns = attack.stop()?;
     live.leave()?;
@@ -125,6 +128,7 @@ impl Default for Burst {
             writer_returns: 0,
             before_p99_ms: None,
             during_p99_ms: None,
+            during_open: 0,
         }
     }
 }
@@ -146,6 +150,7 @@ impl Burst {
         report.burst_over_budget = Some(self.over_budget);
         report.burst_bytes = Some(self.bytes);
         report.burst_others_p99_ms = self.during_p99_ms;
+        report.burst_others_open = Some(self.during_open);
         let ratio = self.during_p99_ms.zip(self.before_p99_ms).map(|(during, before)| during / before);
         report.burst_others_p99_over_before = ratio;
     }
@@ -156,7 +161,7 @@ impl fmt::Display for Burst {
         let ms = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
         write!(
             f,
-            "at worst {:.1} MiB with {} connections, {:.3} of the budget; {} had bytes waiting, {} closed as slow, who writes to them thrown out {} times; others' p99 {} ms, {} ms before",
+            "at worst {:.1} MiB with {} connections, {:.3} of the budget; {} had bytes waiting, {} closed as slow, who writes to them thrown out {} times; others' p99 {} ms, {} on the way, {} ms before",
             self.bytes as f64 / f64::from(1 << 20),
             self.connections,
             self.over_budget,
@@ -164,6 +169,7 @@ impl fmt::Display for Burst {
             self.slow_closed,
             self.writer_returns,
             ms(self.during_p99_ms),
+            self.during_open,
             ms(self.before_p99_ms)
         )
     }

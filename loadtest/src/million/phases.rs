@@ -229,12 +229,12 @@ impl<'a> Try<'a> {
         if let Some(mut live) = live {
             live.talk(COLLECT);
             let latency = live.end_stretch();
+            // What was due in the storm and has not come yet is missing in the percentiles.
+            let open = live.open();
             self.report.storm_live_p50_ms = latency.map(|latency| latency.p50_ms);
             self.report.storm_live_p99_ms = latency.map(|latency| latency.p99_ms);
-            // What was due in the storm and has not come yet would be missing in the percentiles.
-            live.talk(WARM_UP);
-            self.report.storm_live_open = Some(live.open());
-            self.say(&format!("  live messages: {}, {} on the way", shown(latency), live.open()));
+            self.report.storm_live_open = Some(open);
+            self.say(&format!("  live messages: {}, {open} on the way", shown(latency)));
             live.leave()?;
         }
         Ok(crowd)
@@ -243,9 +243,9 @@ impl<'a> Try<'a> {
     fn hold(&mut self, system: &System, gateway: &Gateway, crowd: &mut Crowd) -> Result<(), RunError> {
         if !self.skips(Phase::Hold) {
             self.say("everybody idle, heartbeats every 60 s");
-            let hold = self.wait(HOLD);
             crowd.hold(COLLECT);
-            self.only_heartbeats(gateway, |_| crowd.hold(hold))?;
+            let round = self.wait(HOLD);
+            self.only_heartbeats(gateway, |_| crowd.hold(round))?;
         }
         self.left()?;
         let held = crowd.sum().ready_now();
@@ -306,7 +306,9 @@ impl<'a> Try<'a> {
         self.report.state_kill_back_s = back.map(|back| back.as_secs_f64());
         let rest = after.saturating_sub(killed.elapsed());
         crowd.hold(rest.min(CALM_AFTER));
-        self.only_heartbeats(gateway, |_| crowd.hold(rest.saturating_sub(CALM_AFTER)))?;
+        let round = self.wait(HOLD);
+        self.only_heartbeats(gateway, |_| crowd.hold(round))?;
+        crowd.hold(after.saturating_sub(killed.elapsed()));
         let gone = (bound - gateway.metric("bound_connections")?).max(0.0) as u64;
         lost += crowd.sum().dropped - dropped;
         self.report.state_kill_dropped = Some(lost.max(gone));

@@ -21,7 +21,8 @@ pub const TALK_PER_S: f64 = 5_000.0;
 pub const TALK: Duration = Duration::from_secs(20);
 /// Until every chat of those who talk has had its first message.
 pub const WARM_UP: Duration = Duration::from_secs(3);
-/// Everybody idle.
+/// Everybody idle: one round of heartbeats. More or less than whole rounds would count those of a quick storm too often or too
+/// rarely.
 pub const HOLD: Duration = Duration::from_secs(60);
 /// In which a dropped connection counts.
 pub const AFTER_KILL: Duration = Duration::from_secs(90);

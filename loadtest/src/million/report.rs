@@ -65,6 +65,7 @@ pub struct MillionReport {
     pub gateway_rss_after_bytes: Option<u64>,
     pub burst_bytes: Option<u64>,
     pub burst_others_p99_ms: Option<f64>,
+    pub burst_others_open: Option<u64>,
     pub burst_others_p99_over_before: Option<f64>,
     pub run_seconds: f64,
 }
@@ -192,7 +193,8 @@ impl MillionReport {
     }
 }
 
-/// Medians of several runs, key by key; `noisy` if one of them was. Keys that one run has not are left out of it.
+/// Medians of several runs, key by key; `noisy` if one of them was. What one of them has not has no median: it may be
+/// what never came.
 pub fn median(runs: &[Value]) -> Value {
     let Some(first) = runs.first().and_then(Value::as_object) else { return Value::Null };
     let of = |key: &String| -> Value {
@@ -201,10 +203,7 @@ pub fn median(runs: &[Value]) -> Value {
         }
         let mut values: Vec<f64> = runs.iter().filter_map(|run| run[key].as_f64()).collect();
         values.sort_by(f64::total_cmp);
-        match values.len() {
-            0 => Value::Null,
-            count => values[(count - 1) / 2].into(),
-        }
+        if values.len() < runs.len() { Value::Null } else { values[(values.len() - 1) / 2].into() }
     };
     first.keys().map(|key| (key.clone(), of(key))).collect::<serde_json::Map<_, _>>().into()
 }
@@ -276,5 +275,7 @@ mod tests {
         let median = median(&runs);
         assert_eq!((&median["login_seconds"], &median["noisy"]), (&2.0.into(), &true.into()));
         assert_eq!(median["burst_over_budget"], Value::Null);
+        let runs = [run(Some(3.0), false), run(None, false), run(Some(2.0), false)];
+        assert_eq!(super::median(&runs)["login_seconds"], Value::Null);
     }
 }
