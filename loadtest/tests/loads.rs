@@ -60,6 +60,19 @@ fn a_storm_logs_everybody_in_and_holds_them() {
 }
 
 #[test]
+fn a_hold_that_there_is_no_time_for_is_refused() {
+    let fake = Fake::start(Fault::Nothing);
+    let options = StormOptions {
+        targets: vec![fake.address],
+        hold: Duration::from_secs(60),
+        timeout: Duration::from_secs(60),
+        ..StormOptions::default()
+    };
+    let error = storm::run(&options).unwrap_err();
+    assert!(error.exit_code() == 64 && error.to_string().contains("--hold"), "{error}");
+}
+
+#[test]
 fn a_storm_at_a_rate_takes_its_time() {
     let fake = Fake::start(Fault::Nothing);
     let report = storm(&fake, |options| options.rate = Some("500:1500".parse().unwrap()));
@@ -177,6 +190,17 @@ fn each_fault_of_a_server_is_found() {
     assert_eq!((double.report.doubled, double.report.lost), (1, 0), "{double:?}");
     let swap = chat(&Fake::start(Fault::Swap), |_| {}).unwrap();
     assert_eq!((swap.report.reordered, swap.report.doubled), (1, 0), "{swap:?}");
+}
+
+#[test]
+fn what_is_on_its_way_when_a_chat_is_cut_short_is_not_lost() {
+    let fake = Fake::start(Fault::Nothing);
+    let error = chat(&fake, |options| {
+        (options.seconds, options.timeout) = (60.0, Duration::from_secs(2));
+    })
+    .unwrap_err();
+    assert!(matches!(error, RunError::CutShort(_)) && error.exit_code() == 69, "{error}");
+    assert!(error.to_string().contains("messages were sent"), "{error}");
 }
 
 #[test]
