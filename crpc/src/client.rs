@@ -146,14 +146,22 @@ impl Channels {
         last.set_source(Arc::new(NoServer));
         loop {
             let Some((endpoint, channel)) = self.pick(pick, turn, &tried) else { return Err(last) };
-            let left = deadline.saturating_duration_since(Instant::now());
+            let asked =
+                Asked { inner: &self.inner, addr: &endpoint.addr, since: Instant::now(), is_over: false };
+            let left = deadline.saturating_duration_since(asked.since);
             let attempt = Attempt { endpoint: endpoint.clone(), channel, left };
             let outcome = tokio::time::timeout_at(deadline, call(attempt)).await;
-            // What it said itself, an error included, is an answer.
-            self.note(
-                &endpoint.addr,
-                matches!(&outcome, Ok(Err(status)) if !broke(status)) || matches!(outcome, Ok(Ok(_))),
-            );
+            // tonic's own timer, or ours: whichever is first.
+            let is_late = Instant::now() >= deadline;
+            match &outcome {
+                // Who was left a rest of the time only is not to be blamed for it.
+                Ok(Err(status)) if broke(status) && is_late && !tried.is_empty() => asked.over(None),
+                Err(_) if !tried.is_empty() => asked.over(None),
+                Ok(Err(status)) if broke(status) => asked.over(Some(false)),
+                Err(_) => asked.over(Some(false)),
+                // What it said itself, an error included, is an answer.
+                Ok(_) => asked.over(Some(true)),
+            }
             last = match outcome {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(status)) => status,
@@ -161,6 +169,9 @@ impl Channels {
                     return Err(Status::deadline_exceeded(format!("no answer in {:?}", options.deadline)));
                 }
             };
+            if is_late {
+                return Err(last);
+            }
             let failed = last.code() == Code::Unavailable || broke(&last);
             // What was not sent is no load, and costs nothing of the budget.
             let is_free = was_not_sent(&last);
@@ -169,15 +180,6 @@ impl Channels {
                 return Err(last);
             }
             tried.push(endpoint.id.clone());
-        }
-    }
-
-    fn note(&self, addr: &str, answered: bool) {
-        let outages = &mut self.inner.open.lock().outages;
-        if answered {
-            outages.answered(addr);
-        } else if outages.failed(addr, Instant::now()) {
-            tracing::warn!(addr, "no answer; calls go elsewhere while there are others");
         }
     }
 
@@ -210,6 +212,48 @@ impl Channels {
                     "left out"
                 ),
             }
+        }
+    }
+}
+
+/// A call on its way. Dropped when its caller is gone.
+struct Asked<'a> {
+    inner: &'a Inner,
+    addr: &'a str,
+    since: Instant,
+    is_over: bool,
+}
+
+impl Asked<'_> {
+    /// Whether it was answered; `None`: that says nothing of the endpoint.
+    fn over(mut self, answered: Option<bool>) {
+        self.is_over = true;
+        self.note(answered);
+    }
+
+    fn note(&self, answered: Option<bool>) {
+        let outages = &mut self.inner.open.lock().outages;
+        match answered {
+            Some(true) => {
+                if outages.answered(self.addr) {
+                    tracing::info!(addr = self.addr, "it answers again");
+                }
+            }
+            Some(false) => {
+                if outages.failed(self.addr, Instant::now()) {
+                    tracing::warn!(addr = self.addr, "no answer; calls go elsewhere while there are others");
+                }
+            }
+            None => outages.untried(self.addr, Instant::now()),
+        }
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            // A caller that had no patience says nothing; one that waited long does.
+            self.note((self.since.elapsed() >= ANSWERED_IN).then_some(false));
         }
     }
 }
@@ -297,6 +341,8 @@ impl Budget {
     }
 }
 
+/// A server that is there answers sooner, even if its store is slow.
+const ANSWERED_IN: Duration = Duration::from_secs(3);
 const BUDGET_TENTHS_MAX: u32 = 100;
 const RETRIES_MAX: usize = 2;
 
@@ -381,6 +427,17 @@ mod tests {
             channels.call(Pick::RoundRobin, SAFE, fail).await.unwrap_err();
         }
         assert!((110..=122).contains(&*tries.lock()), "{} tries for 100 calls", tries.lock());
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_is_gone_blames_nobody_and_frees_the_try() {
+        let (_table, channels) = channels(&["a"]);
+        let never = |_| std::future::pending::<Result<(), Status>>();
+        let mut call = Box::pin(channels.call(Pick::RoundRobin, SAFE, never));
+        assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(call.as_mut().poll(cx).is_pending())).await);
+        drop(call);
+        let addr = &channels.table()[0].addr;
+        assert!(!channels.inner.open.lock().outages.is_out(addr, Instant::now()));
     }
 
     #[tokio::test]

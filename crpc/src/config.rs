@@ -65,8 +65,8 @@ pub fn load<C: DeserializeOwned + Default>(name: &str, args: &ServerArgs) -> Res
     load_from(name, file.as_deref(), env, &args.set)
 }
 
-/// What contradicts in the sections that all registered servers have, without asking anybody. For `--check`, and before a
-/// port is opened.
+/// What contradicts in the sections that gateway and state have, which register, without asking anybody. For `--check`, and
+/// before a port is opened.
 pub fn check_shared(id: &str, registry: &RegistryConfig, log: &LogConfig) -> Result<(), Fatal> {
     crate::log::filter(log)?;
     crate::registry::check(registry)?;

@@ -27,9 +27,9 @@ pub fn filter(config: &LogConfig) -> Result<EnvFilter, Fatal> {
             config.level
         ))
     };
-    // A word alone would be taken for a target, of which everything is logged, and of the others nothing.
+    // A word alone would be taken for a target, of which everything is logged, and of the others nothing. Spans have brackets.
     let words = config.level.split(',').map(str::trim);
-    for word in words.filter(|word| !word.contains(['=', '['])) {
+    for word in words.filter(|word| !word.contains(['=', '[', ']', '{', '}'])) {
         word.parse::<LevelFilter>().map_err(|_| refuse(&format!("{word:?} is no level")))?;
     }
     EnvFilter::try_new(&config.level).map_err(|error| refuse(&error))

@@ -23,7 +23,7 @@ struct Outage {
     is_tried: bool,
 }
 
-/// A server that was only restarted is missed for no longer than that.
+/// The first one: a server that is gone for a moment is missed for no longer than that.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Each try may cost somebody an answer, so that a server which is away for long is asked rarely.
 const PAUSE_MAX: Duration = Duration::from_secs(16);
@@ -62,9 +62,16 @@ impl Outages {
         }
     }
 
-    /// The server answered.
-    pub fn answered(&mut self, addr: &str) {
-        self.by_addr.remove(addr);
+    /// The server answered. Whether that is news.
+    pub fn answered(&mut self, addr: &str) -> bool {
+        self.by_addr.remove(addr).is_some()
+    }
+
+    /// Of the call that went there nothing will be heard: another may try.
+    pub fn untried(&mut self, addr: &str, now: Instant) {
+        if let Some(outage) = self.by_addr.get_mut(addr).filter(|outage| outage.is_tried) {
+            (outage.until, outage.is_tried) = (now, false);
+        }
     }
 
     /// Forgets the others.
@@ -91,7 +98,7 @@ mod tests {
             assert!(outages.is_out("a", now), "one at a time");
             outages.failed("a", now);
         }
-        outages.answered("a");
+        assert!(outages.answered("a") && !outages.answered("a"));
         assert!(!outages.is_out("a", now) && outages.failed("a", now));
     }
 
@@ -102,6 +109,8 @@ mod tests {
         outages.tried("a", now + PAUSE_MIN);
         assert!(outages.is_out("a", now + PAUSE_MIN + TRY_MAX / 2));
         assert!(!outages.is_out("a", now + PAUSE_MIN + TRY_MAX));
+        outages.untried("a", now + PAUSE_MIN);
+        assert!(!outages.is_out("a", now + PAUSE_MIN), "whoever tried is gone");
         outages.retain(|addr| addr != "a");
         assert!(!outages.is_out("a", now));
     }

@@ -86,6 +86,11 @@ impl AuthConfig {
         Ok(())
     }
 
+    /// For so long after its `iat` a token may be good, seconds.
+    pub fn good_s(&self) -> u64 {
+        self.token_ttl_max_s + self.leeway_s
+    }
+
     /// For so long a revocation is remembered, seconds: until no token that it is for is good any more.
     pub fn revoked_s(&self) -> u64 {
         self.token_ttl_max_s + 2 * self.leeway_s + 1

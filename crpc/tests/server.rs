@@ -139,10 +139,10 @@ async fn a_server_that_takes_calls_and_answers_none_is_left_alone() {
     let once = CallOptions { idempotent: false, ..OPTIONS };
     let outcomes = [check_as(&channels, once).await, check_as(&channels, once).await];
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
-    let (began, mut lost) = (Instant::now(), 0);
+    let mut lost = 0;
     for _ in 0..100 {
         lost += u32::from(check_as(&channels, once).await.is_err());
     }
-    // Those that tried it again, one for each pause that went by.
-    assert!(u64::from(lost) <= began.elapsed().as_secs(), "{lost} of 100 in {:?}", began.elapsed());
+    // Those that try it again; the pause behind each is longer than the rest takes.
+    assert!(lost <= 2, "{lost} of 100");
 }

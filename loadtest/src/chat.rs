@@ -133,16 +133,21 @@ pub fn run(options: &ChatOptions) -> Result<ChatResult, RunError> {
     if !logged_in {
         return Err(not_logged_in(options, monitor.sum()));
     }
-    if !is_whole {
+    let mut checker = Checker::default();
+    parts.into_iter().for_each(|part| checker.merge(part));
+    let mut verdict = checker.verdict();
+    // The other faults are ones however it ended.
+    if !is_whole && [verdict.doubled, verdict.reordered, verdict.foreign] == [0; 3] {
         let Sample { sent, delivered, .. } = monitor.sum();
         return Err(RunError::CutShort(format!(
             "{sent} of {messages} messages were sent and {delivered} had arrived when it was interrupted, or --timeout was over; \
              what was on its way is not lost"
         )));
     }
-    let mut checker = Checker::default();
-    parts.into_iter().for_each(|part| checker.merge(part));
-    let result = result(options, &checker.verdict(), &monitor, login_seconds);
+    if !is_whole {
+        verdict.lost = 0;
+    }
+    let result = result(options, &verdict, &monitor, login_seconds);
     let least = result.report.messages_per_chat_min;
     if least < MESSAGES_PER_CHAT_MIN && result.is_clean() {
         return Err(too_few(least));

@@ -264,8 +264,18 @@ pub(crate) fn watch_terminate() {
     static STARTED: OnceLock<()> = OnceLock::new();
     STARTED.get_or_init(|| {
         watch_for(SignalKind::terminate());
-        watch_for(SignalKind::hangup());
+        // Whoever began it with nohup wants it to outlive the terminal.
+        if !ignores_hangup() {
+            watch_for(SignalKind::hangup());
+        }
     });
+}
+
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 != 0)
 }
 
 fn watch_for(kind: SignalKind) {

@@ -112,9 +112,7 @@ pub fn more_keys() -> Vec<String> {
 fn check(options: &StormOptions) -> Result<(), RunError> {
     let usage = |text: &str| Err(RunError::Usage(text.to_owned()));
     if options.hold >= options.timeout {
-        return Err(RunError::Usage(
-            "--hold must be shorter than --timeout, which ends everything".to_owned(),
-        ));
+        return usage("--hold must be shorter than --timeout, which ends everything");
     }
     if !options.misfits.is_empty() && options.hold.is_zero() {
         return usage(
@@ -155,7 +153,7 @@ pub fn run(options: &StormOptions) -> Result<StormReport, RunError> {
     // Of these seconds alone, too: a long hold would hide them.
     let strained = monitor.strained();
     let mut more = Map::new();
-    let mut is_whole = true;
+    let mut is_whole = options.hold.is_zero();
     if !monitor.is_over() {
         let misfits = Misfits::start(options, &run)?;
         is_whole = match options.reconnect {

@@ -58,11 +58,11 @@ impl StateService {
         }
     }
 
-    /// Refuses a token, issued at this Unix second, of which no revocation would be known any more. The caller took it, so
-    /// it allows tokens a longer life than this server does.
+    /// Refuses a token, issued at this Unix second, that would not be good here, and of which no revocation might be known any
+    /// more. The caller took it, so it allows tokens a longer life than this server does.
     fn check_age(&self, issued_s: u64) -> Result<(), Status> {
-        let known_s = self.core.config.auth.revoked_s();
-        if issued_s > 0 && issued_s.saturating_add(known_s) < self.core.unix_ms() / 1_000 {
+        let good_s = self.core.config.auth.good_s();
+        if issued_s > 0 && issued_s.saturating_add(good_s) < self.core.unix_ms() / 1_000 {
             return Err(refused(
                 Why::Revoked,
                 "the token is older than revocations are kept: set auth.token_ttl_max_s alike on all servers",

@@ -95,13 +95,15 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    /// The URL without the password, for logs and errors.
+    /// The URL without user and password, for logs and errors. Those of a Unix socket stand behind a question mark.
     pub fn shown(&self) -> String {
-        let Some((scheme, rest)) = self.url.split_once("://") else { return self.url.clone() };
-        match rest.rsplit_once('@') {
-            Some((_, host)) => format!("{scheme}://…@{host}"),
-            None => self.url.clone(),
+        if self.redb_path().is_some() {
+            return self.url.clone();
         }
+        let url = self.url.split('?').next().unwrap_or_default();
+        let Some((before, host)) = url.rsplit_once('@') else { return url.to_owned() };
+        let scheme = before.split_once("://").map(|(scheme, _)| format!("{scheme}://"));
+        format!("{}…@{host}", scheme.unwrap_or_default())
     }
 
     /// The file of an embedded store; `None`: the store is a server.
@@ -320,6 +322,20 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_store_is_no_secret() {
+        for (url, shown) in [
+            ("redis://127.0.0.1:6379/2", "redis://127.0.0.1:6379/2"),
+            ("redis://:se@cret@10.0.0.1:6379", "redis://…@10.0.0.1:6379"),
+            ("operator:secret@10.0.0.1:6379", "…@10.0.0.1:6379"),
+            ("unix:///run/redis.sock?user=u&pass=secret", "unix:///run/redis.sock"),
+            ("redb:/srv/a@b?", "redb:/srv/a@b?"),
+        ] {
+            let store = StoreConfig { url: url.to_owned(), ..StoreConfig::default() };
+            assert_eq!(store.shown(), shown);
+        }
+    }
 
     #[test]
     fn a_store_is_a_server_or_a_file() {

@@ -126,6 +126,9 @@ const LINK_MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How often the store is asked how it is, and what it promises.
 const STORE_CHECK: Duration = Duration::from_secs(1);
 
+/// How long the end of the process waits for what blocks.
+const BLOCKING_MAX: Duration = Duration::from_secs(2);
+
 /// How often a warning about development logins from elsewhere is repeated.
 const INSECURE_WARNING: Duration = Duration::from_secs(60);
 
@@ -314,8 +317,8 @@ pub fn run(config: Config) -> Result<(), Fatal> {
         .build()
         .map_err(|e| Fatal::internal(format!("starting the runtime: {e}")))?;
     let outcome = runtime.block_on(serve(config));
-    // Nothing waits for what blocks: a store that is still being opened when a signal came.
-    runtime.shutdown_background();
+    // For what blocks, so that a store in a file is closed; but not for long: one that is still being opened when a signal came.
+    runtime.shutdown_timeout(BLOCKING_MAX);
     outcome
 }
 
@@ -357,6 +360,7 @@ async fn serve(config: Config) -> Result<(), Fatal> {
     let starting = start(config, tokens, metrics, readiness.clone(), shutdown.clone());
     let (core, listener, routes, registration) = tokio::select! {
         biased;
+        // What was just registered goes with its lease.
         () = shutdown.wait() => {
             tracing::info!("stopped before it had started");
             return Ok(());

@@ -30,7 +30,10 @@ pub async fn prepare(
     let known = seen.known();
     let newest = known.as_ref().and_then(|known| known.newest.as_ref()).map(|(chat, _)| chat.as_str());
     let (mut found, mut meta) = look(connection, newest).await?;
-    if !meta.contains_key("layout") {
+    let is_empty = !meta.contains_key("layout");
+    // Whoever knew another one before has lost it.
+    let is_new = is_empty && known.is_none();
+    if is_empty {
         let mut pipe = redis::pipe();
         // The layout last: it says that the others are there.
         for (field, value) in ours.into_iter().rev() {
@@ -48,7 +51,11 @@ pub async fn prepare(
     let strict = u8::from(found.strict);
     let id = match judge(&found, known.as_ref()) {
         Verdict::Draw(why) => {
-            tracing::warn!(run = found.run, "all histories are drawn anew: {why}");
+            if is_new {
+                tracing::info!(run = found.run, "the store is new: its histories are drawn");
+            } else {
+                tracing::warn!(run = found.run, "all histories are drawn anew: {why}");
+            }
             draw(connection, &found.run, strict).await?
         }
         verdict => {

@@ -42,7 +42,7 @@ pub struct Burst {
     writer_returns: u64,
     before_p99_ms: Option<f64>,
     during_p99_ms: Option<f64>,
-    /// Messages that were due meanwhile and had not come at its end: the percentile does not know them.
+    /// Messages that had been sent and had not come at its end: the percentile does not know them. Some always are.
     during_open: u64,
 }
 

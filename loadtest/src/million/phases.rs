@@ -229,7 +229,7 @@ impl<'a> Try<'a> {
         if let Some(mut live) = live {
             live.talk(COLLECT);
             let latency = live.end_stretch();
-            // What was due in the storm and has not come yet is missing in the percentiles.
+            // What has been sent and has not come yet is missing in the percentiles; some always is.
             let open = live.open();
             self.report.storm_live_p50_ms = latency.map(|latency| latency.p50_ms);
             self.report.storm_live_p99_ms = latency.map(|latency| latency.p99_ms);

@@ -118,11 +118,18 @@ impl Line {
     fn named_as(mut self, row: &Row) -> Line {
         let named = [row.name, row.fault, how(row.name)].map(clean);
         self.cells.splice(..ROUNDS, named);
+        let rounds = self.number(ROUNDS);
+        self.cells[ROUNDS] = if rounds < u64::from(row.full_rounds) {
+            format!("{rounds} of {}", row.full_rounds)
+        } else {
+            rounds.to_string()
+        };
         self
     }
 
+    /// The first number in it.
     fn number(&self, cell: usize) -> u64 {
-        self.cells[cell].parse().unwrap_or(0)
+        self.cells[cell].split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0)
     }
 
     /// Lost and doubled, as its result says.
@@ -267,7 +274,7 @@ checker must find, and count for nothing else. Once all is quiet everybody says 
 can hide.
 
 `loadtest torture --rows ROW --rounds N --seed SEED` does a line again, with `--gate` or `--tenth` where the column \"as\" says so (minutes: `--minutes`): what
-takes long is shorter then, and with `--gate` it is not judged how much others were slowed down (the figure stands there). `loadtest torture --list` says how many rounds a full run has. Random moments are drawn from the seed, and where a row
+takes long is shorter then, and with `--gate` it is not judged how much others were slowed down (the figure stands there). Random moments are drawn from the seed, and where a row
 has several faults its round takes one by the seed; what processes do in between is not.
 
 Each of the worst figures is the worst of all rounds, by itself; those of one line may be of different ones. Times count from the end of the fault:
@@ -283,7 +290,7 @@ what it had acknowledged, which no server can bring back, and what is judged is 
 
 ";
 const COLUMNS: &str = "\
-| row | fault | how | rounds run | as | faults injected | messages acknowledged | result | worst figures | seed | date |
+| row | fault | how | rounds, of a full run's | as | faults injected | messages acknowledged | result | worst figures | seed | date |
 |---|---|---|---|---|---|---|---|---|---|---|
 ";
 
@@ -292,7 +299,7 @@ mod tests {
     use super::super::round::Facts;
     use super::*;
 
-    const ONE: Row = Row { name: "F1", fault: "state killed", full_rounds: 1, gate: true, run: |_| Ok(()) };
+    const ONE: Row = Row { name: "F1", fault: "state killed", full_rounds: 9, gate: true, run: |_| Ok(()) };
     const TWO: Row = Row { name: "F2", fault: "a | b", full_rounds: 1, gate: true, run: |_| Ok(()) };
     const THREE: Row = Row { name: "Z3", fault: "never", full_rounds: 1, gate: true, run: |_| Ok(()) };
     const CONTROL: Row = Row { name: "N-x", fault: "planted", full_rounds: 1, gate: true, run: |_| Ok(()) };
@@ -320,7 +327,7 @@ mod tests {
         let failed = line(&first, "F1");
         assert_eq!(
             failed[ROUNDS..],
-            ["2", "gate", "2", "1000", "FAILED: lost 3, doubled 1", "", "7", "2026-01-02"]
+            ["2 of 9", "gate", "2", "1000", "FAILED: lost 3, doubled 1", "", "7", "2026-01-02"]
         );
         assert_eq!(line(&first, "F2")[RESULT], "not run yet");
         assert!(first.contains("4 of 1000 acknowledged messages lost or doubled in 2 faults"), "{first}");
