@@ -78,10 +78,11 @@ pub enum SendError {
         "no answer yet: the message may have been stored or not; this device sends it again when it comes back"
     )]
     Unanswered,
-    /// It may be stored or not, and nobody will find out: the server has forgotten the id, or nothing is kept.
+    /// It may be stored or not, and nobody will find out: the server has forgotten the id, nothing is kept, or what was to be kept could not
+    /// be written.
     #[error("unknown: the message may have been stored or not")]
     Unknown,
-    /// The session ended before the message got an id.
+    /// The session ended before the message got an id; or, where nothing is kept, before it left.
     #[error("not sent: the session is over")]
     NotSent,
 }
@@ -147,7 +148,8 @@ impl Client {
         }
     }
 
-    /// Sends to a user (`bob`), a chat (`alice:bob`) or a group (`#17`), and waits for the answer.
+    /// Sends to a user (`bob`), a chat (`alice:bob`) or a group (`#17`), and waits for the answer. Whoever stops waiting stops nothing: the
+    /// message stays on its way, and sent again it would come twice.
     pub async fn send(&self, to: &str, body: impl Into<Body>) -> Result<Sent, SendError> {
         self.enqueue(to, body).await?.await
     }
@@ -281,7 +283,8 @@ impl Client {
         self.ask(|answer| Control::Settings { change: Some(settings), answer }).await
     }
 
-    /// Ends the session: stores what is confirmed, sends the last acknowledgements, and lets go of the state folder.
+    /// Ends the session, where dropping all handles only asks for it: until it has ended, nobody else can be this device.
+    /// It stores what is confirmed, sends the last acknowledgements, and lets go of the state folder.
     /// What is still unanswered resolves as [`SendError::Unanswered`] and is sent again when the device comes back, or as
     /// [`SendError::Unknown`] with [`Keep::Memory`].
     pub async fn close(self) {

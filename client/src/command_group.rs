@@ -174,7 +174,7 @@ impl Ask<'_> {
 fn report(client: &Client, answer: Result<Sent, SendError>) -> anyhow::Result<ExitCode> {
     match answer {
         Ok(sent) => {
-            println!("{}", serde_json::json!({ "chat": &*sent.chat, "seq": sent.seq }));
+            crate::print_line(&serde_json::json!({ "chat": &*sent.chat, "seq": sent.seq }))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(error @ (SendError::Refused { .. } | SendError::Name(_))) => {

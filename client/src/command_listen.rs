@@ -1,12 +1,12 @@
 //! `client listen`: every message of a user, a line each, confirmed once the line is flushed.
 //!
-//! Trap: whoever kills us between flush and confirm gets that line again next time. (chat, seq) tells.
+//! Trap: whoever kills us between flush and confirm gets that line again next time. (chat, history, seq) tells.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use client::{Client, ConnectError, Content, Ended, Event, Message, Options};
+use client::{Client, ConnectError, Content, Ended, Event, Message, Options, Status};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::EXIT_TIMEOUT;
@@ -20,7 +20,9 @@ pub struct Arguments {
     /// Whose messages
     #[arg(long)]
     pub user: String,
-    /// One JSON object a line: {"chat","seq","sender","text","send_time_us"}
+    /// One JSON object a line: {"chat","seq","sender","text","send_time_us","history"}, and "kind" of what is no text. Seqs begin
+    /// anew when the server has lost history, with another number of it: {"history_lost","history","from_seq"}. What is not
+    /// there any more: {"gap","history","from","to"}; what the user hides: {"hidden","history","seq"}. Their first value is the chat
     #[arg(long)]
     json: bool,
     /// Print also how far others have the messages, and what was read: with --json {"receipt","chat","user","seq"} where
@@ -46,8 +48,11 @@ pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitC
     let options = Options { receipts: arguments.receipts, ..options };
     let (client, mut events) = Client::start(options)?;
     if let Err(error) = client.watch(arguments.watch.iter().map(String::as_str)) {
+        client.close().await;
         return Ok(crate::usage(&format!("--watch: {error}")));
     }
+    let mut status = client.status();
+    let mut is_told = false;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut left = arguments.count.unwrap_or(u64::MAX);
@@ -66,6 +71,17 @@ pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitC
         }
         let event = tokio::select! {
             event = events.next() => event.unwrap_or(Event::Ended(Ended::Closed)),
+            now = client.status_changed(&status) => {
+                // Once for each time that there is none: whoever waits for nothing wants to know why.
+                if let Status::Connecting { problem: Some(problem) } = &now
+                    && !std::mem::replace(&mut is_told, true)
+                {
+                    eprintln!("client: not connected: {}; trying again", printable(problem));
+                }
+                is_told &= now != Status::Online;
+                status = now;
+                continue;
+            }
             () = &mut timer => break Ok(ExitCode::from(EXIT_TIMEOUT)),
             _ = interrupt.recv() => break Ok(ExitCode::SUCCESS),
             _ = terminate.recv() => break Ok(ExitCode::SUCCESS),
@@ -120,6 +136,7 @@ struct Line<'a> {
     sender: &'a str,
     text: &'a str,
     send_time_us: u64,
+    history: u64,
     /// Missing for text.
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<&'static str>,
@@ -135,6 +152,7 @@ fn print(message: &Message, json: bool) -> io::Result<()> {
             sender: &message.sender,
             text: &text,
             send_time_us: message.time_us,
+            history: message.history,
             kind: match message.body.content() {
                 Content::Text(_) => None,
                 Content::Group(_) => Some("group"),
@@ -148,14 +166,25 @@ fn print(message: &Message, json: bool) -> io::Result<()> {
         let line = serde_json::to_string(&line)?;
         writeln!(out, "{line}")?;
     } else {
-        writeln!(out, "[{} {}] {}: {}", message.chat, message.seq, message.sender, printable(&text))?;
+        let (chat, sender) = (printable(&message.chat), printable(&message.sender));
+        writeln!(out, "[{chat} {}] {sender}: {}", message.seq, printable(&text))?;
     }
     out.flush()
 }
 
-/// Receipts, and who is there and writing; of other events nothing.
+/// Receipts, who is there and writing, and as JSON what is missing, of which people are told elsewhere; of other events nothing.
 fn print_news(event: &Event, json: bool) -> io::Result<()> {
     let (object, line) = match event {
+        Event::Gap { chat, history, from, to } if json => {
+            (serde_json::json!({ "gap": &**chat, "history": history, "from": from, "to": to }), String::new())
+        }
+        Event::HistoryLost { chat, history, from_seq } if json => (
+            serde_json::json!({ "history_lost": &**chat, "history": history, "from_seq": from_seq }),
+            String::new(),
+        ),
+        Event::Hidden { chat, history, seq } if json => {
+            (serde_json::json!({ "hidden": &**chat, "history": history, "seq": seq }), String::new())
+        }
         Event::Delivered { chat, user, seq, .. } => (
             serde_json::json!({ "receipt": "delivered", "chat": &**chat, "user": user, "seq": seq }),
             format!("[{chat} {seq}] delivered to {user}"),
@@ -191,7 +220,8 @@ fn print_news(event: &Event, json: bool) -> io::Result<()> {
 
 /// A stranger's text must not steer our terminal.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\t' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    let steers = |c: char| crate::tui::steers(c) && c != '\t';
+    text.chars().map(|c| if steers(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Seconds, with a fraction if need be.
@@ -211,7 +241,7 @@ mod tests {
 
     #[test]
     fn text_cannot_steer_the_terminal() {
-        assert_eq!(printable("a\u{1b}[2Jb\tc\nd"), "a\u{fffd}[2Jb\tc\u{fffd}d");
+        assert_eq!(printable("a\u{1b}[2Jb\tc\nd\u{202e}"), "a\u{fffd}[2Jb\tc\u{fffd}d\u{fffd}");
     }
 
     #[test]

@@ -14,7 +14,8 @@ use crate::{EXIT_UNREACHABLE, EXIT_USAGE};
 
 /// Send a message; exits 0 only after the server has it durably
 ///
-/// Prints {"chat":"alice:bob","seq":1} per message. Exits 64 when a message is refused for good, 69 when no answer came
+/// Prints {"chat":"alice:bob","seq":1} per message, with --stdin also its "line", from 1; of a line that is refused, stderr
+/// says which. Exits 64 when a message is refused for good, 69 when no answer came
 /// in time: then it may have been stored or not.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -43,7 +44,7 @@ pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitC
         None => read_stdin(),
     };
     let timeout = Duration::from_secs_f64(arguments.timeout);
-    let result = send_all(&client, &arguments.to, lines, timeout).await;
+    let result = send_all(&client, &arguments.to, lines, arguments.stdin, timeout).await;
     client.close().await;
     result
 }
@@ -53,20 +54,24 @@ async fn send_all(
     client: &Client,
     to: &str,
     mut lines: mpsc::Receiver<std::io::Result<String>>,
+    many: bool,
     timeout: Duration,
 ) -> anyhow::Result<ExitCode> {
-    let mut pending: VecDeque<Pending> = VecDeque::new();
+    // With the number of its line.
+    let mut pending: VecDeque<(u64, Pending)> = VecDeque::new();
+    let mut number = 0;
+    let mut broken = None;
     let mut refused = false;
     let mut open = true;
     let mut give_up = tokio::time::Instant::now() + timeout;
     while open || !pending.is_empty() {
         tokio::select! {
             biased;
-            answer = async { pending.front_mut()?.await.into() }, if !pending.is_empty() => {
+            answer = async { pending.front_mut().map(|(_, answer)| answer)?.await.into() }, if !pending.is_empty() => {
                 let Some(answer) = answer else { continue };
-                pending.pop_front();
+                let line = pending.pop_front().map(|(line, _)| line).filter(|_| many);
                 give_up = tokio::time::Instant::now() + timeout;
-                match report(client, answer)? {
+                match report(client, line, answer)? {
                     Answer::Sent => {}
                     Answer::Refused => refused = true,
                     Answer::Over(code) => return Ok(code),
@@ -74,14 +79,17 @@ async fn send_all(
             }
             line = lines.recv(), if open && pending.len() < PENDING_MAX => match line {
                 None => open = false,
-                Some(line) => {
+                // What was read before gets its answers first.
+                Some(Err(error)) => (open, broken) = (false, Some(error)),
+                Some(Ok(line)) => {
                     if pending.is_empty() {
                         give_up = tokio::time::Instant::now() + timeout;
                     }
-                    match client.try_enqueue(to, line?) {
-                        Ok(answer) => pending.push_back(answer),
+                    number += 1;
+                    match client.try_enqueue(to, line) {
+                        Ok(answer) => pending.push_back((number, answer)),
                         // In its order: the answers in front are printed first only when they come first.
-                        Err(error) => match report(client, Err(error))? {
+                        Err(error) => match report(client, Some(number).filter(|_| many), Err(error))? {
                             Answer::Over(code) => return Ok(code),
                             _ => refused = true,
                         },
@@ -102,6 +110,9 @@ async fn send_all(
             }
         }
     }
+    if let Some(error) = broken {
+        return Err(anyhow::Error::new(error).context(format!("line {} of stdin", number + 1)));
+    }
     Ok(if refused { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS })
 }
 
@@ -111,17 +122,27 @@ enum Answer {
     Over(ExitCode),
 }
 
-fn report(client: &Client, answer: Result<Sent, SendError>) -> anyhow::Result<Answer> {
+/// `line`: of stdin, from 1.
+fn report(client: &Client, line: Option<u64>, answer: Result<Sent, SendError>) -> anyhow::Result<Answer> {
+    let of = line.map(|line| format!("line {line}: ")).unwrap_or_default();
     match answer {
         Ok(sent) => {
-            let line = serde_json::json!({ "chat": &*sent.chat, "seq": sent.seq });
+            let mut object = serde_json::json!({ "chat": &*sent.chat, "seq": sent.seq });
+            if let Some(line) = line {
+                object["line"] = line.into();
+            }
             let mut out = std::io::stdout().lock();
-            writeln!(out, "{line}").and_then(|()| out.flush())?;
+            writeln!(out, "{object}").and_then(|()| out.flush())?;
             Ok(Answer::Sent)
         }
         Err(error @ (SendError::Refused { .. } | SendError::Name(_))) => {
-            eprintln!("client: {error}");
+            eprintln!("client: {of}{error}");
             Ok(Answer::Refused)
+        }
+        // It may have been stored, whatever ended the session.
+        Err(error @ SendError::Unknown) => {
+            eprintln!("client: {of}{error}");
+            Ok(Answer::Over(ExitCode::from(EXIT_UNREACHABLE)))
         }
         Err(error) => match client.status() {
             Status::Ended(ended) => {

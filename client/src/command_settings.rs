@@ -32,7 +32,9 @@ pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitC
     let code = match tokio::time::timeout(within, settle(&client, &arguments)).await {
         Ok(Ok(settings)) => {
             let Settings { hide_presence, hide_typing } = settings;
-            println!("{}", serde_json::json!({ "hide_presence": hide_presence, "hide_typing": hide_typing }));
+            crate::print_line(
+                &serde_json::json!({ "hide_presence": hide_presence, "hide_typing": hide_typing }),
+            )?;
             ExitCode::SUCCESS
         }
         Ok(Err(AskError::Over)) => match client.online().await {

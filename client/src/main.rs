@@ -8,7 +8,7 @@ mod command_send;
 mod command_settings;
 mod tui;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -42,8 +42,8 @@ struct Arguments {
     /// Connect to this gateway and do not ask ipconf; may be given several times
     #[arg(long, global = true, value_name = "HOST:PORT")]
     gateway: Vec<String>,
-    /// Name of this device [default: `chat` for the chat; for a subcommand its name and the process id: such a device is
-    /// forgotten at the end]
+    /// Name of this device [default: `chat` for the chat; for a subcommand its name and a random number: such a device
+    /// is forgotten at the end]
     #[arg(long, global = true, value_name = "NAME")]
     device: Option<String>,
     /// Log in with the token in this file, which is read again at each login [default: none, a development login]
@@ -142,6 +142,14 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// What was done stays done, also where nobody reads it.
+fn print_line(line: &impl std::fmt::Display) -> std::io::Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
 fn usage(problem: &str) -> ExitCode {
     eprintln!("client: {problem}; see client --help");
     ExitCode::from(EXIT_USAGE)
@@ -149,7 +157,8 @@ fn usage(problem: &str) -> ExitCode {
 
 fn options(user: &str, subcommand: &str, device: Option<String>, target: Target, token: Token) -> Options {
     let throw_away = device.is_none();
-    let device = device.unwrap_or_else(|| format!("{subcommand}-{}", std::process::id()));
+    // Process ids are not enough: in a container they are the same each time, and the second would end the first.
+    let device = device.unwrap_or_else(|| format!("{subcommand}-{:08x}", rand::random::<u32>()));
     Options { throw_away, keep: Keep::Default, token, ..Options::new(user, device, target) }
 }
 

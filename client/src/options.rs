@@ -19,7 +19,7 @@ pub struct Options {
     pub target: Target,
     /// Where streams, cursors and unanswered messages are kept.
     pub keep: Keep,
-    /// The device will not come back: its folder is removed at a clean end with nothing unanswered.
+    /// The device will not come back: its folder is removed at the end, and nothing in it is sent again.
     pub throw_away: bool,
     /// Receive messages. Without it nothing is handed out, confirmed or acknowledged: a device that only sends must not
     /// make the user's messages look delivered.

@@ -345,11 +345,16 @@ impl Outbox {
         self.queued
     }
 
-    /// The end: everything unanswered is unknown, tickets without an id come back to be told so.
-    pub fn abandon(&mut self) -> Vec<u64> {
+    /// The end: everything unanswered is unknown, tickets of what never left come back to be told so. `is_kept`: what has an id leaves
+    /// another time.
+    pub fn abandon(&mut self, is_kept: bool) -> Vec<u64> {
         let mut never_sent = Vec::new();
         for (name, queue) in &mut self.chats {
             for entry in queue.unanswered.drain(..) {
+                if !is_kept && entry.never_left() {
+                    never_sent.extend(entry.ticket);
+                    continue;
+                }
                 let done =
                     Action::Done { ticket: entry.ticket, chat: name.clone(), outcome: Outcome::Unknown };
                 self.actions.push_back(done);

@@ -250,10 +250,18 @@ impl Session {
                     receipts.read(&chat, history, seq.min(cursor), now);
                 }
             }
-            Input::Control(Control::Close { done }) => self.closing = Some(Some(done)),
-            Input::Gone => self.closing = Some(None),
+            Input::Control(Control::Close { done }) => self.close(Some(done), now),
+            Input::Gone => self.close(None, now),
             Input::Told => {}
         }
+    }
+
+    /// What was handed in before is taken first, as far as there is room: with a state folder it is kept.
+    fn close(&mut self, done: Option<oneshot::Sender<()>>, now: Instant) {
+        while let Some(submission) = self.app.submission() {
+            self.submit(submission, now);
+        }
+        self.closing = Some(done);
     }
 
     fn submit(&mut self, Submission { chat, body, answer }: Submission, now: Instant) {
@@ -392,11 +400,16 @@ impl Session {
     /// Nothing is sent or received any more. Everybody who waits is told.
     async fn end(mut self, ended: Ended) {
         tracing::info!(%ended, "session over");
-        let clean = self.outbox.unanswered() == 0 && !matches!(ended, Ended::Store(_));
-        let not_sent: Vec<_> =
-            self.outbox.abandon().into_iter().filter_map(|ticket| self.tickets.remove(&ticket)).collect();
-        let unanswered = if self.store.is_kept() { SendError::Unanswered } else { SendError::Unknown };
-        if clean && self.options.throw_away {
+        // Of what could not be written nobody knows whether it stands there.
+        let is_kept = self.store.is_kept() && !self.options.throw_away && !matches!(ended, Ended::Store(_));
+        let not_sent: Vec<_> = self
+            .outbox
+            .abandon(is_kept)
+            .into_iter()
+            .filter_map(|ticket| self.tickets.remove(&ticket))
+            .collect();
+        let unanswered = if is_kept { SendError::Unanswered } else { SendError::Unknown };
+        if self.options.throw_away {
             if let Err(error) = self.store.remove() {
                 tracing::warn!(%error, "the state of this throw-away device stays");
             }

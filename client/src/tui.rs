@@ -38,6 +38,7 @@ use tokio::time::Instant;
 
 use model::{Effect, Model};
 use screen::Screen;
+pub use text::steers;
 use transcript::Transcripts;
 
 /// Whether there is a terminal to chat in.
@@ -68,14 +69,25 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         must_clear: false,
     };
     let result = edge.run().await;
-    let Edge { client, model, screen, .. } = edge;
+    let Edge { client, model, screen, mut answers, .. } = edge;
     drop(screen);
     client.close().await;
-    if model.unanswered() > 0 {
+    // All is decided now.
+    let (mut kept, mut lost) = (0, Vec::new());
+    while let Some(Some(answer)) = answers.next().now_or_never() {
+        match answer {
+            Answer::Sent(_, Err(SendError::Unanswered)) => kept += 1,
+            Answer::Sent(ticket, Err(error)) => lost.extend(model.sending(ticket).map(|text| (text, error))),
+            _ => {}
+        }
+    }
+    if kept > 0 {
         eprintln!(
-            "client: {} message(s) without an answer; they are sent again when {me} comes back as device {device}",
-            model.unanswered()
+            "client: {kept} message(s) without an answer; they are sent again when {me} comes back as device {device}"
         );
+    }
+    for (text, error) in lost {
+        eprintln!("client: {error}: {text}");
     }
     result
 }

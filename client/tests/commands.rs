@@ -100,7 +100,8 @@ async fn listen_goes_on_where_its_device_was() {
     let (code, out, err) = run(&fake, state.path(), &[&listen[..], &["3"]].concat()).await;
     assert_eq!((code, &*err), (0, ""));
     let first = out.lines().next().unwrap();
-    let expected = r#"{"chat":"alice:bob","seq":1,"sender":"alice","text":"text 1","send_time_us":1001}"#;
+    let expected =
+        r#"{"chat":"alice:bob","seq":1,"sender":"alice","text":"text 1","send_time_us":1001,"history":77}"#;
     assert_eq!(first, expected);
     assert_eq!(out.lines().count(), 3);
     assert_eq!(fake.world().push_acks.last().unwrap().seq, 3, "acknowledged before the exit");

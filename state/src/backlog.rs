@@ -30,8 +30,9 @@ const BESIDE_BODY_BYTES: usize = 256;
 /// Places of a lane that only messages get which were answered before. They have no body, and what is behind does not cover them.
 const PLACES_FOR_RESENT: usize = 64;
 
-/// Groups of a lane that may be behind at a time; then others wait for one of these.
-const BEHIND_MAX: usize = 4_096;
+/// Groups of a lane that may be behind at a time, some 200 bytes each; then all others, of one-to-one chats too, wait for one of
+/// these. More than one user can make for a long time.
+const BEHIND_MAX: usize = 32_768;
 
 /// Messages taken at a time, also of what is behind: few, because their readers are read once a round.
 const MESSAGES_PER_ROUND: usize = 16;

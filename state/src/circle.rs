@@ -47,7 +47,7 @@ pub async fn places(
     for ((chat, first), outcome) in firsts.into_iter().zip(core.apply_as(generation, &ops).await) {
         let Standing { group, member, .. } = read::standing(outcome)?;
         let limits = &core.config.limits;
-        let fits = group.version > 0 && group.count <= limits.receipt_members_max as u64;
+        let fits = group.version > 0 && group.is_small(limits.receipt_members_max as u64);
         let is_told = limits.receipts && fits;
         let list = core.rosters.get(chat, group.version, generation);
         groups.insert(chat, Known { is_told, list });

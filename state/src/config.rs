@@ -155,6 +155,10 @@ pub struct Limits {
     pub user_named_per_s: u32,
     /// So many at once, when there were none before.
     pub user_named_burst: u32,
+    /// Times that one user may ask in a second who is in a group, a page each, through one state server; 0: no limit.
+    pub user_lists_per_s: u32,
+    /// So many at once, when there were none before.
+    pub user_lists_burst: u32,
     /// Users and devices whose messages are counted, those heard of lately; about 100 bytes each.
     pub rate_rows_max: usize,
     /// Users whose names and numbers are kept in memory.
@@ -208,6 +212,8 @@ impl Default for Limits {
             device_messages_burst: 50,
             user_named_per_s: 10,
             user_named_burst: 20_000,
+            user_lists_per_s: 5,
+            user_lists_burst: 200,
             rate_rows_max: 65_536,
             // About 230 bytes each, so 7.5 MB and 4 MB: in proportion to a million sessions.
             user_cache_max: 32_768,
@@ -266,8 +272,9 @@ impl Config {
                 limits.user_messages_burst == 0
                     || limits.device_messages_burst == 0
                     || limits.user_named_burst == 0
+                    || limits.user_lists_burst == 0
                     || limits.rate_rows_max == 0,
-                "limits.user_messages_burst, device_messages_burst, user_named_burst and rate_rows_max must be at least 1",
+                "limits.user_messages_burst, device_messages_burst, user_named_burst, user_lists_burst and rate_rows_max must be at least 1",
             ),
             (limits.fan_out_max == 0, "limits.fan_out_max must be at least 1"),
             (

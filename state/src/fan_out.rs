@@ -184,6 +184,7 @@ async fn push_from(
     let chats: Vec<Option<Chat>> = taken.iter().map(|accepted| Chat::parse(&accepted.chat).ok()).collect();
     let names = members(chats.iter().flatten());
     let numbers = numbers_of(core, &names).await;
+    let others = others_upto(core, taken, &chats, *looked_anew).await;
     let mut addressed = Vec::with_capacity(taken.len());
     // A list that was read for one of these is as new as the others of its group: all of them are stored.
     let mut lists: HashMap<&str, Arc<Readers>> = HashMap::new();
@@ -199,7 +200,12 @@ async fn push_from(
                 }
                 Audience::Group(list, accepted.message.seq)
             }
-            _ => Audience::Pair(numbers_in(&numbers, chat)),
+            _ => {
+                let seq = accepted.message.seq;
+                let is_theirs =
+                    |name: &str| others.get(&(accepted.chat.as_str(), name)).is_none_or(|upto| seq > *upto);
+                Audience::Pair(numbers_in(&numbers, chat, is_theirs))
+            }
         };
         let ack_within_ms = ack_within_ms(audience.among(&ALL).count());
         addressed.push(Addressed { accepted, audience, ack_within_ms, frame: None });
@@ -388,11 +394,37 @@ impl Audience {
 /// Every number.
 const ALL: RangeInclusive<u64> = 0..=u64::MAX;
 
-/// The numbers of a chat's members, as far as they have one.
-fn numbers_in(numbers: &HashMap<&str, u64>, chat: &Option<Chat>) -> [Option<u64>; 2] {
+/// The numbers of a chat's members, as far as they have one and it is theirs.
+fn numbers_in(
+    numbers: &HashMap<&str, u64>,
+    chat: &Option<Chat>,
+    is_theirs: impl Fn(&str) -> bool,
+) -> [Option<u64>; 2] {
     let (low, high) = chat.as_ref().and_then(Chat::pair_members).unzip();
     let high = high.filter(|high| Some(*high) != low);
-    [low, high].map(|name| numbers.get(name?).copied())
+    [low, high].map(|name| numbers.get(name.filter(|name| is_theirs(name))?).copied())
+}
+
+/// Up to where one-to-one chats were others', who bore the names before, by chat and name. Asked for messages that may be old, and
+/// when a name turned out to have another number: whoever bears it now gets nothing from before.
+async fn others_upto<'a>(
+    core: &Core,
+    taken: &'a [Accepted],
+    chats: &'a [Option<Chat>],
+    looked_anew: bool,
+) -> HashMap<(&'a str, &'a str), u64> {
+    let is_old = |accepted: &Accepted| looked_anew || accepted.again || accepted.version == UNKNOWN;
+    let mut names = BTreeSet::new();
+    for (accepted, chat) in taken.iter().zip(chats).filter(|(accepted, _)| is_old(accepted)) {
+        if let Some((low, high)) = chat.as_ref().and_then(Chat::pair_members) {
+            names.extend([(accepted.chat.as_str(), low), (accepted.chat.as_str(), high)]);
+        }
+    }
+    let head = |(chat, user): &(&str, &str)| Op::Head { chat: (*chat).to_owned(), user: (*user).to_owned() };
+    let ops: Vec<Op> = names.iter().map(head).collect();
+    // What cannot be read is nobody's to be told; they find it by a Sync, if it is theirs.
+    let upto = |outcome| read::head(outcome).map_or(u64::MAX, |head| head.since);
+    names.into_iter().zip(insist(core, &ops).await.into_iter().map(upto)).collect()
 }
 
 fn members<'a>(chats: impl Iterator<Item = &'a Chat>) -> BTreeSet<&'a str> {

@@ -97,6 +97,16 @@ pub struct Group {
     pub deleted: u64,
 }
 
+impl Group {
+    /// Whether so many are in it at most, and no more than some times as many have ever been: their rows are read with those of members.
+    pub fn is_small(&self, members_max: u64) -> bool {
+        self.count <= members_max && self.rows <= ROWS_OF_SMALL * members_max
+    }
+}
+
+/// See [`Group::is_small`].
+const ROWS_OF_SMALL: u64 = 8;
+
 impl Member {
     /// First and last seq that they may see.
     pub fn sees(&self, group: &Group) -> (u64, u64) {

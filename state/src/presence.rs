@@ -214,7 +214,12 @@ async fn watched(
     let users = numbers.into_iter().map(|(name, number)| {
         let there = number.and_then(|number| {
             let there = there.get(&number).copied();
-            there.inspect(|there| inner.watches.told_first(number, *there))
+            if let Some(there) = there
+                && inner.watches.told_first(number, there)
+            {
+                inner.note(number);
+            }
+            there
         });
         there.unwrap_or_default().seen(name)
     });
@@ -358,7 +363,7 @@ async fn group_readers(core: &Core, chat: &str, name: &str, until: Instant) -> V
     let standing = core.apply_until(until, &[member]).await.pop().map(read::standing);
     let Some(Ok(standing)) = standing else { return Vec::new() };
     let is_in = standing.member.is_some_and(|member| member.is_in(&standing.group));
-    if !is_in || standing.group.count > core.config.limits.typing_members_max {
+    if !is_in || !standing.group.is_small(core.config.limits.typing_members_max) {
         return Vec::new();
     }
     let roster = core

@@ -66,6 +66,13 @@ impl Rate {
         Some(Rate { user: Some(user), device: None, rows, began: now })
     }
 
+    /// Of questions who is in a group: each reads everybody who ever was, up to 20 ms of the store's one thread.
+    pub fn of_listing(limits: &Limits, now: Instant) -> Option<Rate> {
+        let user = Pace::new(limits.user_lists_per_s, limits.user_lists_burst)?;
+        let rows = Mutex::new(LruCache::new(NAMING_ROWS_MAX));
+        Some(Rate { user: Some(user), device: None, rows, began: now })
+    }
+
     /// This user names so many. `Err`: not now, but in so many ms; then nothing is counted.
     pub fn name(&self, user: u64, count: usize, now: Instant) -> Result<(), u32> {
         self.ask(user, None, count as u64, self.now_ns(now))

@@ -94,6 +94,8 @@ pub struct Core {
     pub rate: Option<Rate>,
     /// How many others a user may put into groups.
     pub naming: Option<Rate>,
+    /// How often a user may ask who is in a group.
+    pub listing: Option<Rate>,
     /// Where the other state servers are found.
     pub peers: OnceLock<Arc<dyn Registry>>,
     /// Metrics.
@@ -149,6 +151,7 @@ impl Core {
             accepted: sender,
             rate: Rate::new(&config.limits, clock.now()),
             naming: Rate::of_naming(&config.limits, clock.now()),
+            listing: Rate::of_listing(&config.limits, clock.now()),
             tokens,
             peers: OnceLock::new(),
             clock,

@@ -151,6 +151,10 @@ fn login_answer(
         }
         Err(error) => {
             core.store_failed(&error);
+            if matches!(error, StoreError::Unknown(_)) {
+                // Of a route that may stand there nobody else will ever say that its connection has closed.
+                marks::unbind_later(core, (number, frame.connection));
+            }
             let error =
                 wire::Error { closing: true, ..answer::unavailable(core.config.limits.retry_after_ms) };
             out.answers.push(answer::error(frame, error));

@@ -16,7 +16,7 @@ mod grant;
 mod learn;
 mod ops;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -252,7 +252,7 @@ async fn plan(
         }
     }
     enrol::enrol(core, &mut steps, (generation, until), out).await;
-    prepare(core, &mut steps, (first, chats_max), (generation, until)).await;
+    prepare(core, &mut steps, (first, chats_max), (generation, until), out).await;
     let ops = last_ops(core, &mut steps, out);
     (steps, ops)
 }
@@ -367,7 +367,17 @@ fn plan_bound(
                 ..error
             };
             match Chat::parse(&members.chat) {
-                Ok(chat @ Chat::Group(_)) => Ok(Some(Planned::Members { members, chat })),
+                Ok(chat @ Chat::Group(_)) => {
+                    let paid = core.listing.as_ref().map(|rate| rate.ask_call(frame.user, core.clock.now()));
+                    if let Some(Err(retry_after_ms)) = paid {
+                        let text = "this user asks for members faster than is allowed here";
+                        let error = answer::because(Code::RateLimited, text);
+                        return Err(refused(wire::Error { retry_after_ms, ..error }));
+                    }
+                    // Before everybody is read.
+                    first.push(Op::Member { chat: chat.to_string(), user: user_name.to_owned() });
+                    Ok(Some(Planned::Members { members, chat }))
+                }
                 Ok(_) => Err(refused(answer::because(Code::BadChat, "only groups have members to list"))),
                 Err(error) => Err(refused(answer::because(Code::BadChat, error.to_string()))),
             }
@@ -397,24 +407,26 @@ pub fn not_a_member() -> wire::Error {
     answer::because(Code::NotAMember, "this chat is not one of yours")
 }
 
-/// The store call before the last: chat lists, for new chats and for Syncs.
+/// The store call before the last: chat lists, for new chats and for Syncs; and whether those who ask for the members of a group are in it.
 async fn prepare(
     core: &Arc<Core>,
-    steps: &mut [Step],
+    steps: &mut Vec<Step>,
     (first, chats_max): (Vec<Op>, usize),
     (generation, until): (u64, Instant),
+    out: &mut Outcomes,
 ) {
     if first.is_empty() {
         return;
     }
     let outcomes = core.apply_as_until(generation, until, &first).await;
-    let (mut pages, mut routes) = (Vec::new(), Vec::new());
+    let (mut pages, mut routes, mut standings) = (Vec::new(), Vec::new(), VecDeque::new());
     let mut failed: Vec<&str> = Vec::new();
     let mut listed: Vec<&str> = Vec::new();
     for (op, outcome) in first.iter().zip(outcomes) {
         match op {
             Op::Chats { .. } => pages.push(read::chats(outcome)),
             Op::Routes { .. } => routes.push(outcome),
+            Op::Member { .. } => standings.push_back(read::standing(outcome)),
             Op::ListChat { chat, .. } => match outcome {
                 Ok(_) => listed.push(chat),
                 Err(error) => {
@@ -429,6 +441,18 @@ async fn prepare(
     if core.generation() == generation {
         core.chats_are_listed(&listed);
     }
+    steps.retain(|step| {
+        let Planned::Members { members, .. } = &step.ask else { return true };
+        // What the store did not say now it does not say in the last call either.
+        let Some(Ok(standing)) = standings.pop_front() else { return true };
+        let is_in = standing.member.is_some_and(|member| member.is_in(&standing.group));
+        if !is_in {
+            let about =
+                wire::Error { request: members.request, chat: members.chat.clone(), ..not_a_member() };
+            out.answers.push(answer::error(&step.frame, about));
+        }
+        is_in
+    });
     let mut read = routes.into_iter().zip(pages);
     for step in steps {
         if let Planned::Sync { sync, chats, more } = &mut step.ask {

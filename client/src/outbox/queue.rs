@@ -234,11 +234,11 @@ impl Queue {
         actions.push_back(Action::StoreStream { chat: name.clone(), stream });
         let mut again = VecDeque::new();
         for entry in self.unanswered.drain(..) {
-            if entry.doubt || entry.copies > 0 {
+            if entry.never_left() {
+                again.push_back(Waiting { ticket: entry.ticket, body: entry.body });
+            } else {
                 let outcome = Outcome::Unknown;
                 actions.push_back(Action::Done { ticket: entry.ticket, chat: name.clone(), outcome });
-            } else {
-                again.push_back(Waiting { ticket: entry.ticket, body: entry.body });
             }
         }
         let count = again.len();
@@ -257,7 +257,7 @@ impl Queue {
         actions: &mut VecDeque<Action>,
     ) {
         let is_numbered = self.unanswered.iter().any(|entry| entry.body.len() > body_bytes_max);
-        if is_numbered && self.unanswered.iter().all(|entry| !entry.doubt && entry.copies == 0) {
+        if is_numbered && self.unanswered.iter().all(Unanswered::never_left) {
             self.renew(name, draw.next(), actions);
         }
         self.waiting.retain(|waiting| {
@@ -291,6 +291,11 @@ impl Queue {
 }
 
 impl Unanswered {
+    /// It cannot have been stored.
+    pub fn never_left(&self) -> bool {
+        !self.doubt && self.copies == 0
+    }
+
     fn send(&mut self, name: &Arc<str>, stream: u64, now: Instant, actions: &mut VecDeque<Action>) {
         self.copies += 1;
         self.sent_at = Some(now);

@@ -106,6 +106,11 @@ impl App {
         }
     }
 
+    /// The next message that was handed in.
+    pub fn submission(&mut self) -> Option<Submission> {
+        self.submissions.try_recv().ok()
+    }
+
     /// What else is there at once, so that one commit serves many.
     pub fn take(&mut self, submissions: bool) -> Option<Input> {
         if let Ok(control) = self.controls.try_recv() {
@@ -114,7 +119,7 @@ impl App {
         if !submissions {
             return None;
         }
-        self.submissions.try_recv().ok().map(Input::Submit)
+        self.submission().map(Input::Submit)
     }
 
     /// Nothing more is taken; what is untold is told to whoever still listens.

@@ -32,7 +32,7 @@ pub fn harmless_line(text: &str) -> String {
 }
 
 /// Controls, and what reorders or hides the text around it.
-fn steers(c: char) -> bool {
+pub fn steers(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{061c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'

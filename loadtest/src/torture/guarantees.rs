@@ -252,7 +252,7 @@ Written by `loadtest torture --guarantees`, which `scripts/bench torture` runs.
 - **P1 kept.** A message is acknowledged when it is on disk, and then reaches every device that it is addressed to, if that
   device comes back within the retention time.
 - **P2 once.** A message has one place, however often and through whichever gateways it was sent. The client library hands it
-  to the application until that confirms, and never again.
+  to the application until that confirms, and then not again, unless its machine loses its power or its state folder is lost.
 - **P3 ordered.** The messages of a chat are numbered without a gap, and every device sees them in this order, those of one
   sender in the order in which they were sent.
 - **P4 honest.** Without an acknowledgement nothing is known, and sending again is always safe. What was refused never

@@ -9,7 +9,7 @@ use proto::wire::{Kind, Role};
 use super::*;
 use crate::group::{Group, Member};
 use crate::server::tests::{Scripted, core_over};
-use crate::store::{Answer, Page, Roster, Stored};
+use crate::store::{Answer, Head, Page, Roster, Stored};
 
 /// A message of a group, all of whose members see it.
 fn of_group(seq: u64) -> Accepted {
@@ -111,6 +111,7 @@ async fn a_number_that_is_nobodys_any_more_is_looked_up_again() {
             Op::Routes { user: 2 } => Answer::Routes(vec![Route { device: 1, attempt: 1, connection }]),
             Op::Routes { .. } => Answer::Routes(Vec::new()),
             Op::User { .. } => Answer::User(Some(2)),
+            Op::Head { .. } => Answer::Head(Head::default()),
             _ => return Err(StoreError::Corrupt("not asked for here".into())),
         })
     });
@@ -125,6 +126,34 @@ async fn a_number_that_is_nobodys_any_more_is_looked_up_again() {
     let sent = waiting.take_now();
     assert!(sent.len() == 1 && sent.iter().all(pushed));
     assert_eq!((core.users.number("alice"), core.users.name(1)), (Some(2), None));
+}
+
+#[tokio::test]
+async fn whoever_bears_a_name_now_is_not_pushed_what_was_anothers() {
+    let connection = |user: u64| (1 << 40) + user;
+    let store = Scripted::new(move |op| {
+        Ok(match op {
+            Op::Routes { user } => {
+                Answer::Routes(vec![Route { device: 1, attempt: 1, connection: connection(*user) }])
+            }
+            // Up to 50 the chat was with another bob.
+            Op::Head { user, .. } => {
+                Answer::Head(Head { since: if user == "bob" { 50 } else { 0 }, ..Head::default() })
+            }
+            _ => return Err(StoreError::Corrupt("not asked for here".into())),
+        })
+    });
+    let core = core_over(store);
+    [("alice", 1), ("bob", 2)].into_iter().for_each(|(name, number)| core.users.learn(name, number));
+    let (_stream, mut waiting) = core.gateways.open(proto::incarnation_of(connection(1)));
+    let of = |seq| {
+        let message = wire::Message { seq, sender: "alice".into(), time_us: seq, ..Default::default() };
+        Accepted::pushed_again("alice:bob".into(), 7, message)
+    };
+    push_all(&core, &[of(50), of(51)], &BTreeMap::new()).await;
+    let pushes = taken(&mut waiting).into_iter().flat_map(|part| part.pushes);
+    let connections: Vec<_> = pushes.map(|push| push.connections).collect();
+    assert_eq!(connections, [vec![connection(1)], vec![connection(1), connection(2)]]);
 }
 
 #[tokio::test]

@@ -177,8 +177,10 @@ impl Watches {
         }
         let watched = self.watched(number, name);
         watched.connections.extend(connections);
-        // As they were told when they asked.
-        watched.told.get_or_insert_default();
+        // As they were told when they asked. Where others know better, all are told again.
+        if watched.told.get_or_insert_default() != &There::default() {
+            watched.told = None;
+        }
     }
 
     /// A number is nobody's any more, and its name has none that is known. What is to be told, if it is news.
@@ -195,11 +197,14 @@ impl Watches {
         change
     }
 
-    /// Somebody who asked was told so. What others were told before stands: they hear of it as of a change.
-    pub fn told_first(&mut self, user: u64, there: There) {
-        if let Some(watched) = self.users.get_mut(&user) {
-            watched.told.get_or_insert(there);
+    /// Somebody who asked was told so. `true`: others were told otherwise, and all are to be told how it is.
+    pub fn told_first(&mut self, user: u64, there: There) -> bool {
+        let Some(watched) = self.users.get_mut(&user) else { return false };
+        let differs = *watched.told.get_or_insert(there) != there;
+        if differs {
+            watched.told = None;
         }
+        differs
     }
 
     /// The user was found so: what is to be told, if it is news.

@@ -29,8 +29,9 @@ pub async fn enrol(
             && matches!(change.action, GroupAction::GroupCreate | GroupAction::GroupAdd)
         {
             let (user, now) = (step.frame.user, core.clock.now());
-            // Whoever makes a group is the first of its members.
-            let count = change.named.len() - usize::from(change.action == GroupAction::GroupCreate);
+            // Whoever makes a group is the first of its members; and it costs as much as one more.
+            let is_new = change.action == GroupAction::GroupCreate;
+            let count = (change.named.len() - usize::from(is_new)).max(usize::from(is_new));
             if let Some(Err(retry_after_ms)) =
                 core.naming.as_ref().map(|naming| naming.name(user, count, now))
             {

@@ -52,6 +52,12 @@ impl Model {
         self.help
     }
 
+    /// What stands in a message without an answer.
+    pub fn sending(&self, ticket: u64) -> Option<&str> {
+        let all = self.chats.iter().flat_map(|chat| chat.outgoing());
+        all.clone().find(|outgoing| outgoing.ticket == ticket).map(|outgoing| &*outgoing.text)
+    }
+
     /// Messages without an answer, over all chats.
     pub fn unanswered(&self) -> usize {
         self.chats.iter().map(|chat| chat.outgoing().len()).sum()
