@@ -132,6 +132,7 @@ impl Ledger {
             | Event::Presence { .. }
             | Event::Typing { .. }
             | Event::WatchRefused { .. }
+            | Event::EarlierFailed { .. }
             | Event::Connected { .. }
             | Event::Synced
             | Event::Disconnected { .. }

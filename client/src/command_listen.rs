@@ -113,6 +113,9 @@ pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitC
                 );
                 events.confirm_event(&event);
             }
+            Event::EarlierFailed { chat, error, .. } => {
+                eprintln!("client: {chat}: a message of an earlier run: {error}");
+            }
             Event::Ended(ended) => break Err(anyhow::Error::new(ConnectError::Ended(ended.clone()))),
             Event::Disconnected { reason } => tracing::warn!(reason, "disconnected"),
             Event::WatchRefused { text, .. } => eprintln!("client: --watch was refused: {text}"),

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use proto::wire::{Code, Durability};
 use tokio::sync::mpsc;
 
+use crate::body::Body;
+use crate::client::SendError;
 use crate::inbox::Message;
 use crate::presence;
 use crate::receipts::News;
@@ -108,6 +110,17 @@ pub enum Event {
         code: Code,
         /// In the server's words.
         text: String,
+    },
+    /// A message that an earlier run of the program left without an answer is not accepted, or nobody knows what became of it: what
+    /// whoever sent it would have been told then. Said once, and not again after a restart. Of one that is accepted nothing is said;
+    /// it comes as a [`Message`](Event::Message).
+    EarlierFailed {
+        /// The chat.
+        chat: Arc<str>,
+        /// What it says.
+        body: Body,
+        /// [`Refused`](SendError::Refused) or [`Unknown`](SendError::Unknown).
+        error: SendError,
     },
     /// Logged in.
     Connected {
@@ -231,6 +244,7 @@ impl Events {
             | Event::Presence { .. }
             | Event::Typing { .. }
             | Event::WatchRefused { .. }
+            | Event::EarlierFailed { .. }
             | Event::Connected { .. }
             | Event::Synced
             | Event::Disconnected { .. }

@@ -3,7 +3,7 @@
 //! Trap: an attempt number is used for one Login only. Addresses that cannot be reached cost none; whatever happens behind
 //! a Login that was sent, the next one needs a new number.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto::Command;
 use proto::command::ServerFrame;
@@ -20,8 +20,8 @@ pub(crate) struct Attempt {
     /// Without its token.
     pub login: wire::Login,
     pub token: Token,
-    /// The token that was refused last because it had expired.
-    pub expired: Option<String>,
+    /// The token that was refused last because it had expired, and until when another one is waited for.
+    pub expired: Option<(String, Instant)>,
     pub avoid: Option<String>,
     pub connect_within: Duration,
     pub answer_within: Duration,
@@ -96,7 +96,12 @@ impl Attempt {
         let token = asked
             .map_err(|_| later(format!("no token within {:?}", self.answer_within)))?
             .map_err(|error| later(error.to_string()))?;
-        if self.expired.as_ref() == Some(&token) {
+        if let Some((expired, until)) = &self.expired
+            && *expired == token
+        {
+            if self.token.may_change() && Instant::now() < *until {
+                return Err(later("the token has expired, and there is no newer one yet".to_owned()));
+            }
             let text = "the token has expired, and there is no newer one".to_owned();
             return Err(LoginFailure::Final(Ended::LoginRefused { code: Code::TokenExpired, text }));
         }

@@ -38,6 +38,9 @@ pub struct Options {
     pub connect_ms_max: u64,
     /// How long a login may stay unanswered.
     pub login_ms_max: u64,
+    /// How long a newer token is waited for when the one that there is has expired: whoever renews a file may be late. Of a
+    /// fixed token there is none.
+    pub token_wait_ms_max: u64,
     /// The wait before the second try to connect; it doubles with each failure.
     pub backoff_ms_min: u64,
     /// The longest wait between two tries, unless a server asks for more.
@@ -74,6 +77,7 @@ impl Options {
             outbox: outbox::Limits::default(),
             connect_ms_max: 3_000,
             login_ms_max: 10_000,
+            token_wait_ms_max: 30_000,
             backoff_ms_min: 100,
             backoff_ms_max: 10_000,
             close_ms_max: 1_000,

@@ -57,8 +57,6 @@ pub enum Outcome {
         seq: u64,
         /// The store's time.
         time_us: u64,
-        /// The body that was sent.
-        body: Body,
     },
     /// Final: it never appears.
     Refused {
@@ -107,6 +105,8 @@ pub enum Action {
         ticket: Option<u64>,
         /// The chat.
         chat: Arc<str>,
+        /// What it says.
+        body: Body,
         /// What became of it.
         outcome: Outcome,
     },
@@ -253,9 +253,8 @@ impl Outbox {
         let Some(queue) = self.chats.get_mut(&name) else { return };
         let Some(entry) = queue.take(ack.stream, ack.n) else { return };
         self.actions.push_back(Action::StoreAnswered { chat: name.clone(), n: ack.n });
-        let outcome =
-            Outcome::Sent { history: ack.history, seq: ack.seq, time_us: ack.time_us, body: entry.body };
-        self.actions.push_back(Action::Done { ticket: entry.ticket, chat: name.clone(), outcome });
+        let outcome = Outcome::Sent { history: ack.history, seq: ack.seq, time_us: ack.time_us };
+        self.actions.push_back(entry.done(&name, outcome));
         self.advance(&name, now);
     }
 
@@ -286,14 +285,12 @@ impl Outbox {
             | Code::BadChange => {
                 let Some(entry) = queue.take(error.stream, error.n) else { return };
                 self.actions.push_back(Action::StoreAnswered { chat: name.clone(), n: error.n });
-                let outcome = Outcome::Refused { code, text: error.text };
-                self.actions.push_back(Action::Done { ticket: entry.ticket, chat: name.clone(), outcome });
+                self.actions.push_back(entry.done(&name, Outcome::Refused { code, text: error.text }));
             }
             // A code of a newer server is final as well. Whether the id is used is not said, so the stream ends.
             Code::BadRequest | Code::Unspecified => {
                 let Some(entry) = queue.take(error.stream, error.n) else { return };
-                let outcome = Outcome::Refused { code, text: error.text };
-                self.actions.push_back(Action::Done { ticket: entry.ticket, chat: name.clone(), outcome });
+                self.actions.push_back(entry.done(&name, Outcome::Refused { code, text: error.text }));
                 self.queued += queue.renew(&name, self.draw.next(), &mut self.actions);
             }
             Code::TooOld => {
@@ -355,9 +352,7 @@ impl Outbox {
                     never_sent.extend(entry.ticket);
                     continue;
                 }
-                let done =
-                    Action::Done { ticket: entry.ticket, chat: name.clone(), outcome: Outcome::Unknown };
-                self.actions.push_back(done);
+                self.actions.push_back(entry.done(name, Outcome::Unknown));
             }
             never_sent.extend(queue.waiting.drain(..).filter_map(|waiting| waiting.ticket));
         }
@@ -390,10 +385,11 @@ impl Outbox {
     fn refuse_chat(&mut self, name: &Arc<str>, code: Code, text: &str) {
         let Some(queue) = self.chats.get_mut(name) else { return };
         self.queued -= queue.waiting.len();
-        let tickets = queue.unanswered.drain(..).map(|entry| entry.ticket);
-        for ticket in tickets.chain(queue.waiting.drain(..).map(|waiting| waiting.ticket)) {
+        let numbered = queue.unanswered.drain(..).map(|entry| (entry.ticket, entry.body));
+        let waiting = queue.waiting.drain(..).map(|waiting| (waiting.ticket, waiting.body));
+        for (ticket, body) in numbered.chain(waiting) {
             let outcome = Outcome::Refused { code, text: text.to_owned() };
-            self.actions.push_back(Action::Done { ticket, chat: name.clone(), outcome });
+            self.actions.push_back(Action::Done { ticket, chat: name.clone(), body, outcome });
         }
         // The ids were not consumed, so the stream ends here.
         let stream = self.draw.next();
@@ -405,7 +401,7 @@ impl Outbox {
 fn too_long(ticket: Option<u64>, name: &Arc<str>, body: &Body, body_bytes_max: usize) -> Action {
     let text = format!("{} bytes, {body_bytes_max} allowed", body.len());
     let outcome = Outcome::Refused { code: Code::MessageTooLarge, text };
-    Action::Done { ticket, chat: name.clone(), outcome }
+    Action::Done { ticket, chat: name.clone(), body: body.clone(), outcome }
 }
 
 /// Streams from a random seed (splitmix64): no random source in here, and no stream twice.

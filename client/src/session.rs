@@ -23,6 +23,7 @@ use members::Lists;
 use pulls::Pulls;
 
 use crate::backoff::Backoff;
+use crate::body::Body;
 use crate::client::{SendError, Sent};
 use crate::connection::Connection;
 use crate::event::{Ended, Event, Status};
@@ -53,8 +54,8 @@ pub(crate) struct Session {
     backoff: Backoff,
     /// The gateway that was left last.
     avoid: Option<String>,
-    /// The token that was refused last because it had expired.
-    expired: Option<String>,
+    /// The token that was refused last because it had expired, and until when another one is waited for.
+    expired: Option<(String, Instant)>,
     /// Set when the application asked for the end.
     closing: Option<Option<oneshot::Sender<()>>>,
 }
@@ -165,7 +166,8 @@ impl Session {
                     if stale_in_a_row <= 2 { Duration::ZERO } else { self.backoff.next(None, rand::random()) }
                 }
                 Err(LoginFailure::Expired(token)) => {
-                    self.expired = Some(token);
+                    let wait = Duration::from_millis(self.options.token_wait_ms_max);
+                    self.expired = Some((token, Instant::now() + wait));
                     self.problem("the token has expired".to_owned(), false);
                     self.backoff.next(None, rand::random())
                 }
@@ -288,7 +290,9 @@ impl Session {
                     }
                     outbox::Action::StoreStream { chat, stream } => self.store.put_stream(&chat, stream),
                     outbox::Action::StoreAnswered { chat, n } => self.store.put_answered(&chat, n),
-                    outbox::Action::Done { ticket, chat, outcome } => self.answered(ticket, &chat, outcome),
+                    outbox::Action::Done { ticket, chat, body, outcome } => {
+                        self.answered(ticket, &chat, body, outcome);
+                    }
                     outbox::Action::Send(send) => frames += put(&mut connection, Command::Send, &send),
                 }
             }
@@ -368,12 +372,12 @@ impl Session {
         synced.map_err(|error| failed(std::io::Error::other(error)))?.map_err(failed)
     }
 
-    fn answered(&mut self, ticket: Option<u64>, chat: &std::sync::Arc<str>, outcome: Outcome) {
+    fn answered(&mut self, ticket: Option<u64>, chat: &std::sync::Arc<str>, body: Body, outcome: Outcome) {
         let result = match outcome {
-            Outcome::Sent { history, seq, time_us, body } => {
+            Outcome::Sent { history, seq, time_us } => {
                 if self.options.receive {
                     let sender = self.options.user.clone();
-                    let message = body.into_message(seq, sender, time_us);
+                    let message = body.clone().into_message(seq, sender, time_us);
                     self.inbox.sent(chat, history, message, Instant::now());
                 }
                 Ok(Sent { chat: chat.clone(), history, seq, time_us })
@@ -384,7 +388,10 @@ impl Session {
         let answer = ticket.and_then(|ticket| self.tickets.remove(&ticket));
         match (answer, &result) {
             (Some(answer), _) => drop(answer.send(result)),
-            (None, Err(error)) => tracing::warn!(%chat, %error, "a message of an earlier run"),
+            (None, Err(error)) => {
+                tracing::warn!(%chat, %error, "a message of an earlier run");
+                self.app.tell(Event::EarlierFailed { chat: chat.clone(), body, error: error.clone() });
+            }
             (None, Ok(_)) => {}
         }
     }

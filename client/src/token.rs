@@ -54,7 +54,8 @@ impl Token {
         Token(Source::Fixed(token.into()))
     }
 
-    /// Read from this file at each login, without the white space around it.
+    /// Read from this file at each login, without the white space around it. One that has expired is read again for
+    /// [`Options::token_wait_ms_max`](crate::Options::token_wait_ms_max); so is a function asked.
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Token(Source::File(path.into()))
     }
@@ -66,7 +67,7 @@ impl Token {
         Token::from_async(move || std::future::ready(ask()))
     }
 
-    /// The same for a function that waits for somebody.
+    /// The same for a function that waits for somebody, for [`Options::login_ms_max`](crate::Options::login_ms_max) at most.
     pub fn from_async<E, F>(ask: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
         E: Into<BoxError> + 'static,
@@ -76,6 +77,11 @@ impl Token {
             let asked = ask();
             Box::pin(async move { asked.await.map_err(Into::into) })
         })))
+    }
+
+    /// Whether there may be another one later.
+    pub(crate) fn may_change(&self) -> bool {
+        matches!(self.0, Source::File(_) | Source::Function(_))
     }
 
     /// The token of now; empty for a development login.

@@ -206,6 +206,9 @@ impl Edge {
             Event::Typing { chat, user, stopped } => self.model.typing(chat, user, *stopped, now_us()),
             Event::WatchRefused { text, .. } => self.model.say(format!("who is there is not told: {text}")),
             Event::Hidden { .. } => {}
+            Event::EarlierFailed { chat, body, error } => {
+                self.model.earlier_failed(chat, &body.describe(), error, now_us());
+            }
             Event::Synced => self.model.want_members(),
             Event::Ended(ended) => return Err(anyhow::Error::new(ConnectError::Ended(ended.clone()))),
         }

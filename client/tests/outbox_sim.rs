@@ -88,6 +88,8 @@ struct World {
     down: VecDeque<Answer>,
     connected: bool,
     outcomes: BTreeMap<u64, Outcome>,
+    /// What the answered messages said.
+    bodies: BTreeMap<u64, Bytes>,
     /// Tickets whose outbox was restarted: their answers come without ticket.
     orphaned: u64,
 }
@@ -103,6 +105,7 @@ impl World {
             down: VecDeque::new(),
             connected: false,
             outcomes: BTreeMap::new(),
+            bodies: BTreeMap::new(),
             orphaned: 0,
         }
     }
@@ -131,8 +134,11 @@ impl World {
                     assert!(send.n - oldest < 32 && row.2.len() <= 32, "never more than 32 outstanding");
                     self.up.push_back(send);
                 }
-                Action::Done { ticket, outcome, .. } => match ticket {
-                    Some(ticket) => assert_eq!(self.outcomes.insert(ticket, outcome), None, "answered once"),
+                Action::Done { ticket, body, outcome, .. } => match ticket {
+                    Some(ticket) => {
+                        assert_eq!(self.outcomes.insert(ticket, outcome), None, "answered once");
+                        self.bodies.insert(ticket, body.bytes);
+                    }
                     None => self.orphaned += 1,
                 },
             }
@@ -274,8 +280,9 @@ proptest! {
             let stored = world.server.chats.remove(chat).unwrap_or_default();
             prop_assert_eq!(&stored, &expected.iter().map(|(_, body)| body.clone()).collect::<Vec<_>>());
             for (index, (ticket, body)) in expected.iter().enumerate() {
-                let outcome = Outcome::Sent { history: 7, seq: index as u64 + 1, time_us: 1, body: body.clone().into() };
+                let outcome = Outcome::Sent { history: 7, seq: index as u64 + 1, time_us: 1 };
                 prop_assert_eq!(world.outcomes.remove(ticket), Some(outcome));
+                prop_assert_eq!(&world.bodies[ticket], body);
             }
             for (ticket, _) in list.iter().filter(|(_, body)| body.starts_with(b"refuse")) {
                 prop_assert!(matches!(world.outcomes.remove(ticket), Some(Outcome::Refused { code: Code::MessageTooLarge, .. })), "refused");

@@ -159,6 +159,56 @@ async fn a_message_without_an_answer_is_resent_under_its_id_after_a_restart() {
 }
 
 #[tokio::test]
+async fn of_a_message_that_is_refused_after_a_restart_the_application_hears() {
+    let fake = Fake::start().await;
+    let root = tempfile::tempdir().unwrap();
+    fake.world().fault = Some(Box::new(|command| match command {
+        Command::Send => Fault::BreakBefore,
+        _ => Fault::None,
+    }));
+    let (alice, _events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
+    // A chat that is not hers.
+    let pending = alice.enqueue("bob:carol", "psst").await.unwrap();
+    fake.until(|world| world.received.iter().any(|(command, _)| *command == Command::Send)).await;
+    alice.close().await;
+    assert_eq!(pending.await, Err(SendError::Unanswered));
+    fake.world().fault = None;
+    let (alice, mut events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
+    let Event::EarlierFailed { chat, body, error } = told(&mut events).await else { panic!("it is refused") };
+    assert_eq!((&*chat, &body.bytes[..]), ("bob:carol", &b"psst"[..]));
+    assert!(matches!(error, SendError::Refused { code: Code::NotAMember, .. }), "{error}");
+    alice.close().await;
+    // Once.
+    let (alice, mut events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
+    alice.send("bob", "next").await.unwrap();
+    assert!(matches!(told(&mut events).await, Event::Message(_)));
+}
+
+#[tokio::test]
+async fn what_was_handed_in_before_a_close_is_kept() {
+    let fake = Fake::start().await;
+    let root = tempfile::tempdir().unwrap();
+    fake.world().refuse.extend((0..3).map(|_| wire::Error {
+        code: Code::Unavailable as i32,
+        retry_after_ms: 60_000,
+        ..Default::default()
+    }));
+    let (alice, _events) = Client::start(kept(&fake, "alice", root.path())).unwrap();
+    let pending: Vec<_> = (0..40).map(|n| alice.try_enqueue("bob", format!("{n}")).unwrap()).collect();
+    alice.close().await;
+    let mut kept_ones = 0;
+    for (n, pending) in pending.into_iter().enumerate() {
+        // As many as may have an id; the others are told so.
+        let expected = if n < 32 { SendError::Unanswered } else { SendError::NotSent };
+        assert_eq!(pending.await, Err(expected), "{n}");
+        kept_ones += usize::from(n < 32);
+    }
+    fake.world().refuse.clear();
+    let (alice, _events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
+    assert_eq!(alice.send("bob", "last").await.unwrap().seq, kept_ones as u64 + 1);
+}
+
+#[tokio::test]
 async fn what_is_written_offline_is_sent_later() {
     let fake = Fake::start().await;
     fake.world().refuse.extend((0..3).map(|_| wire::Error {

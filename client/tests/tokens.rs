@@ -5,7 +5,7 @@ mod fake;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use client::{Client, ConnectError, Ended, Keep, Options, Target, Token};
+use client::{Client, ConnectError, Ended, Keep, Options, Status, Target, Token};
 use fake::Fake;
 use proto::wire::{self, Code};
 
@@ -42,6 +42,24 @@ async fn a_token_is_asked_for_at_each_login_and_an_expired_one_is_replaced() {
     fake.break_all();
     fake.until(|world| world.logins.len() == 3 && world.online("alice") == 1).await;
     assert_eq!(told(&fake)[2], "token 3");
+}
+
+#[tokio::test]
+async fn a_file_that_is_renewed_late_is_waited_for() {
+    let fake = Fake::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "old").unwrap();
+    fake.world().refuse.push_back(refusal(Code::TokenExpired));
+    let (client, _events) = Client::start(options(&fake, Token::file(&file))).unwrap();
+    let waits = |status: &Status| matches!(status, Status::Connecting { problem: Some(problem) } if problem.contains("no newer one yet"));
+    let mut status = client.status();
+    while !waits(&status) {
+        status = client.status_changed(&status).await;
+    }
+    std::fs::write(&file, "new").unwrap();
+    client.online().await.unwrap();
+    assert_eq!(told(&fake), ["old", "new"]);
 }
 
 #[tokio::test]

@@ -45,7 +45,6 @@ mod tests {
             ("info", true),
             ("OFF", true),
             ("info,crpc=debug", true),
-            ("warn, state=info", true),
             ("warning", false),
             ("info,crpc", false),
             ("crpc=loud", false),

@@ -203,7 +203,8 @@ impl Stage {
                     | Event::Hidden { .. }
                     | Event::Presence { .. }
                     | Event::Typing { .. }
-                    | Event::WatchRefused { .. } => {}
+                    | Event::WatchRefused { .. }
+                    | Event::EarlierFailed { .. } => {}
                 }
             }
             messages

@@ -37,7 +37,8 @@ async fn next_message(events: &mut Events) -> Message {
                 | Event::Hidden { .. }
                 | Event::Presence { .. }
                 | Event::Typing { .. }
-                | Event::WatchRefused { .. } => {}
+                | Event::WatchRefused { .. }
+                | Event::EarlierFailed { .. } => {}
             }
         }
     };

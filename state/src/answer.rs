@@ -86,7 +86,7 @@ pub fn end(connection: u64, user: u64) -> DownFrame {
 
 /// How far a user has a chat, as everybody gets it who is told.
 pub fn receipt(chat: &str, history: u64, user: &str, moved: Moved) -> Bytes {
-    let Moved { delivered, read } = moved;
+    let Moved { delivered, read, .. } = moved;
     let body = wire::Receipt { chat: chat.to_owned(), history, user: user.to_owned(), delivered, read };
     frame::encode(Command::Receipt, &body)
 }

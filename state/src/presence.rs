@@ -11,13 +11,13 @@
 mod run;
 mod watches;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::poll;
+use futures_util::{future, poll};
 use lru::LruCache;
 use parking_lot::Mutex;
 use proto::link::UpFrame;
@@ -151,25 +151,35 @@ pub fn take(asks: &mut Vec<(UpFrame, Ask)>) -> Vec<(UpFrame, Ask)> {
 /// Answers that, by then. What nobody waits for is begun here and goes on in a task of its own: the acknowledgements of the turn do
 /// not wait for it.
 pub async fn answer(core: &Arc<Core>, asks: Vec<(UpFrame, Ask)>, until: Instant, out: &mut Outcomes) {
+    let mut by_connection: BTreeMap<u64, Vec<(UpFrame, Ask)>> = BTreeMap::new();
     for (frame, ask) in asks {
-        match ask {
-            Ask::Watch(watch) => out.answers.push(match watched(core, &frame, &watch, until).await {
-                Ok(presence) => answer::reply(&frame, Command::Presence, &presence),
-                Err(error) => answer::error(&frame, wire::Error { request: watch.request, ..error }),
-            }),
-            Ask::Settings(settings) => out.answers.push(match set(core, &frame, &settings, until).await {
-                Ok(ack) => answer::reply(&frame, Command::SettingsAck, &ack),
-                Err(error) => answer::error(&frame, wire::Error { request: settings.request, ..error }),
-            }),
-            Ask::Typing(typing) => {
-                let mut note = Box::pin(note_typing(core.clone(), frame, typing, until));
-                if poll!(note.as_mut()).is_pending() {
-                    tokio::spawn(note);
-                }
-            }
-            _ => {}
-        }
+        by_connection.entry(frame.connection).or_default().push((frame, ask));
     }
+    // Side by side: one behind the other, a gateway's restart would hold up the acknowledgements of this turn by all its Watches.
+    let answers = by_connection.into_values().map(async |asks| {
+        let mut answers = Vec::new();
+        for (frame, ask) in asks {
+            match ask {
+                Ask::Watch(watch) => answers.push(match watched(core, &frame, &watch, until).await {
+                    Ok(presence) => answer::reply(&frame, Command::Presence, &presence),
+                    Err(error) => answer::error(&frame, wire::Error { request: watch.request, ..error }),
+                }),
+                Ask::Settings(settings) => answers.push(match set(core, &frame, &settings, until).await {
+                    Ok(ack) => answer::reply(&frame, Command::SettingsAck, &ack),
+                    Err(error) => answer::error(&frame, wire::Error { request: settings.request, ..error }),
+                }),
+                Ask::Typing(typing) => {
+                    let mut note = Box::pin(note_typing(core.clone(), frame, typing, until));
+                    if poll!(note.as_mut()).is_pending() {
+                        tokio::spawn(note);
+                    }
+                }
+                _ => {}
+            }
+        }
+        answers
+    });
+    out.answers.extend(future::join_all(answers).await.into_iter().flatten());
 }
 
 async fn watched(
@@ -266,14 +276,23 @@ async fn look(core: &Core, users: BTreeSet<u64>, until: Instant) -> Result<HashM
     let mut outcomes = core.apply_until(until, &ops).await.into_iter();
     let mut found = HashMap::with_capacity(users.len());
     let mut next = || outcomes.next().unwrap_or(Err(StoreError::Corrupt("an answer is missing".to_owned())));
+    let mut gone = Vec::new();
     for user in users {
         let routes = match next() {
             // The connections of a user who is deleted are ended.
-            Ok(Answer::Retired(_)) => Vec::new(),
+            Ok(Answer::Retired(_)) => {
+                gone.push(user);
+                Vec::new()
+            }
             outcome => read::routes(outcome)?,
         };
         let seen = read::seen(next())?;
         found.insert(user, There::of(&routes, seen, |connection| is_reached(core, connection)));
+    }
+    for user in gone {
+        // As if this server had been told of it, as it should have been.
+        core.users.name(user).into_iter().for_each(|name| core.users.forget_user(&name, user));
+        retired(core, user);
     }
     Ok(found)
 }

@@ -108,7 +108,12 @@ impl Readers {
             let names = written.readers().filter_map(|name| self.numbers.get(name).copied());
             let of =
                 |user| routes.get(&user).into_iter().flatten().map(move |route| (route.connection, user));
-            let targets: Vec<(u64, u64)> = names.chain(written.members()).flat_map(of).collect();
+            // What is no news is told to those alone who said it: they say it again until they hear of it.
+            let own = written.place.as_ref().map(|place| place.number);
+            let own = own.or_else(|| self.numbers.get(written.user).copied());
+            let is_told = |user: &u64| moved.is_news || own == Some(*user);
+            let targets: Vec<(u64, u64)> =
+                names.chain(written.members()).filter(is_told).flat_map(of).collect();
             let frame = || answer::receipt(written.chat, written.history, written.user, *moved);
             (!targets.is_empty()).then(|| (frame(), targets))
         });

@@ -307,9 +307,10 @@ impl Step<'_> {
                 let (seq, read) = ((*seq).min(chat.seq), (*read).min(chat.seq));
                 let cursors = chat.cursors.entry(user.clone()).or_default();
                 let delivered = if seq > cursors.delivered { seq } else { 0 };
+                let is_news = delivered > 0 || read > cursors.read;
                 cursors.delivered = cursors.delivered.max(seq);
                 cursors.read = cursors.read.max(read);
-                Answer::Moved(Moved { delivered, read: if read > 0 { cursors.read } else { 0 } })
+                Answer::Moved(Moved { delivered, read: if read > 0 { cursors.read } else { 0 }, is_news })
             }
             Op::Vacate { chat, user } => {
                 if let Some(found) = self.data.chats.get_mut(chat) {

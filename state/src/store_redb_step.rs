@@ -220,9 +220,11 @@ impl<'t> Step<'t> {
                 let head = self.row(chat)?.chat.seq;
                 let (before, delivered) =
                     self.move_cursor(chat, user, row::Kind::Delivered, head.min(*seq))?;
-                let mut moved = Moved { delivered: if delivered > before { delivered } else { 0 }, read: 0 };
+                let is_news = delivered > before;
+                let mut moved = Moved { delivered: if is_news { delivered } else { 0 }, read: 0, is_news };
                 if *read > 0 {
-                    moved.read = self.move_cursor(chat, user, row::Kind::Read, head.min(*read))?.1;
+                    let (before, read) = self.move_cursor(chat, user, row::Kind::Read, head.min(*read))?;
+                    (moved.read, moved.is_news) = (read, is_news || read > before);
                 }
                 Ok(Answer::Moved(moved))
             }

@@ -235,10 +235,17 @@ fn head(value: &Value) -> Option<Head> {
 fn moved(value: &Value) -> Option<Moved> {
     match value {
         Value::Array(both) => match &both[..] {
-            [delivered, read] => Some(Moved { delivered: number(delivered)?, read: number(read)? }),
+            [delivered, read, is_news] => Some(Moved {
+                delivered: number(delivered)?,
+                read: number(read)?,
+                is_news: number(is_news)? > 0,
+            }),
             _ => None,
         },
-        delivered => Some(Moved { delivered: number(delivered)?, read: 0 }),
+        delivered => {
+            let delivered = number(delivered)?;
+            Some(Moved { delivered, read: 0, is_news: delivered > 0 })
+        }
     }
 }
 

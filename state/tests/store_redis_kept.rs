@@ -153,7 +153,7 @@ async fn one_damaged_chat_keeps_nobody_elses_cursor() {
     redis::cmd("SET").arg(key).arg("no hash").exec(&mut connection).unwrap();
     let cursor = |chat: &str| Op::Delivered { chat: chat.into(), user: "a".into(), seq: 1, read: 0 };
     let outcomes = store.apply(&chats.map(cursor)).await;
-    let moved = Ok(Answer::Moved(Moved { delivered: 1, read: 0 }));
+    let moved = Ok(Answer::Moved(Moved { delivered: 1, read: 0, is_news: true }));
     assert_eq!((&outcomes[0], &outcomes[2]), (&moved, &moved));
     assert!(matches!(outcomes[1], Err(StoreError::Refused(_))), "{outcomes:?}");
     assert_eq!(

@@ -237,8 +237,7 @@ impl Queue {
             if entry.never_left() {
                 again.push_back(Waiting { ticket: entry.ticket, body: entry.body });
             } else {
-                let outcome = Outcome::Unknown;
-                actions.push_back(Action::Done { ticket: entry.ticket, chat: name.clone(), outcome });
+                actions.push_back(entry.done(name, Outcome::Unknown));
             }
         }
         let count = again.len();
@@ -291,6 +290,11 @@ impl Queue {
 }
 
 impl Unanswered {
+    /// That is what became of it.
+    pub fn done(self, name: &Arc<str>, outcome: Outcome) -> Action {
+        Action::Done { ticket: self.ticket, chat: name.clone(), body: self.body, outcome }
+    }
+
     /// It cannot have been stored.
     pub fn never_left(&self) -> bool {
         !self.doubt && self.copies == 0

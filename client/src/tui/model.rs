@@ -19,10 +19,10 @@ use jiff::tz::TimeZone;
 use proto::wire::{Durability, GroupAction};
 use ratatui::layout::Size;
 
-use super::chat::{Chat, Stored};
+use super::chat::{Chat, Outgoing, Stored};
 use super::command::{self, Command};
 use super::editor::{Edit, Editor, Recall};
-use super::text::harmless_line;
+use super::text::{harmless, harmless_line};
 use super::transcript::Record;
 pub use effect::Effect;
 use scroll::keep_view;
@@ -225,6 +225,14 @@ impl Model {
         });
         self.sort();
         self.changed = true;
+    }
+
+    /// What an earlier run left without an answer is not accepted, or nobody knows.
+    pub fn earlier_failed(&mut self, chat: &str, text: &str, error: &SendError, now_us: u64) {
+        let in_doubt = matches!(error, SendError::Unknown);
+        let why = harmless_line(&error.to_string());
+        let outgoing = Outgoing { ticket: 0, time_us: now_us, text: harmless(text) };
+        self.at_hand(chat, now_us, |chat| chat.fail(outgoing, in_doubt, why));
     }
 
     /// The terminal has another size.

@@ -124,8 +124,8 @@ impl Participant {
     ) {
         match action {
             outbox::Action::Send(send) => frame::put(Command::Send, &send, out),
-            outbox::Action::Done { ticket: Some(ticket), chat, outcome } => match outcome {
-                Outcome::Sent { history, seq, time_us, body } => {
+            outbox::Action::Done { ticket: Some(ticket), chat, body, outcome } => match outcome {
+                Outcome::Sent { history, seq, time_us } => {
                     news.push(News::Acked(ticket));
                     let message = body.into_message(seq, self.user.clone(), time_us);
                     self.inbox.sent(&chat, history, message, now);

@@ -366,8 +366,8 @@ impl Device {
                 judge.left(id, &send.body);
                 self.send(Command::Send, &send, net);
             }
-            outbox::Action::Done { chat, outcome, .. } => match outcome {
-                Outcome::Sent { history, seq, time_us, body } => {
+            outbox::Action::Done { chat, body, outcome, .. } => match outcome {
+                Outcome::Sent { history, seq, time_us } => {
                     let message = body.into_message(seq, self.user.clone(), time_us);
                     self.inbox.sent(&chat, history, message, self.now(net));
                 }

@@ -133,7 +133,8 @@ async fn watch_one(counts: Arc<Counts>, mut events: Events) {
             | Event::Hidden { .. }
             | Event::Presence { .. }
             | Event::Typing { .. }
-            | Event::WatchRefused { .. } => {}
+            | Event::WatchRefused { .. }
+            | Event::EarlierFailed { .. } => {}
             Event::Synced | Event::Gap { .. } | Event::HistoryLost { .. } | Event::Ended(_) => {}
         }
     }

@@ -1,8 +1,8 @@
 -- Moves users' cursors forward, delivered and read, never past the head. Every operation is a step of its own: one that fails
 -- answers for itself.
 -- KEYS: of each operation its chat (hash)   ARGV: of each operation user, delivered, read (0: nothing was said of that)
--- Returns of each operation where delivered stands now if it moved, else 0; if read was told, {that, where read stands now}; or
--- an error.
+-- Returns of each operation where delivered stands now if it moved, else 0; if read was told, {that, where read stands now, 1 if one
+-- of them moved}; or an error.
 local call = redis.pcall
 
 local function write(seq)
@@ -22,12 +22,13 @@ local function move(key, user, seq, read)
   if at.err then return at end
   local head, delivered, known = tonumber(at[1]) or 0, tonumber(at[2]) or 0, tonumber(at[3]) or 0
   seq, read = math.min(seq, head), math.min(read, head)
-  if seq > delivered or read > known then
+  local is_news = seq > delivered or read > known
+  if is_news then
     local done =
       call('HSET', key, 'd:' .. user, write(math.max(seq, delivered)), 'r:' .. user, write(math.max(read, known)))
     if type(done) == 'table' then return done end
   end
-  return {seq > delivered and seq or 0, math.max(read, known)}
+  return {seq > delivered and seq or 0, math.max(read, known), is_news and 1 or 0}
 end
 
 local answers = {}

@@ -3,7 +3,7 @@
 use super::*;
 use crate::gateways::Outgoing;
 use crate::server::tests::{Scripted, core_over};
-use crate::store::{Answer, Outcome, Route, chat_bucket};
+use crate::store::{Answer, Head, Outcome, Route, chat_bucket};
 use prost::Message as _;
 use proto::frame::{self, HEADER_BYTES};
 use proto::wire::{self, Kind};
@@ -59,6 +59,7 @@ fn answer(op: &Op, chats: &[(String, u64)]) -> Outcome {
                 _ => Vec::new(),
             })
         }
+        Op::Head { .. } => Answer::Head(Head::default()),
         _ => Answer::Done,
     })
 }

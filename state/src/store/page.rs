@@ -29,6 +29,8 @@ pub struct Moved {
     pub delivered: u64,
     /// Where it stands now, moved or not; 0: nothing was said of it.
     pub read: u64,
+    /// One of them moved.
+    pub is_news: bool,
 }
 
 /// A stored message.

@@ -382,6 +382,31 @@ async fn a_turn_lists_each_group_once_and_few_groups() {
     assert_eq!(codes, [Code::Unavailable; 2]);
 }
 
+#[tokio::test]
+async fn nobody_has_the_members_of_others_groups_read_and_nobody_asks_without_end() {
+    use crate::group::Group;
+    use crate::store::Standing;
+    let store = Scripted::new(|op| {
+        let Op::Member { .. } = op else { return Err(StoreError::Corrupt("not asked for here".into())) };
+        let group = Group { version: 1, count: 1, ..Group::default() };
+        Ok(Answer::Standing(Standing { group, ..Standing::default() }))
+    });
+    let core = core_over(store.clone());
+    core.users.learn("alice", 1);
+    let burst = core.config.limits.user_lists_burst;
+    let asked = |request| {
+        frame(Command::Members, &wire::Members { request, chat: "#1".into(), ..Default::default() })
+    };
+    let out = run(&core, &gateway(), (1..=burst + 50).map(asked).collect(), Place::default()).await;
+    let codes: Vec<Code> =
+        answers(&out).into_iter().map(|(_, body)| wire::Error::decode(body).unwrap().code()).collect();
+    let count = |code| codes.iter().filter(|told| **told == code).count() as u32;
+    assert_eq!(count(Code::NotAMember) + count(Code::RateLimited), burst + 50);
+    // Some are earned while they are counted.
+    assert!((40..=50).contains(&count(Code::RateLimited)), "{}", count(Code::RateLimited));
+    assert!(!store.asked().iter().any(|op| matches!(op, Op::Members { .. })));
+}
+
 #[test]
 fn many_syncs_of_a_turn_look_at_fewer_chats_each() {
     assert_eq!([1, 8, 16, 100, 1_024].map(|syncs| chats_per_sync(1_000, syncs)), [1_000, 1_000, 500, 80, 64]);

@@ -49,7 +49,8 @@ async fn cursors_of_many_chats(store: &dyn Store) {
     let cursors: Vec<Op> = chats.iter().zip(0..).map(cursor).collect();
     for (outcome, n) in store.apply(&cursors).await.into_iter().zip(0..) {
         let at = |seq: u64| u64::min(seq, 1);
-        assert_eq!(read::moved(outcome).unwrap(), Moved { delivered: at(n % 3), read: at(n % 5) });
+        let moved = Moved { delivered: at(n % 3), read: at(n % 5), is_news: n % 15 != 0 };
+        assert_eq!(read::moved(outcome).unwrap(), moved);
     }
     for (chat, n) in chats.iter().zip(0..) {
         let at = read::head(one(store, Op::Head { chat: chat.clone(), user: "v".into() }).await).unwrap();

@@ -284,7 +284,8 @@ impl Talk {
                 | Event::Hidden { .. }
                 | Event::Presence { .. }
                 | Event::Typing { .. }
-                | Event::WatchRefused { .. } => continue,
+                | Event::WatchRefused { .. }
+                | Event::EarlierFailed { .. } => continue,
                 Event::Synced => {
                     synced.store(true, Ordering::Relaxed);
                     continue;
