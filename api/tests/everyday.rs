@@ -106,19 +106,22 @@ struct Device {
     events: Events,
     /// By chat, in order: seq, sender, what it says.
     shown: HashMap<String, Vec<(u64, String, Content)>>,
+    /// By chat.
+    histories: HashMap<String, u64>,
     there: HashMap<String, (bool, bool)>,
 }
 
 impl Device {
     fn new(client: Client, events: Events) -> Device {
-        Device { client, events, shown: HashMap::new(), there: HashMap::new() }
+        Device { client, events, shown: HashMap::new(), histories: HashMap::new(), there: HashMap::new() }
     }
 
     async fn next(&mut self) -> Event {
         let event = tokio::time::timeout(PATIENCE, self.events.next()).await.expect("something happens");
         let event = event.expect("the session goes on");
         match &event {
-            Event::Message(Message { chat, seq, sender, body, .. }) => {
+            Event::Message(Message { chat, history, seq, sender, body, .. }) => {
+                self.histories.insert(chat.to_string(), *history);
                 self.shown.entry(chat.to_string()).or_default().push((*seq, sender.clone(), body.content()));
             }
             Event::Presence { user, online, last_seen_s } => {
@@ -237,7 +240,7 @@ async fn the_story(embedded: bool) {
     bob_desk.shows("alice:bob", (1, psst)).await;
     alice_desk.shows("alice:bob", (1, psst)).await;
     alice.is_told("delivered to bob", |event| delivered_or_read(event, "bob", psst).0).await;
-    bob.client.read("alice", psst).unwrap();
+    bob.client.read("alice", bob.histories["alice:bob"], psst).unwrap();
     for device in [&mut alice, &mut alice_desk, &mut bob_desk] {
         device.is_told("read by bob", |event| delivered_or_read(event, "bob", psst).1).await;
     }

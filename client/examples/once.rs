@@ -133,6 +133,7 @@ impl Ledger {
             | Event::Typing { .. }
             | Event::WatchRefused { .. }
             | Event::EarlierFailed { .. }
+            | Event::Trouble { .. }
             | Event::Connected { .. }
             | Event::Synced
             | Event::Disconnected { .. }

@@ -215,15 +215,15 @@ impl Client {
     }
 
     /// The user does not want to see this message of the chat with a user (`bob`), of a chat (`alice:bob`) or group (`#17`) any more, on
-    /// no device; for everybody else it stays. Of what was handed out here up to now. A message of its own says so, in the user's chat
+    /// no device; for everybody else it stays. History and seq name a message that was handed out here. A message of its own says so, in the user's chat
     /// with oneself, which comes to every device of theirs as [`Content::Hide`](crate::Content::Hide): whoever shows the message takes
     /// it away then. From there on this library does not hand it out any more: [`Event::Hidden`](crate::Event::Hidden) comes in its
     /// place, and [`Client::pull`] leaves it out. A new device begins behind what its user had then, and does not know of what
     /// was hidden before.
-    pub async fn hide(&self, chat: &str, seq: u64) -> Result<Sent, SendError> {
+    pub async fn hide(&self, chat: &str, history: u64, seq: u64) -> Result<Sent, SendError> {
         let chat = self.chat(chat)?.to_string();
         let (answer, pending) = oneshot::channel();
-        self.controls.send(Control::Hide { chat, seq, answer }).map_err(|_| SendError::NotSent)?;
+        self.controls.send(Control::Hide { chat, history, seq, answer }).map_err(|_| SendError::NotSent)?;
         Pending(pending).await
     }
 
@@ -244,14 +244,14 @@ impl Client {
         }
     }
 
-    /// The user has read everything of the chat with a user (`bob`), of a chat (`alice:bob`) or group (`#17`), up to `seq` and
-    /// not beyond what was handed out here; one's own messages count like others'. Told to the server when it can be, merged, and
+    /// The user has read everything of the chat with a user (`bob`), of a chat (`alice:bob`) or group (`#17`), up to `seq` of
+    /// this history and not beyond what was handed out here; one's own messages count like others'. Told to the server when it can be, merged, and
     /// again until [`Event::Read`](crate::Event::Read) of one's own user says that it is stored; forgotten at the end of the
-    /// session. Does nothing in a chat of which nothing was handed out yet.
-    pub fn read(&self, chat: &str, seq: u64) -> Result<(), NameError> {
+    /// session. Does nothing in a chat of which nothing was handed out yet, or whose history is another by now.
+    pub fn read(&self, chat: &str, history: u64, seq: u64) -> Result<(), NameError> {
         let chat = self.chat(chat)?.to_string();
         // Over means that nobody can be told any more.
-        let _ = self.controls.send(Control::Read { chat, seq });
+        let _ = self.controls.send(Control::Read { chat, history, seq });
         Ok(())
     }
 

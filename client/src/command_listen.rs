@@ -116,6 +116,10 @@ pub async fn run(arguments: Arguments, options: Options) -> anyhow::Result<ExitC
             Event::EarlierFailed { chat, error, .. } => {
                 eprintln!("client: {chat}: a message of an earlier run: {error}");
             }
+            Event::Trouble { chat, text } => {
+                let (chat, text) = (printable(chat), printable(text));
+                eprintln!("client: {chat}: the server has a fault ({text}); trying again");
+            }
             Event::Ended(ended) => break Err(anyhow::Error::new(ConnectError::Ended(ended.clone()))),
             Event::Disconnected { reason } => tracing::warn!(reason, "disconnected"),
             Event::WatchRefused { text, .. } => eprintln!("client: --watch was refused: {text}"),

@@ -87,6 +87,7 @@ pub enum Event {
         unread: u64,
     },
     /// A watched user is there or is not ([`Client::watch`](crate::Client::watch)): told of each when it is known, and when it changes.
+    /// Between [`Disconnected`](Event::Disconnected) and [`Synced`](Event::Synced) nobody knows; what is still so then is not told again.
     Presence {
         /// Who.
         user: String,
@@ -121,6 +122,14 @@ pub enum Event {
         body: Body,
         /// [`Refused`](SendError::Refused) or [`Unknown`](SendError::Unknown).
         error: SendError,
+    },
+    /// The server says that it has a fault (INTERNAL) with this chat: what is unanswered of it is sent again, what is missing of it asked
+    /// for again, until it has none. Its operator's log says more. Once a connection, or behind an answer.
+    Trouble {
+        /// The chat.
+        chat: Arc<str>,
+        /// What, in the server's words.
+        text: String,
     },
     /// Logged in.
     Connected {
@@ -245,6 +254,7 @@ impl Events {
             | Event::Typing { .. }
             | Event::WatchRefused { .. }
             | Event::EarlierFailed { .. }
+            | Event::Trouble { .. }
             | Event::Connected { .. }
             | Event::Synced
             | Event::Disconnected { .. }

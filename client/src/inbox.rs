@@ -128,9 +128,19 @@ pub enum Action {
         history: u64,
         /// Everything up to this seq is done with.
         seq: u64,
+        /// The server was told of everything up to here. An [`Action::Ack`] raises it to its own seq.
+        acked: u64,
     },
     /// The first Sync of this device is complete: remember it, and say `complete` to [`Inbox::restore`].
     StoreComplete,
+    /// Tell the application: the server has a fault, and what is missing of this chat is asked for again until it has none. Once a
+    /// connection, or behind an answer.
+    Trouble {
+        /// The chat.
+        chat: Arc<str>,
+        /// What, in the server's words.
+        text: String,
+    },
     /// A Sync of this connection is complete; Pulls may still run.
     Synced,
     /// Send this frame.
@@ -198,16 +208,16 @@ impl Inbox {
         }
     }
 
-    /// A device that comes back with the cursors that [`Action::Store`] named. `complete`: [`Action::StoreComplete`]
-    /// was seen.
+    /// A device that comes back with the cursors that [`Action::Store`] named: chat, history, seq, acked. What was confirmed and not
+    /// acknowledged is so with the next connection. `complete`: [`Action::StoreComplete`] was seen.
     pub fn restore<'a>(
         limits: Limits,
-        cursors: impl IntoIterator<Item = (&'a str, u64, u64)>,
+        cursors: impl IntoIterator<Item = (&'a str, u64, u64, u64)>,
         complete: bool,
     ) -> Self {
         let mut inbox = Inbox { complete, ..Inbox::new(limits) };
-        for (name, history, seq) in cursors {
-            inbox.chats.insert(name.into(), Chat::known(history, seq));
+        for (name, history, seq, acked) in cursors {
+            inbox.chats.insert(name.into(), Chat::restored(history, seq, acked));
         }
         inbox
     }
@@ -299,15 +309,27 @@ impl Inbox {
         if !is_sync && asked.is_none() {
             return;
         }
-        let least = if is_transient(error.code()) { RETRY_MS_MIN } else { RETRY_FINAL_MS };
+        let least = match error.code() {
+            code if is_transient(code) => RETRY_MS_MIN,
+            Code::Internal => RETRY_INTERNAL_MS,
+            _ => RETRY_FINAL_MS,
+        };
         let least = Duration::from_millis(u64::from(error.retry_after_ms).max(least));
         let at = self.retry.refused(least, now) + jitter;
         if is_sync {
             self.sync_later(at);
             return;
         }
-        let Some(chat) = asked.and_then(|asked| self.chats.get_mut(&asked.chat)) else { return };
-        if is_transient(error.code()) {
+        let Some((name, chat)) =
+            asked.and_then(|asked| Some((asked.chat.clone(), self.chats.get_mut(&asked.chat)?)))
+        else {
+            return;
+        };
+        let has_fault = error.code() == Code::Internal;
+        if has_fault && !std::mem::replace(&mut chat.in_trouble, true) {
+            self.actions.push_back(Action::Trouble { chat: name, text: error.text.clone() });
+        }
+        if is_transient(error.code()) || has_fault {
             chat.pull = PullState::Refused(at);
             wake(&mut self.deadline, at);
         } else {
@@ -326,8 +348,8 @@ impl Inbox {
             return;
         }
         self.lag -= lag - state.lag();
-        let seq = state.confirmed;
-        self.actions.push_back(Action::Store { chat: name.clone(), history, seq });
+        let (seq, acked) = (state.confirmed, state.acked);
+        self.actions.push_back(Action::Store { chat: name.clone(), history, seq, acked });
         let online = !matches!(self.sync, SyncState::Offline);
         if online && let Some(at) = state.acknowledge(&name, now, &self.limits, &mut self.actions) {
             wake(&mut self.deadline, at);
@@ -435,7 +457,7 @@ impl Inbox {
         let name: Arc<str> = chat.into();
         let state = if self.complete { Chat::known(history, 0) } else { Chat::unknown(history) };
         if self.complete {
-            self.actions.push_back(Action::Store { chat: name.clone(), history, seq: 0 });
+            self.actions.push_back(Action::Store { chat: name.clone(), history, seq: 0, acked: 0 });
         }
         self.chats.insert(name.clone(), state);
         name
@@ -459,5 +481,7 @@ const LATE_MAX: usize = 32;
 const ACK_WITHIN_MS_MAX: u32 = 60_000;
 /// An Error without `retry_after_ms` is not asked again faster than this.
 const RETRY_MS_MIN: u64 = 100;
+/// The server has a fault that a person must look at.
+const RETRY_INTERNAL_MS: u64 = 30_000;
 /// A Sync that was refused for good. Without one nothing is known, so it is asked again all the same, rarely.
 const RETRY_FINAL_MS: u64 = 5_000;

@@ -99,6 +99,14 @@ pub enum Action {
     },
     /// Send this frame.
     Send(wire::Send),
+    /// Tell the application: the server has a fault, and what is unanswered of this chat is sent again until it has none. Once a
+    /// connection, or behind an answer.
+    Trouble {
+        /// The chat.
+        chat: Arc<str>,
+        /// What, in the server's words.
+        text: String,
+    },
     /// Tell whoever submitted it. No ticket: it was submitted before a restart.
     Done {
         /// What `submit` was given.
@@ -300,6 +308,9 @@ impl Outbox {
             }
             _ => {
                 queue.answered_in_doubt(error.n);
+                if code == Code::Internal && !std::mem::replace(&mut queue.in_trouble, true) {
+                    self.actions.push_back(Action::Trouble { chat: name.clone(), text: error.text });
+                }
                 let least = if code == Code::Internal { RETRY_INTERNAL_MS } else { RETRY_MS_MIN };
                 let wait = Duration::from_millis(u64::from(error.retry_after_ms).max(least));
                 let until = queue.retry.refused(wait, now) + jitter;

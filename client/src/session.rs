@@ -244,10 +244,13 @@ impl Session {
             Input::Control(Control::Typing { chat, stopped }) => self.presence.typing(chat, stopped),
             Input::Control(Control::Settings { change, answer }) => self.settings.ask(change, answer),
             Input::Control(Control::Pull { pull, answer }) => self.pulls.ask(pull, answer),
-            Input::Control(Control::Hide { chat, seq, answer }) => self.hide(&chat, seq, answer, now),
-            Input::Control(Control::Read { chat, seq }) => {
-                if let (Some(receipts), Some((history, cursor))) =
+            Input::Control(Control::Hide { chat, history, seq, answer }) => {
+                self.hide(&chat, (history, seq), answer, now);
+            }
+            Input::Control(Control::Read { chat, history, seq }) => {
+                if let (Some(receipts), Some((known, cursor))) =
                     (&mut self.receipts, self.inbox.cursor(&chat))
+                    && known == history
                 {
                     receipts.read(&chat, history, seq.min(cursor), now);
                 }
@@ -293,6 +296,7 @@ impl Session {
                     outbox::Action::Done { ticket, chat, body, outcome } => {
                         self.answered(ticket, &chat, body, outcome);
                     }
+                    outbox::Action::Trouble { chat, text } => self.trouble(chat, text),
                     outbox::Action::Send(send) => frames += put(&mut connection, Command::Send, &send),
                 }
             }
@@ -309,7 +313,10 @@ impl Session {
                     inbox::Action::HistoryLost { chat, history, from_seq } => {
                         self.app.tell(Event::HistoryLost { chat, history, from_seq });
                     }
-                    inbox::Action::Store { chat, history, seq } => self.store.put_cursor(&chat, history, seq),
+                    inbox::Action::Store { chat, history, seq, acked } => {
+                        self.store.put_cursor(&chat, history, seq, acked);
+                    }
+                    inbox::Action::Trouble { chat, text } => self.trouble(chat, text),
                     inbox::Action::StoreComplete => self.store.put_complete(),
                     inbox::Action::Synced => self.app.tell(Event::Synced),
                     inbox::Action::Sync(mut sync) => {
@@ -317,7 +324,10 @@ impl Session {
                         frames += put(&mut connection, Command::Sync, &sync);
                     }
                     inbox::Action::Pull(pull) => frames += put(&mut connection, Command::Pull, &pull),
-                    inbox::Action::Ack(ack) => frames += put(&mut connection, Command::PushAck, &ack),
+                    inbox::Action::Ack(ack) => {
+                        self.store.put_cursor(&ack.chat, ack.history, ack.seq, ack.seq);
+                        frames += put(&mut connection, Command::PushAck, &ack);
+                    }
                 }
             }
             if idle {
@@ -366,10 +376,11 @@ impl Session {
 
     /// Writes what was put into the store; waits for the disk when frames may rest on it.
     async fn commit(&mut self) -> Result<(), StoreError> {
-        let Some(file) = self.store.write()? else { return Ok(()) };
-        let synced = tokio::task::spawn_blocking(move || file.sync_data()).await;
-        let failed = |error| StoreError::Io { path: "state log".into(), error };
-        synced.map_err(|error| failed(std::io::Error::other(error)))?.map_err(failed)
+        let Some(write) = self.store.write()? else { return Ok(()) };
+        let written = tokio::task::spawn_blocking(move || write.run()).await;
+        let gone = |error| StoreError::Io { path: "state log".into(), error: std::io::Error::other(error) };
+        self.store.written(written.map_err(gone)??);
+        Ok(())
     }
 
     fn answered(&mut self, ticket: Option<u64>, chat: &std::sync::Arc<str>, body: Body, outcome: Outcome) {
@@ -394,6 +405,11 @@ impl Session {
             }
             (None, Ok(_)) => {}
         }
+    }
+
+    fn trouble(&mut self, chat: std::sync::Arc<str>, text: String) {
+        tracing::warn!(%chat, text, "the server has a fault");
+        self.app.tell(Event::Trouble { chat, text });
     }
 
     fn problem(&mut self, problem: String, was_online: bool) {

@@ -12,7 +12,7 @@ mod record;
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -60,7 +60,7 @@ struct Disk {
     log_bytes: u64,
     /// Size at which the log is looked at again.
     rewrite_at_bytes: u64,
-    _lock: Held,
+    lock: Arc<Held>,
 }
 
 /// A locked file. Let go of by name and not by closing it: a program that is just starting another one has every file open twice until
@@ -80,7 +80,8 @@ impl Drop for Held {
 pub(crate) struct State {
     pub attempt: u64,
     pub complete: bool,
-    pub cursors: BTreeMap<String, (u64, u64)>,
+    /// History, seq, up to where that is acknowledged.
+    pub cursors: BTreeMap<String, (u64, u64, u64)>,
     pub chats: BTreeMap<String, Chat>,
     /// What its user has hidden.
     pub hidden: Hidden,
@@ -129,12 +130,13 @@ impl Store {
             tracing::warn!(path = %log_path.display(), "the end of the state cannot be read, and is left out");
         }
         let (log, log_bytes) = if bytes.is_empty() || state.torn {
-            rewrite(&folder, &state).map_err(at(&log_path))?
+            rewrite(&folder, &state.to_bytes()).map_err(at(&log_path))?
         } else {
             (create(&log_path).map_err(at(&log_path))?, bytes.len() as u64)
         };
         let rewrite_at_bytes = REWRITE_BYTES_MIN.max(log_bytes * 4);
-        let disk = Disk { folder, log: Arc::new(log), log_bytes, rewrite_at_bytes, _lock: Held(lock) };
+        let disk =
+            Disk { folder, log: Arc::new(log), log_bytes, rewrite_at_bytes, lock: Arc::new(Held(lock)) };
         Ok(Store { disk: Some(disk), state, pending: Vec::new(), must_sync: false })
     }
 
@@ -153,9 +155,9 @@ impl Store {
         self.state.complete
     }
 
-    /// (chat, history, seq) of every chat.
-    pub fn cursors(&self) -> impl Iterator<Item = (&str, u64, u64)> {
-        self.state.cursors.iter().map(|(chat, (history, seq))| (chat.as_str(), *history, *seq))
+    /// (chat, history, seq, acked) of every chat.
+    pub fn cursors(&self) -> impl Iterator<Item = (&str, u64, u64, u64)> {
+        self.state.cursors.iter().map(|(chat, (history, seq, acked))| (chat.as_str(), *history, *seq, *acked))
     }
 
     /// What the outbox is restored from.
@@ -185,8 +187,8 @@ impl Store {
     }
 
     /// See [`crate::inbox::Action::Store`].
-    pub fn put_cursor(&mut self, chat: &str, history: u64, seq: u64) {
-        self.put(Record::cursor(chat, history, seq));
+    pub fn put_cursor(&mut self, chat: &str, history: u64, seq: u64, acked: u64) {
+        self.put(Record::cursor(chat, history, seq, acked));
     }
 
     /// See [`crate::inbox::Action::StoreComplete`].
@@ -225,25 +227,31 @@ impl Store {
         self.put(Record::answered(chat, n));
     }
 
-    /// Hands what was put to the system, so that it outlives this process. Returns the file that must be synced before
-    /// anything that was put may be acted on, if there is such.
-    pub fn write(&mut self) -> Result<Option<Arc<File>>, StoreError> {
+    /// Hands what was put to the system, so that it outlives this process; or says what has to be done before anything that was put may be
+    /// acted on, and then [`Store::written`] with what came of it.
+    pub fn write(&mut self) -> Result<Option<Write>, StoreError> {
         let pending = std::mem::take(&mut self.pending);
         let must_sync = std::mem::take(&mut self.must_sync);
         let Some(disk) = &mut self.disk else { return Ok(None) };
-        let error = |error| StoreError::Io { path: disk.folder.join("log"), error };
         if disk.log_bytes + pending.len() as u64 > disk.rewrite_at_bytes {
             // What is pending is in the state already.
-            let (log, log_bytes) = rewrite(&disk.folder, &self.state).map_err(error)?;
-            (disk.log, disk.log_bytes) = (Arc::new(log), log_bytes);
-            disk.rewrite_at_bytes = REWRITE_BYTES_MIN.max(log_bytes * 4);
-            return Ok(None);
+            let (folder, bytes, lock) = (disk.folder.clone(), self.state.to_bytes(), disk.lock.clone());
+            return Ok(Some(Write(Work::Anew { folder, bytes, _lock: lock })));
         }
         if !pending.is_empty() {
+            let error = |error| StoreError::Io { path: disk.folder.join("log"), error };
             (&*disk.log).write_all(&pending).map_err(error)?;
             disk.log_bytes += pending.len() as u64;
         }
-        Ok(must_sync.then(|| disk.log.clone()))
+        Ok(must_sync.then(|| Write(Work::Sync(disk.log.clone()))))
+    }
+
+    /// It was done.
+    pub fn written(&mut self, written: Written) {
+        if let (Some(disk), Written(Some((log, log_bytes)))) = (&mut self.disk, written) {
+            (disk.log, disk.log_bytes) = (Arc::new(log), log_bytes);
+            disk.rewrite_at_bytes = REWRITE_BYTES_MIN.max(log_bytes * 4);
+        }
     }
 
     /// Removes the folder: this device will not come back.
@@ -266,17 +274,42 @@ impl Store {
     }
 }
 
-/// Writes the whole state as a new log, durable before it takes the place of the old one.
-fn rewrite(folder: &Path, state: &State) -> io::Result<(File, u64)> {
-    let mut bytes = Vec::new();
-    state.records().for_each(|record| record.append_to(&mut bytes));
+/// What waits for the disk, and so is not for the session's thread.
+#[derive(Debug)]
+pub struct Write(Work);
+
+#[derive(Debug)]
+enum Work {
+    /// The log is to be durable.
+    Sync(Arc<File>),
+    /// It is written anew. Nobody else may have the folder before that is done, whoever waits for it.
+    Anew { folder: PathBuf, bytes: Vec<u8>, _lock: Arc<Held> },
+}
+
+/// What came of a [`Write`]: the new log, if there is one.
+#[derive(Debug)]
+pub struct Written(Option<(File, u64)>);
+
+impl Write {
+    /// Does it.
+    pub fn run(self) -> Result<Written, StoreError> {
+        let (path, done) = match self.0 {
+            Work::Sync(log) => ("state log".into(), log.sync_data().map(|()| None)),
+            Work::Anew { folder, bytes, _lock } => (folder.join("log"), rewrite(&folder, &bytes).map(Some)),
+        };
+        done.map(Written).map_err(|error| StoreError::Io { path, error })
+    }
+}
+
+/// Writes a new log, durable before it takes the place of the old one.
+fn rewrite(folder: &Path, bytes: &[u8]) -> io::Result<(File, u64)> {
     let (path, new_path) = (folder.join("log"), folder.join("log.new"));
     match std::fs::remove_file(&new_path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut file = create(&new_path)?;
-    file.write_all(&bytes)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&new_path, &path)?;
     File::open(folder)?.sync_all()?;
@@ -298,7 +331,7 @@ mod tests {
     fn whoever_lets_go_leaves_no_lock_behind_in_a_program_that_is_starting_another() {
         let root = tempfile::tempdir().unwrap();
         let store = Store::open(root.path(), "alice", "phone").unwrap();
-        let inherited = store.disk.as_ref().unwrap()._lock.0.try_clone().unwrap();
+        let inherited = store.disk.as_ref().unwrap().lock.0.try_clone().unwrap();
         drop(store);
         Store::open(root.path(), "alice", "phone").expect("nobody has it");
         drop(inherited);
@@ -315,18 +348,20 @@ mod tests {
         store.put_stream("a:b", 99);
         for n in 1..=200 {
             store.put_message("a:b", n, vec![0u8; 32 * 1024], 1_000);
-            assert!(store.write().unwrap().is_some() || store.disk.as_ref().unwrap().log_bytes < 200_000);
+            let write = store.write().unwrap().expect("a message is to be durable");
+            let written = write.run().unwrap();
+            store.written(written);
             if n > 1 {
                 store.put_answered("a:b", n - 1);
             }
-            store.put_cursor("a:b", 5, n);
+            store.put_cursor("a:b", 5, n, n - 1);
         }
-        store.write().unwrap();
+        assert!(store.write().unwrap().is_none());
         assert!(store.disk.as_ref().unwrap().log_bytes < 2 * REWRITE_BYTES_MIN);
         drop(store);
         let store = Store::open(root.path(), "alice", "a/b").unwrap();
         assert_eq!((store.attempt(), store.is_complete()), (7, true));
-        assert_eq!(store.cursors().collect::<Vec<_>>(), [("a:b", 5, 200)]);
+        assert_eq!(store.cursors().collect::<Vec<_>>(), [("a:b", 5, 200, 199)]);
         let [chat] = &store.outbox()[..] else { panic!("one chat") };
         assert_eq!((chat.stream, chat.next_n, chat.unanswered.len()), (99, 201, 1));
         assert_eq!(store.overdue(1_500, 1_000).count(), 0);

@@ -127,9 +127,9 @@ impl Edge {
             if self.carry_out()? {
                 return Ok(ExitCode::SUCCESS);
             }
-            if let Some((chat, seq)) = self.model.take_read() {
+            if let Some((chat, (history, seq))) = self.model.take_read() {
                 // The name is one that the server uses.
-                let _ = self.client.read(&chat, seq);
+                let _ = self.client.read(&chat, history, seq);
             }
             if let Some(users) = self.model.take_watched() {
                 // Names that the server uses, or that it will refuse.
@@ -209,6 +209,7 @@ impl Edge {
             Event::EarlierFailed { chat, body, error } => {
                 self.model.earlier_failed(chat, &body.describe(), error, now_us());
             }
+            Event::Trouble { chat, text } => self.model.trouble(chat, text, now_us()),
             Event::Synced => self.model.want_members(),
             Event::Ended(ended) => return Err(anyhow::Error::new(ConnectError::Ended(ended.clone()))),
         }
@@ -263,9 +264,10 @@ impl Edge {
                     };
                     self.answers.push(Box::pin(pull));
                 }
-                Effect::Hide { chat, seq } => {
+                Effect::Hide { chat, id: (history, seq) } => {
                     let client = self.client.clone();
-                    self.answers.push(Box::pin(async move { Answer::Hidden(client.hide(&chat, seq).await) }));
+                    let hide = async move { Answer::Hidden(client.hide(&chat, history, seq).await) };
+                    self.answers.push(Box::pin(hide));
                 }
                 Effect::Redraw => self.must_clear = true,
                 Effect::Quit => quit = true,

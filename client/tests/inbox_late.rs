@@ -20,7 +20,7 @@ impl Device {
     fn behind(chats: usize, head: u64, limits: Limits) -> Device {
         let start = Instant::now();
         let names: Vec<_> = (0..chats).map(|number| format!("a:{number}")).collect();
-        let inbox = Inbox::restore(limits, names.iter().map(|name| (name.as_str(), 9, 0)), true);
+        let inbox = Inbox::restore(limits, names.iter().map(|name| (name.as_str(), 9, 0, 0)), true);
         let mut device = Device { inbox, start, now: start, pulls: Vec::new(), told: Vec::new() };
         device.inbox.connected(start);
         let Some(Action::Sync(sync)) = device.inbox.next_action() else { panic!("a Sync") };
@@ -385,7 +385,7 @@ fn a_page_of_which_nothing_is_left_is_a_gap_and_is_pulled_on_from() {
 #[test]
 fn a_sync_over_a_slow_link_ends() {
     let start = Instant::now();
-    let mut inbox = Inbox::restore(Limits::default(), [("a:0", 9, 0), ("a:1", 9, 0)], true);
+    let mut inbox = Inbox::restore(Limits::default(), [("a:0", 9, 0, 0), ("a:1", 9, 0, 0)], true);
     let mut now = start;
     inbox.connected(now);
     let mut answers: Vec<(Instant, wire::SyncAck)> = Vec::new();
@@ -419,4 +419,19 @@ fn a_sync_over_a_slow_link_ends() {
         }
     }
     panic!("asked {asked} times in vain");
+}
+
+#[test]
+fn what_was_confirmed_without_a_connection_is_acknowledged_by_the_next_run() {
+    let now = Instant::now();
+    let cursors = [("a:0", 9, 4, 4), ("a:1", 9, 4, 2), ("a:2", 9, 0, 0)];
+    let mut inbox = Inbox::restore(Limits::default(), cursors, true);
+    inbox.connected(now);
+    let mut acks = Vec::new();
+    while let Some(action) = inbox.next_action() {
+        if let Action::Ack(ack) = action {
+            acks.push((ack.chat, ack.history, ack.seq));
+        }
+    }
+    assert_eq!(acks, [("a:1".to_owned(), 9, 4)]);
 }

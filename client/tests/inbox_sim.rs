@@ -158,7 +158,7 @@ proptest! {
         for (name, chat) in &world.chats {
             let shown = world.shown.get(&(name.clone(), 9)).cloned().unwrap_or_default();
             prop_assert_eq!(shown, (1..=chat.head).collect::<Vec<_>>(), "{}", name);
-            prop_assert_eq!(world.stored.get(name), Some(&(9, chat.head)));
+            prop_assert_eq!(world.stored.get(name), Some(&(9, chat.head, chat.head)));
             prop_assert_eq!(chat.delivered, chat.head);
         }
         prop_assert!(world.lost.is_empty());
@@ -179,7 +179,8 @@ proptest! {
             world.settle();
         }
         for (name, chat) in world.chats.iter().filter(|(_, chat)| chat.head > 0) {
-            prop_assert_eq!(world.stored.get(name), Some(&(chat.history, chat.head)), "{}", name);
+            let stored = world.stored.get(name).map(|(history, seq, _)| (*history, *seq));
+            prop_assert_eq!(stored, Some((chat.history, chat.head)), "{}", name);
             // An acknowledgement that died with the program only delays this.
             prop_assert!(chat.delivered <= chat.head, "{}", name);
         }
@@ -197,7 +198,7 @@ proptest! {
         world.connect();
         world.settle();
         for (name, chat) in &world.chats {
-            let from = stored.get(name).map_or(0, |(_, seq)| *seq);
+            let from = stored.get(name).map_or(0, |(_, seq, _)| *seq);
             let shown = world.shown.get(&(name.clone(), 9)).cloned().unwrap_or_default();
             prop_assert_eq!(shown, (from + 1..=chat.head).collect::<Vec<_>>(), "{}", name);
         }
@@ -307,7 +308,7 @@ fn a_push_of_another_history_is_not_forgotten_while_a_pull_is_on_its_way() {
 #[test]
 fn no_cursor_is_sent_twice_once_a_server_has_told_how_many_it_looks_at() {
     let names: Vec<String> = (0..8).map(|number| format!("a:{number}")).collect();
-    let cursors = names.iter().map(|name| (name.as_str(), 9, 1));
+    let cursors = names.iter().map(|name| (name.as_str(), 9, 1, 1));
     let now = Instant::now();
     let mut inbox = Inbox::restore(Limits::default(), cursors, true);
     for expected in [vec![8, 3, 2], vec![3, 3, 2]] {
@@ -332,7 +333,7 @@ fn no_cursor_is_sent_twice_once_a_server_has_told_how_many_it_looks_at() {
 #[test]
 fn what_retention_cut_is_a_gap() {
     let now = Instant::now();
-    let mut inbox = Inbox::restore(Limits::default(), [("a:b", 9, 4)], true);
+    let mut inbox = Inbox::restore(Limits::default(), [("a:b", 9, 4, 4)], true);
     inbox.connected(now);
     let request = |inbox: &mut Inbox| loop {
         match inbox.next_action().unwrap() {

@@ -32,7 +32,7 @@ fn write_log(root: &Path) -> (Vec<u8>, Vec<Promise>, BTreeSet<(u64, u64)>) {
         promises.push(Promise {
             bytes: std::fs::metadata(&path).unwrap().len() as usize,
             attempt: store.attempt(),
-            cursors: store.cursors().map(|(chat, history, seq)| (chat.to_owned(), history, seq)).collect(),
+            cursors: store.cursors().map(|(chat, history, seq, _)| (chat.to_owned(), history, seq)).collect(),
             chats: store.outbox(),
         });
     };
@@ -41,7 +41,7 @@ fn write_log(root: &Path) -> (Vec<u8>, Vec<Promise>, BTreeSet<(u64, u64)>) {
     commit(&mut store);
     store.put_complete();
     for (chat, stream) in CHATS {
-        store.put_cursor(chat, 9, 0);
+        store.put_cursor(chat, 9, 0, 0);
         store.put_stream(chat, stream);
         for n in 1..=3 {
             store.put_message(chat, n, Bytes::from(format!("{chat} {n}")), 1);
@@ -50,7 +50,7 @@ fn write_log(root: &Path) -> (Vec<u8>, Vec<Promise>, BTreeSet<(u64, u64)>) {
                 commit(&mut store);
                 store.put_answered(chat, 1);
             }
-            store.put_cursor(chat, 9, n);
+            store.put_cursor(chat, 9, n, 0);
         }
         commit(&mut store);
     }

@@ -67,6 +67,15 @@ impl Device {
         tokio::time::timeout(PATIENCE, self.client.group(chat)).await.expect("an answer comes").unwrap()
     }
 
+    /// All up to there of a chat of which something was shown.
+    fn read(&self, of: &str, seq: u64) {
+        let history = self.seen.iter().find_map(|event| match event {
+            Event::Message(message) if &*message.chat == of => Some(message.history),
+            _ => None,
+        });
+        self.client.read(of, history.unwrap(), seq).unwrap();
+    }
+
     /// (user, seq) of the receipts of a chat, delivered and read alike.
     fn receipts(&self, of: &str) -> Vec<(String, u64)> {
         let receipt = |event: &Event| match event {
@@ -108,7 +117,7 @@ async fn members_hear_of_each_other(embedded: bool) {
         device.delivered(&chat, "bob", 2).await;
         device.delivered(&chat, "carol", 2).await;
     }
-    bob.client.read(&chat, 2).unwrap();
+    bob.read(&chat, 2);
     for device in [&mut phone, &mut desk, &mut bob, &mut carol] {
         device.read_by(&chat, "bob", 2).await;
     }
@@ -124,7 +133,7 @@ async fn members_hear_of_each_other(embedded: bool) {
     let last = phone.send(&chat, "without her").await;
     bob.shows(&chat, last).await;
     phone.delivered(&chat, "bob", last).await;
-    bob.client.read(&chat, last).unwrap();
+    bob.read(&chat, last);
     phone.read_by(&chat, "bob", last).await;
     // A new one hears of the others, and is not counted for what was before.
     let mut eve = login("eve", "phone").await;
@@ -143,7 +152,7 @@ async fn members_hear_of_each_other(embedded: bool) {
     // Neither is Carol told of anything since, nor is anybody told of her.
     let behind = bob.send("carol", "behind it").await;
     carol.shows("bob:carol", behind).await;
-    carol.client.read(&chat, out).unwrap();
+    carol.read(&chat, out);
     carol.read_by(&chat, "carol", out).await;
     phone.send("carol", "and behind that").await;
     carol.shows("ann:carol", 1).await;
@@ -155,7 +164,7 @@ async fn members_hear_of_each_other(embedded: bool) {
 
     // What happened while a device was away the group says.
     desk.client.close().await;
-    eve.client.read(&chat, joined).unwrap();
+    eve.read(&chat, joined);
     phone.read_by(&chat, "eve", joined).await;
     let desk = login("ann", "desk").await;
     assert_eq!(desk.group(&chat).await.reached("ann", joined), reached(3, 2, 1));
@@ -173,7 +182,7 @@ async fn members_of_large_groups_ask(embedded: bool) {
     let chat = ann.client.create_group("Rooks", &members).await.unwrap().chat.to_string();
     let seq = ann.send(&chat, "hello").await;
     bob.shows(&chat, seq).await;
-    bob.client.read(&chat, seq).unwrap();
+    bob.read(&chat, seq);
     // His own devices are told, and then it is stored.
     bob.read_by(&chat, "bob", seq).await;
     tablet.read_by(&chat, "bob", seq).await;

@@ -136,7 +136,8 @@ async fn what_is_hidden_is_hidden_on_every_device(embedded: bool) {
     let three = phone.message(CHAT, 3).await;
     desk.message(CHAT, 3).await;
 
-    let hidden = tokio::time::timeout(PATIENCE, phone.client.hide("bob", 2)).await.expect("an answer");
+    let hidden =
+        tokio::time::timeout(PATIENCE, phone.client.hide("bob", three.history, 2)).await.expect("an answer");
     assert_eq!(&*hidden.unwrap().chat, "alice:alice");
     let wanted = Content::Hide { chat: CHAT.to_owned(), history: three.history, seq: 2 };
     for device in [&mut phone, &mut desk] {
@@ -176,8 +177,11 @@ async fn what_is_hidden_is_hidden_on_every_device(embedded: bool) {
         let answer = tokio::time::timeout(PATIENCE, phone.client.send(to, body)).await.expect("an answer");
         assert!(matches!(answer, Err(SendError::Refused { code: Code::BadChange, .. })), "{answer:?}");
     }
-    let never = tokio::time::timeout(PATIENCE, phone.client.hide("bob", 4)).await.expect("an answer");
-    assert!(matches!(never, Err(SendError::Refused { .. })), "{never:?}");
+    for (history, seq) in [(three.history, 4), (three.history + 1, 2)] {
+        let hiding = phone.client.hide("bob", history, seq);
+        let never = tokio::time::timeout(PATIENCE, hiding).await.expect("an answer");
+        assert!(matches!(never, Err(SendError::Refused { .. })), "{never:?}");
+    }
 }
 
 loadtest::on_both! {

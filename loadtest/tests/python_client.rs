@@ -204,7 +204,8 @@ impl Stage {
                     | Event::Presence { .. }
                     | Event::Typing { .. }
                     | Event::WatchRefused { .. }
-                    | Event::EarlierFailed { .. } => {}
+                    | Event::EarlierFailed { .. }
+                    | Event::Trouble { .. } => {}
                 }
             }
             messages

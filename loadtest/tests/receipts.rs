@@ -22,6 +22,7 @@ struct Device {
     client: Client,
     events: Events,
     shown: u64,
+    history: u64,
 }
 
 impl Device {
@@ -29,7 +30,7 @@ impl Device {
         let target = Target::Gateway(vec![cluster.gateways[0].client.to_string()]);
         let options = Options { keep: Keep::Under(folder.to_owned()), ..Options::new(user, device, target) };
         let (client, events) = Client::connect(options).await.unwrap();
-        Device { label: format!("{user}/{device}"), client, events, shown: 0 }
+        Device { label: format!("{user}/{device}"), client, events, shown: 0, history: 0 }
     }
 
     /// The first event of which that is true.
@@ -39,7 +40,7 @@ impl Device {
                 let event = self.events.next().await.expect("the session goes on");
                 self.events.confirm_event(&event);
                 if let Event::Message(message) = &event {
-                    self.shown = message.seq;
+                    (self.shown, self.history) = (message.seq, message.history);
                 }
                 if good(&event) {
                     return event;
@@ -48,6 +49,10 @@ impl Device {
         };
         let found = tokio::time::timeout(PATIENCE, next).await;
         found.unwrap_or_else(|_| panic!("{} is not told: {what}", self.label))
+    }
+
+    fn read(&self, seq: u64) {
+        self.client.read(CHAT, self.history, seq).unwrap();
     }
 
     async fn shows(&mut self, wanted: u64) {
@@ -100,12 +105,12 @@ async fn delivered_and_read_reach_every_device(embedded: bool) {
     for device in [&mut phone, &mut desk] {
         device.delivered("bob", 3).await;
     }
-    bob.client.read("alice", 2).unwrap();
+    bob.read(2);
     for device in [&mut phone, &mut desk, &mut bob, &mut tablet] {
         device.read_by("bob", 2).await;
     }
     // No further than what there is.
-    tablet.client.read(CHAT, 99).unwrap();
+    tablet.read(99);
     for device in [&mut phone, &mut desk, &mut bob, &mut tablet] {
         device.read_by("bob", 3).await;
     }
@@ -123,7 +128,7 @@ async fn delivered_and_read_reach_every_device(embedded: bool) {
 
     // Alice's desk is away while he reads: no message is news there, and yet it is told.
     desk.client.close().await;
-    bob.client.read("alice", 8).unwrap();
+    bob.read(8);
     bob.read_by("bob", 8).await;
     phone.read_by("bob", 8).await;
     let mut desk = login("alice", "desk").await;
@@ -140,17 +145,17 @@ async fn what_is_read_survives_a_dead_state_server(embedded: bool) {
     let mut bob = Device::login(&cluster, folder.path(), "bob", "phone").await;
     send(&alice, "bob", 4).await;
     bob.shows(4).await;
-    bob.client.read("alice", 1).unwrap();
+    bob.read(1);
     bob.read_by("bob", 1).await;
     alice.read_by("bob", 1).await;
     for seq in [2, 3] {
         cluster.states[0].process.kill().unwrap();
-        bob.client.read("alice", seq).unwrap();
+        bob.read(seq);
         cluster.states[0].process.restart().unwrap();
         bob.read_by("bob", seq).await;
         alice.read_by("bob", seq).await;
     }
-    bob.client.read("alice", 4).unwrap();
+    bob.read(4);
     bob.read_by("bob", 4).await;
     cluster.states[0].process.kill().unwrap();
     cluster.states[0].process.restart().unwrap();
@@ -170,7 +175,7 @@ async fn without_receipts_nobody_is_told(embedded: bool) {
     let mut bob = Device::login(&cluster, folder.path(), "bob", "phone").await;
     send(&alice, "bob", 1).await;
     bob.shows(1).await;
-    bob.client.read("alice", 1).unwrap();
+    bob.read(1);
     // The connection is as good as before, and a new device learns nothing either.
     send(&bob, "alice", 1).await;
     let is_receipt =

@@ -38,7 +38,8 @@ async fn next_message(events: &mut Events) -> Message {
                 | Event::Presence { .. }
                 | Event::Typing { .. }
                 | Event::WatchRefused { .. }
-                | Event::EarlierFailed { .. } => {}
+                | Event::EarlierFailed { .. }
+                | Event::Trouble { .. } => {}
             }
         }
     };

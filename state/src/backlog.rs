@@ -16,9 +16,9 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::core::Core;
 use crate::fan_out::{self, Accepted};
 use crate::ledger::Token;
-use crate::server::Core;
 use crate::store::{Op, StoreError, Stored, read};
 
 /// What a message takes of the bytes that may wait, until it is dropped.
@@ -281,7 +281,7 @@ async fn catch_up(core: &Core, lane: &Lane, turn: &Turn) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::tests::{Scripted, core_over};
+    use crate::core::tests::{Scripted, core_over};
     use crate::store::{Answer, Page, Roster};
     use proto::wire;
 

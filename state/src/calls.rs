@@ -19,10 +19,10 @@ use proto::state::{
 use proto::wire::{self, Code};
 use tonic::{Request, Response, Status};
 
+use crate::core::Core;
 use crate::fan_out::Accepted;
 use crate::ghost::From;
 use crate::presence;
-use crate::server::Core;
 use crate::settle;
 use crate::store::{
     Answer, Append, Appended, MESSAGE_NAME_BYTES_MAX, MessageId, Op, StoreError, TokenOf, read,
@@ -137,7 +137,7 @@ impl State for StateService {
         let user =
             self.sender(generation, &request).await.map_err(|error| self.unavailable(error.to_string()))?;
         if let (Some(rate), Some(user)) = (&self.core.rate, user)
-            && let Err(retry_after_ms) = rate.ask_call(user, self.core.clock.now())
+            && let Err(retry_after_ms) = rate.take(user, 1, self.core.clock.now())
         {
             self.core.metrics.sends_rate_limited.inc();
             let refusal = Refusal { why: Why::RateLimited as i32, retry_after_ms };
@@ -361,7 +361,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::server::tests::{Scripted, core_and_accepted};
+    use crate::core::tests::{Scripted, core_and_accepted};
     use crate::store::Outcome;
 
     fn append() -> Append {

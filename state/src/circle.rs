@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::core::Core;
 use crate::roster::Readers;
-use crate::server::Core;
 use crate::store::{Op, Standing, StoreError, read};
 
 /// Somebody who is or was in a group.

@@ -27,10 +27,10 @@ use proto::wire::{self, GroupAction, Kind, Role};
 use tonic::Status;
 
 use crate::calls::store_and_push;
+use crate::core::Core;
 use crate::end::{self, Relayed, status};
 use crate::group::{self, Member};
 use crate::presence;
-use crate::server::Core;
 use crate::store::{Append, Appended, Op, Roster, Standing, StoreError, read};
 
 /// Chats that are looked at in one call.

@@ -10,10 +10,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::circle::{self, Place};
+use crate::core::Core;
 use crate::losses;
 use crate::receipts::{Readers, Written};
 use crate::roster;
-use crate::server::Core;
 use crate::store::{CHAT_BUCKETS, Head, Op, Outcome, StoreError, chat_bucket, read};
 
 /// What waits.
@@ -301,7 +301,7 @@ fn forget_changed(written: &mut Written<'_>, versions: &BTreeMap<&str, Option<u6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::tests::{Scripted, core_over};
+    use crate::core::tests::{Scripted, core_over};
     use crate::store::{Answer, Moved};
 
     fn head(history: u64, seq: u64) -> Answer {

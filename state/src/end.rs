@@ -19,8 +19,8 @@ use proto::state::{DeleteRequest, EndReply, EndRequest};
 use proto::wire::Code;
 use tonic::Status;
 
+use crate::core::Core;
 use crate::peers::Peers;
-use crate::server::Core;
 use crate::store::{Answer, Op, StoreError, read};
 use crate::users::device_number;
 use crate::{answer, fan_out};

@@ -6,6 +6,7 @@
 //! message in its first Sync. A turn reads them right behind its appends, in the same call of the store; what it read is good
 //! for its own messages alone, because another turn's may have been stored later.
 
+mod lookup;
 mod parts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -22,13 +23,15 @@ use tokio::sync::mpsc;
 
 use crate::answer;
 use crate::backlog::{self, Lane, Room};
+use crate::core::Core;
 use crate::gateways::{Outgoing, push_to};
 use crate::ghost::{From, end_of_ghost};
 use crate::ledger::Token;
 use crate::roster::Readers;
-use crate::server::Core;
-use crate::store::{Op, Outcome, Route, StoreError, chat_bucket, read};
+use crate::store::{Route, chat_bucket};
 use crate::unplaced::Pushes;
+pub use lookup::{insist, routes_of, routes_of_members};
+use lookup::{members, numbers_of, others_upto, readers_of, restore};
 use parts::{Part, Parts};
 
 /// A message that has been stored, on its way to its readers.
@@ -83,9 +86,6 @@ impl Accepted {
 /// A group version that no list is as new as: the list is read again.
 pub const UNKNOWN: u64 = u64::MAX;
 
-/// Routes that are read at a time: others have their turn in between.
-const ROUTES_AT_ONCE: usize = 512;
-
 /// Messages of groups that so many read leave in parts: of so many that are to be written to, those of one worker.
 const PARTS_FROM_READERS: usize = 1024;
 
@@ -133,36 +133,6 @@ pub async fn round(core: &Core, taken: &mut Vec<Accepted>) {
     for message in taken.drain(..) {
         core.metrics.deliver.observe(message.at.elapsed().as_secs_f64());
     }
-}
-
-/// A resent message is pushed again, because the first pushes may have died with their server; but with the body that was
-/// stored, which is the only one of that id, and under the history that is in force.
-async fn restore(core: &Core, taken: &mut Vec<Accepted>) {
-    let ops: Vec<Op> = taken
-        .iter()
-        .filter(|accepted| accepted.again)
-        .map(|accepted| {
-            let cursor = accepted.message.seq - 1;
-            let (chat, reader) = (accepted.chat.clone(), String::new());
-            Op::Pull { chat, reader, cursor, limit: 1, reverse: false }
-        })
-        .collect();
-    let mut stored = insist(core, &ops).await.into_iter();
-    taken.retain_mut(|accepted| {
-        if !accepted.again {
-            return true;
-        }
-        let page = stored.next().map(read::page).and_then(Result::ok);
-        let found = page.and_then(|page| Some((page.history, page.messages.into_iter().next()?)));
-        let Some((history, found)) = found else { return false };
-        if found.seq != accepted.message.seq {
-            return false;
-        }
-        accepted.message = found.into();
-        // Its answer tells the history of its time.
-        accepted.history = history;
-        true
-    });
 }
 
 /// Sends everything to whoever reads it; with `only`, to connections of these gateways, and what is newer than that.
@@ -320,21 +290,6 @@ fn pushes_of(part: Part, addressed: &mut [Addressed<'_>]) -> (Vec<Push>, u64) {
     (all.map(&mut push).collect(), since_us)
 }
 
-/// Who reads a message of a group: out of a list that is as new as the message.
-async fn readers_of(core: &Core, accepted: &Accepted, generation: u64) -> Arc<Readers> {
-    if let Some(known) = core.rosters.get(&accepted.chat, accepted.version, generation) {
-        return known;
-    }
-    let outcome =
-        insist(core, &[Op::Members { chat: accepted.chat.clone(), cursors: false }]).await.swap_remove(0);
-    let roster = read::roster(outcome).inspect_err(|error| {
-        tracing::error!(chat = accepted.chat, %error, "the readers of a group are not to be had");
-    });
-    let readers = Arc::new(Readers::new(&roster.unwrap_or_default(), generation));
-    core.rosters.put(&accepted.chat, readers.clone());
-    readers
-}
-
 /// What holds the mark for these: few, because those of one turn share theirs.
 fn tokens(taken: &[Accepted]) -> Arc<[Token]> {
     let mut tokens: Vec<Token> = Vec::new();
@@ -404,99 +359,6 @@ fn numbers_in(
     let high = high.filter(|high| Some(*high) != low);
     [low, high].map(|name| numbers.get(name.filter(|name| is_theirs(name))?).copied())
 }
-
-/// Up to where one-to-one chats were others', who bore the names before, by chat and name. Asked for messages that may be old, and
-/// when a name turned out to have another number: whoever bears it now gets nothing from before.
-async fn others_upto<'a>(
-    core: &Core,
-    taken: &'a [Accepted],
-    chats: &'a [Option<Chat>],
-    looked_anew: bool,
-) -> HashMap<(&'a str, &'a str), u64> {
-    let is_old = |accepted: &Accepted| looked_anew || accepted.again || accepted.version == UNKNOWN;
-    let mut names = BTreeSet::new();
-    for (accepted, chat) in taken.iter().zip(chats).filter(|(accepted, _)| is_old(accepted)) {
-        if let Some((low, high)) = chat.as_ref().and_then(Chat::pair_members) {
-            names.extend([(accepted.chat.as_str(), low), (accepted.chat.as_str(), high)]);
-        }
-    }
-    let head = |(chat, user): &(&str, &str)| Op::Head { chat: (*chat).to_owned(), user: (*user).to_owned() };
-    let ops: Vec<Op> = names.iter().map(head).collect();
-    // What cannot be read is nobody's to be told; they find it by a Sync, if it is theirs.
-    let upto = |outcome| read::head(outcome).map_or(u64::MAX, |head| head.since);
-    names.into_iter().zip(insist(core, &ops).await.into_iter().map(upto)).collect()
-}
-
-fn members<'a>(chats: impl Iterator<Item = &'a Chat>) -> BTreeSet<&'a str> {
-    chats.filter_map(Chat::pair_members).flat_map(|(low, high)| [low, high]).collect()
-}
-
-/// Where the members of these chats are connected, by name.
-pub async fn routes_of_members<'a>(
-    core: &Core,
-    chats: impl Iterator<Item = &'a Chat>,
-) -> HashMap<&'a str, Vec<Route>> {
-    let numbers = numbers_of(core, &members(chats)).await;
-    let mut routes = routes_of(core, numbers.values().copied().collect()).await;
-    // A number has one name.
-    numbers.into_iter().filter_map(|(name, number)| Some((name, routes.remove(&number)?))).collect()
-}
-
-async fn numbers_of<'a>(core: &Core, names: &BTreeSet<&'a str>) -> HashMap<&'a str, u64> {
-    let mut numbers = HashMap::with_capacity(names.len());
-    let mut unknown = Vec::new();
-    for name in names {
-        match core.users.number(name) {
-            Some(number) => drop(numbers.insert(*name, number)),
-            None => unknown.push(*name),
-        }
-    }
-    if unknown.is_empty() {
-        return numbers;
-    }
-    let ops: Vec<Op> = unknown.iter().map(|name| Op::User { name: (*name).to_owned() }).collect();
-    for (name, outcome) in unknown.into_iter().zip(insist(core, &ops).await) {
-        // None: has never logged in. Nobody to push to, and the message waits in the chat.
-        if let Ok(Some(number)) = read::user(outcome) {
-            numbers.insert(name, number);
-            core.users.learn(name, number);
-        }
-    }
-    numbers
-}
-
-/// Where these users are connected.
-pub async fn routes_of(core: &Core, numbers: BTreeSet<u64>) -> HashMap<u64, Vec<Route>> {
-    let ops: Vec<Op> = numbers.iter().map(|user| Op::Routes { user: *user }).collect();
-    let mut outcomes = Vec::with_capacity(ops.len());
-    for some in ops.chunks(ROUTES_AT_ONCE) {
-        outcomes.extend(insist(core, some).await);
-    }
-    numbers
-        .into_iter()
-        .zip(outcomes)
-        .filter_map(|(number, outcome)| Some((number, read::routes(outcome).ok()?)))
-        .collect()
-}
-
-/// Reads, again and again while the store does not answer, for however long: the messages are stored, and while they are held
-/// here acknowledgements wait and the mark stands. What the store cannot read is left at that.
-pub async fn insist(core: &Core, ops: &[Op]) -> Vec<Outcome> {
-    loop {
-        let generation = core.generation();
-        let outcomes = core.apply_as(generation, ops).await;
-        let is_away = |outcome: &&StoreError| !matches!(outcome, StoreError::Corrupt(_));
-        match outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).find(is_away) {
-            // Also what was read a moment before the store turned out to be another is read again.
-            None if core.generation() == generation => return outcomes,
-            None => continue,
-            Some(error) => core.store_failed(error),
-        }
-        core.clock.pause(READ_PAUSE).await;
-    }
-}
-
-const READ_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests;

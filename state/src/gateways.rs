@@ -123,8 +123,8 @@ impl Gateways {
         self.streams.read().len()
     }
 
-    /// Pushes each frame to its connections with their users, where their gateways take it now. To how many connections it went.
-    pub fn hint(&self, frames: impl IntoIterator<Item = (Bytes, Vec<(u64, u64)>)>) -> u64 {
+    /// Pushes each frame to its connections with their users, where their gateways take it now.
+    pub fn hint(&self, frames: impl IntoIterator<Item = (Bytes, Vec<(u64, u64)>)>) -> Hinted {
         let mut per_gateway: BTreeMap<u32, (Vec<Push>, u64)> = BTreeMap::new();
         for (frame, targets) in frames {
             let mut by_gateway: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
@@ -137,10 +137,14 @@ impl Gateways {
                 pushes.push(push_to(frame.clone(), &targets, true));
             }
         }
-        let taken = |(incarnation, (pushes, count))| {
-            self.try_send(incarnation, Outgoing::Hints(pushes)).map_or(0, |()| count)
-        };
-        per_gateway.into_iter().map(taken).sum()
+        let mut hinted = Hinted::default();
+        for (incarnation, (pushes, count)) in per_gateway {
+            match self.try_send(incarnation, Outgoing::Hints(pushes)) {
+                Ok(()) => hinted.pushed += count,
+                Err(_) => hinted.refused.push(incarnation),
+            }
+        }
+        hinted
     }
 
     /// Sends without waiting. Given back: there is no such gateway here, or it does not read.
@@ -159,6 +163,15 @@ impl Gateways {
             }
         })
     }
+}
+
+/// What became of frames that are told once.
+#[derive(Debug, Default)]
+pub struct Hinted {
+    /// So many connections are told.
+    pub pushed: u64,
+    /// These gateways did not take theirs.
+    pub refused: Vec<u32>,
 }
 
 impl GatewayStream {

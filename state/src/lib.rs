@@ -11,6 +11,7 @@ mod calls;
 mod circle;
 mod clock;
 pub mod config;
+pub mod core;
 pub mod ctl;
 mod delete;
 mod delivered;

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use proto::name::Chat;
 use proto::wire;
 
-use crate::server::Core;
+use crate::core::Core;
 use crate::store::{Answer, CHAT_BUCKETS, Op, Outcome, chat_bucket};
 use crate::turn::{Planned, Step};
 

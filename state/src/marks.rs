@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::Core;
 use crate::fan_out;
 use crate::repush::Missing;
-use crate::server::Core;
 use crate::store::{Marks, Op, StoreError, read};
 
 /// How often.

@@ -7,7 +7,7 @@ use crpc::registry::RegistryError;
 use proto::state::state_client::StateClient;
 use tonic::transport::Channel;
 
-use crate::server::Core;
+use crate::core::Core;
 
 /// By address.
 #[derive(Debug, Default)]

@@ -30,7 +30,7 @@ use watches::{Full, There, Watches};
 
 use crate::answer;
 use crate::config::Limits;
-use crate::server::Core;
+use crate::core::Core;
 use crate::store::{Answer, Hides, Op, Outcome, Route, Seen, StoreError, read};
 use crate::turn::{Ask, Outcomes};
 
@@ -103,9 +103,11 @@ impl Presence {
         }
     }
 
-    /// A gateway has a stream here, or has not any more: the routes to it count, or do not.
-    pub fn gateway_changed(&self, now: Instant) {
+    /// A gateway has a stream here, or has not any more: the routes to it count, or do not. What was on its way to those who watch from
+    /// there may be lost with the stream, so they are told again.
+    pub fn gateway_changed(&self, incarnation: u32, now: Instant) {
         let mut inner = self.inner.lock();
+        inner.watches.lost(|connection| proto::incarnation_of(connection) == incarnation);
         inner.look_at = inner.look_at.or(Some(now + GATEWAY_AWAY));
     }
 }
@@ -364,7 +366,7 @@ async fn note_typing(core: Arc<Core>, frame: UpFrame, typing: wire::Typing, unti
     let note =
         frame::encode(Command::TypingNote, &wire::TypingNote { chat, user: name, stopped: typing.stopped });
     let routes = routes_of(readers.into_iter(), outcomes);
-    core.metrics.typing_notes.inc_by(core.gateways.hint([(note, routes)]));
+    core.metrics.typing_notes.inc_by(core.gateways.hint([(note, routes)]).pushed);
 }
 
 async fn name_of(core: &Core, user: u64, until: Instant) -> Option<String> {

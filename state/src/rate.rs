@@ -24,7 +24,7 @@ use proto::wire::{self, Code};
 
 use crate::answer;
 use crate::config::Limits;
-use crate::server::Core;
+use crate::core::Core;
 use crate::turn::{Ask, Outcomes};
 
 /// The limits, and who has used how much.
@@ -42,45 +42,40 @@ struct Pace {
     ahead_ns: u64,
 }
 
-/// Users whose naming is counted. A row is soon worth nothing, unless it is somebody's who names very many.
+/// Users whose naming or listing is counted. A row is soon worth nothing, unless it is somebody's who names very many.
 const NAMING_ROWS_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4_095);
 
 /// In the place of a device: the user's own row.
 const ALL_DEVICES: u64 = u64::MAX;
 
 impl Rate {
-    /// `None`: nothing is limited.
-    pub fn new(limits: &Limits, now: Instant) -> Option<Rate> {
+    /// Of messages. `None`, here and below: nothing is limited.
+    pub fn of_messages(limits: &Limits, now: Instant) -> Option<Rate> {
         let user = Pace::new(limits.user_messages_per_s, limits.user_messages_burst);
         let device = Pace::new(limits.device_messages_per_s, limits.device_messages_burst);
         let room = NonZeroUsize::new(limits.rate_rows_max).unwrap_or(NonZeroUsize::MIN);
-        let rows = Mutex::new(LruCache::new(room));
-        (user.is_some() || device.is_some()).then_some(Rate { user, device, rows, began: now })
+        Rate::new(user, device, room, now)
     }
 
     /// Of the users that are named in changes of groups. Each costs the store a number and a row of their list of chats, also where the change
     /// is refused in the end.
     pub fn of_naming(limits: &Limits, now: Instant) -> Option<Rate> {
-        let user = Pace::new(limits.user_named_per_s, limits.user_named_burst)?;
-        let rows = Mutex::new(LruCache::new(NAMING_ROWS_MAX));
-        Some(Rate { user: Some(user), device: None, rows, began: now })
+        Rate::new(Pace::new(limits.user_named_per_s, limits.user_named_burst), None, NAMING_ROWS_MAX, now)
     }
 
     /// Of questions who is in a group: each reads everybody who ever was, up to 20 ms of the store's one thread.
     pub fn of_listing(limits: &Limits, now: Instant) -> Option<Rate> {
-        let user = Pace::new(limits.user_lists_per_s, limits.user_lists_burst)?;
-        let rows = Mutex::new(LruCache::new(NAMING_ROWS_MAX));
-        Some(Rate { user: Some(user), device: None, rows, began: now })
+        Rate::new(Pace::new(limits.user_lists_per_s, limits.user_lists_burst), None, NAMING_ROWS_MAX, now)
     }
 
-    /// This user names so many. `Err`: not now, but in so many ms; then nothing is counted.
-    pub fn name(&self, user: u64, count: usize, now: Instant) -> Result<(), u32> {
+    fn new(user: Option<Pace>, device: Option<Pace>, room: NonZeroUsize, now: Instant) -> Option<Rate> {
+        let rows = Mutex::new(LruCache::new(room));
+        (user.is_some() || device.is_some()).then_some(Rate { user, device, rows, began: now })
+    }
+
+    /// So many more of this user, of no device of theirs. `Err`: not now, but in so many ms; then nothing is counted.
+    pub fn take(&self, user: u64, count: usize, now: Instant) -> Result<(), u32> {
         self.ask(user, None, count as u64, self.now_ns(now))
-    }
-
-    /// One more message that comes by a call. `Err`: not now, but in so many ms; then nothing is counted.
-    pub fn ask_call(&self, user: u64, now: Instant) -> Result<(), u32> {
-        self.ask(user, None, 1, self.now_ns(now))
     }
 
     /// So many were not theirs after all: whoever holds a token that is good no more uses nothing up, nor does what the store did not do.
@@ -191,7 +186,7 @@ mod tests {
             rate_rows_max,
             ..Limits::default()
         };
-        Rate::new(&limits, Instant::now())
+        Rate::of_messages(&limits, Instant::now())
     }
 
     #[test]
@@ -219,7 +214,7 @@ mod tests {
     #[test]
     fn calls_count_for_the_user_alone() {
         let rate = rate((10, 2), (1, 1), 100).unwrap();
-        let call = |seconds| rate.ask_call(7, rate.began + std::time::Duration::from_secs(seconds));
+        let call = |seconds| rate.take(7, 1, rate.began + std::time::Duration::from_secs(seconds));
         assert_eq!((call(1), call(1), call(1)), (Ok(()), Ok(()), Err(100)));
         assert_eq!(rate.ask(7, Some(1), 1, S), Err(100), "and devices share it");
         rate.give_back(7, 1);
@@ -234,12 +229,12 @@ mod tests {
         let now = Instant::now();
         let naming = Rate::of_naming(&limits, now).unwrap();
         let at = |seconds| now + std::time::Duration::from_secs(seconds);
-        assert_eq!((naming.name(7, 500, at(0)), naming.name(7, 499, at(0))), (Ok(()), Ok(())));
-        assert_eq!(naming.name(7, 500, at(0)), Ok(()), "the last one of the burst");
-        assert_eq!((naming.name(7, 1, at(0)), naming.name(8, 500, at(0))), (Err(50_000), Ok(())));
-        assert_eq!((naming.name(7, 1, at(49)), naming.name(7, 1, at(51))), (Err(1_000), Ok(())));
+        assert_eq!((naming.take(7, 500, at(0)), naming.take(7, 499, at(0))), (Ok(()), Ok(())));
+        assert_eq!(naming.take(7, 500, at(0)), Ok(()), "the last one of the burst");
+        assert_eq!((naming.take(7, 1, at(0)), naming.take(8, 500, at(0))), (Err(50_000), Ok(())));
+        assert_eq!((naming.take(7, 1, at(49)), naming.take(7, 1, at(51))), (Err(1_000), Ok(())));
         naming.give_back(7, 500);
-        assert_eq!(naming.name(7, 500, at(51)), Ok(()));
+        assert_eq!(naming.take(7, 500, at(51)), Ok(()));
         let off = Limits { user_named_per_s: 0, ..Limits::default() };
         assert!(Rate::of_naming(&off, now).is_none());
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::answer;
 use crate::circle::Place;
-use crate::server::Core;
+use crate::core::Core;
 use crate::store::{Moved, Op, Outcome, Route, peer, read};
 
 /// Cursors of a user in a chat that are being written.
@@ -117,6 +117,6 @@ impl Readers {
             let frame = || answer::receipt(written.chat, written.history, written.user, *moved);
             (!targets.is_empty()).then(|| (frame(), targets))
         });
-        core.metrics.receipts.inc_by(core.gateways.hint(frames));
+        core.metrics.receipts.inc_by(core.gateways.hint(frames).pushed);
     }
 }

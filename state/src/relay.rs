@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use proto::state::{Missed, ReplayRequest};
 
+use crate::core::Core;
 use crate::marks;
 use crate::peers::Peers;
 use crate::repush::Missing;
-use crate::server::Core;
 
 /// Longest that another server may take to answer.
 const PEER_MAX: Duration = Duration::from_secs(1);

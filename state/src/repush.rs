@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use proto::name::Chat;
 use tokio::sync::Notify;
 
+use crate::core::Core;
 use crate::fan_out::{self, Accepted};
-use crate::server::Core;
 use crate::store::{Op, Page, Recent, StoreError, Stored, read};
 use crate::takeover::{Buckets, Life, Takeover};
 use job::{CHATS_PER_BUCKET, Job, Walk};

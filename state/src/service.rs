@@ -18,10 +18,10 @@ use proto::link::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::core::Core;
 use crate::gateways::{GatewayStream, Outgoing, Waiting, push_to};
 use crate::lane::{Lane, Place};
 use crate::marks;
-use crate::server::Core;
 use crate::store::{Op, read};
 use crate::turn::{self, Gateway, Outcomes};
 use crate::unplaced::{Pushes, Returned, Unplaced};
@@ -80,7 +80,7 @@ impl Link for LinkService {
         let core = self.core.clone();
         let (sender, waiting) = core.gateways.open(hello.incarnation);
         core.metrics.gateways.set(core.gateways.count() as i64);
-        core.presence.gateway_changed(core.clock.now());
+        core.presence.gateway_changed(hello.incarnation, core.clock.now());
         tracing::info!(gateway = hello.gateway_id, incarnation = hello.incarnation, "stream open");
         let replay = Some(hello.replay_ms).filter(|ms| *ms > 0).map(Duration::from_millis);
         marks::catch_up(&core, hello.incarnation, replay);
@@ -203,7 +203,7 @@ async fn serve(core: Arc<Core>, gateway: Gateway, down: GatewayStream, mut ups: 
     }
     core.gateways.close(gateway.incarnation, &down);
     core.metrics.gateways.set(core.gateways.count() as i64);
-    core.presence.gateway_changed(core.clock.now());
+    core.presence.gateway_changed(gateway.incarnation, core.clock.now());
     tracing::info!(gateway = gateway.id, incarnation = gateway.incarnation, reason, "stream ended");
 }
 

@@ -16,10 +16,10 @@ use proto::link::{Bind, DownFrame, UpFrame};
 use proto::wire::{self, Code};
 
 use crate::answer;
+use crate::core::Core;
 use crate::fan_out::{Accepted, UNKNOWN};
 use crate::ghost::From;
 use crate::marks;
-use crate::server::Core;
 use crate::store::{Appended, Bound, Head, MessageId, Outcome, Page, Standing, StoreError, read};
 use crate::turn::{Gateway, Grant, Outcomes, Planned, Step, not_a_member};
 use crate::visible::{self, Seen};

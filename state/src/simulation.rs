@@ -12,10 +12,10 @@ use proto::link::{Down, DownDone, UpBatch, UpHello};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
+use crate::core::Core;
 use crate::fan_out::{self, Accepted};
 use crate::gateways::{GatewayStream, Outgoing, Waiting};
 use crate::lane::{Lane, Place};
-use crate::server::Core;
 use crate::store::Store;
 use crate::turn::{Gateway, Outcomes};
 use crate::{delivered, marks, repush, service};

@@ -35,6 +35,7 @@ pub use ask::Ask;
 pub use grant::Grant;
 
 use crate::answer;
+use crate::core::Core;
 use crate::delivered::Cursor;
 use crate::fan_out::{Accepted, RoutesBehind};
 use crate::ghost::{From, end_of_ghost};
@@ -44,7 +45,6 @@ use crate::ledger::Token;
 use crate::losses;
 use crate::presence;
 use crate::rate;
-use crate::server::Core;
 use crate::settle;
 use crate::store::{Answer, Op, Outcome, StoreError, read};
 use crate::users::device_number;
@@ -368,7 +368,7 @@ fn plan_bound(
             };
             match Chat::parse(&members.chat) {
                 Ok(chat @ Chat::Group(_)) => {
-                    let paid = core.listing.as_ref().map(|rate| rate.ask_call(frame.user, core.clock.now()));
+                    let paid = core.listing.as_ref().map(|rate| rate.take(frame.user, 1, core.clock.now()));
                     if let Some(Err(retry_after_ms)) = paid {
                         let text = "this user asks for members faster than is allowed here";
                         let error = answer::because(Code::RateLimited, text);

@@ -6,8 +6,8 @@
 
 use std::time::Instant;
 
+use crate::core::Core;
 use crate::group::{Member, Stay};
-use crate::server::Core;
 use crate::store::{Answer, Head, Op, Outcome, Page, Standing};
 use crate::turn::{Planned, Step};
 

@@ -36,10 +36,12 @@ pub(super) struct Chat {
     pub behind_us: u32,
     /// A hole is open, and is pulled at this time unless a push fills it.
     pub hole_until: Option<Instant>,
+    /// The application was told that the server has a fault.
+    pub in_trouble: bool,
     /// Pulls in a row that brought nothing although `told` is above `cursor`.
     pub empty_answers: u32,
-    /// Acknowledged on this connection, or the last one but for certain.
-    acked: u64,
+    /// Acknowledged on this connection, or an earlier one but for certain.
+    pub acked: u64,
     /// The next acknowledgement may leave at this time.
     ack_at: Option<Instant>,
     /// Highest seq handed out whose acknowledgement others wait for: all but what this device sent.
@@ -74,6 +76,11 @@ impl Chat {
             acked: cursor,
             ..Default::default()
         }
+    }
+
+    /// As kept over a restart; somebody may wait for what was not acknowledged.
+    pub fn restored(history: u64, cursor: u64, acked: u64) -> Self {
+        Chat { acked: acked.min(cursor), awaited: cursor, ..Chat::known(history, cursor) }
     }
 
     pub fn unknown(history: u64) -> Self {
@@ -122,7 +129,7 @@ impl Chat {
     pub fn forget_connection(&mut self) {
         self.pull = PullState::Idle;
         self.hole_until = None;
-        (self.empty_answers, self.hinted, self.behind_us) = (0, false, 0);
+        (self.empty_answers, self.hinted, self.behind_us, self.in_trouble) = (0, false, 0, false);
         self.early = BTreeMap::new();
         // The Sync of the next connection tells anew.
         self.told = self.cursor;

@@ -25,7 +25,7 @@ impl Inbox {
     pub(super) fn take_pull_ack(&mut self, asked: &Asked, ack: wire::PullAck, now: Instant) {
         let (name, cursor) = (asked.chat.clone(), asked.cursor);
         let Some(chat) = self.chats.get_mut(&name) else { return };
-        chat.pull = PullState::Idle;
+        (chat.pull, chat.in_trouble) = (PullState::Idle, false);
         if ack.history != chat.history && ack.history != 0 && chat.history != 0 {
             self.lag -= chat.lag();
             chat.reset(&name, ack.history, &mut self.actions);

@@ -141,7 +141,12 @@ impl Inbox {
             // chat began while it was away.
             let cursor = if self.complete { 0 } else { head.delivered.min(head.head) };
             chat.start(head.history, cursor);
-            self.actions.push_back(Action::Store { chat: name.clone(), history: head.history, seq: cursor });
+            self.actions.push_back(Action::Store {
+                chat: name.clone(),
+                history: head.history,
+                seq: cursor,
+                acked: cursor,
+            });
             chat.take_early(&name, &mut self.actions);
             self.lag += chat.lag();
         }
@@ -174,7 +179,7 @@ impl Inbox {
             for (name, chat) in self.chats.iter_mut().filter(|(_, chat)| !chat.known) {
                 let history = chat.history;
                 chat.start(history, 0);
-                self.actions.push_back(Action::Store { chat: name.clone(), history, seq: 0 });
+                self.actions.push_back(Action::Store { chat: name.clone(), history, seq: 0, acked: 0 });
                 chat.take_early(name, &mut self.actions);
                 self.lag += chat.lag();
                 begun.push(name.clone());

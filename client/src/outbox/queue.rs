@@ -25,6 +25,8 @@ pub(super) struct Queue {
     stalled_until: Option<Instant>,
     /// Refusals for now, on this connection.
     pub retry: Retry,
+    /// The application was told that the server has a fault.
+    pub in_trouble: bool,
     /// An answer in this round did not fit our memory of the stream.
     pub struck: bool,
     /// Rounds in a row of which that is true. One may be a late answer to an old copy; after two the stream ends.
@@ -105,7 +107,7 @@ impl Queue {
             return None;
         }
         let at = self.unanswered.iter().position(|entry| entry.n == n)?;
-        (self.struck, self.strikes) = (false, 0);
+        (self.struck, self.strikes, self.in_trouble) = (false, 0, false);
         self.retry.answered();
         self.unanswered.remove(at)
     }
@@ -126,7 +128,7 @@ impl Queue {
     }
 
     pub fn forget_connection(&mut self) {
-        (self.stalled_until, self.struck) = (None, false);
+        (self.stalled_until, self.struck, self.in_trouble) = (None, false, false);
         self.retry.answered();
         if self.strikes < STRIKES_MAX {
             self.strikes = 0;

@@ -25,14 +25,14 @@ pub(crate) struct Submission {
 #[derive(Debug)]
 pub(crate) enum Control {
     Confirm { chat: Arc<str>, history: u64, seq: u64 },
-    Read { chat: String, seq: u64 },
+    Read { chat: String, history: u64, seq: u64 },
     Close { done: oneshot::Sender<()> },
     Members { chat: String, answer: oneshot::Sender<Result<Group, AskError>> },
     Watch { users: Vec<String> },
     Typing { chat: String, stopped: bool },
     Settings { change: Option<Settings>, answer: oneshot::Sender<Result<Settings, AskError>> },
     Pull { pull: wire::Pull, answer: oneshot::Sender<Result<Page, AskError>> },
-    Hide { chat: String, seq: u64, answer: oneshot::Sender<Result<Sent, SendError>> },
+    Hide { chat: String, history: u64, seq: u64, answer: oneshot::Sender<Result<Sent, SendError>> },
 }
 
 /// One thing that the application did.
@@ -65,7 +65,10 @@ impl App {
 
     pub fn tell(&mut self, event: Event) {
         // Somebody who only sends and never looks must not collect a history of disconnects.
-        let news = matches!(event, Event::Connected { .. } | Event::Disconnected { .. } | Event::Synced);
+        let news = matches!(
+            event,
+            Event::Connected { .. } | Event::Disconnected { .. } | Event::Synced | Event::Trouble { .. }
+        );
         let full = news && self.untold.len() >= NEWS_UNTOLD_MAX;
         if !self.events.is_closed() && !full {
             self.untold.push_back(event);

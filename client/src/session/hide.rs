@@ -21,14 +21,13 @@ impl Session {
     pub(super) fn hide(
         &mut self,
         chat: &str,
-        seq: u64,
+        (history, seq): (u64, u64),
         answer: oneshot::Sender<Result<Sent, SendError>>,
         now: Instant,
     ) {
-        let known =
-            self.inbox.cursor(chat).filter(|(history, cursor)| *history > 0 && (1..=*cursor).contains(&seq));
-        match (known, Chat::pair(&self.options.user, &self.options.user)) {
-            (Some((history, _)), Ok(own)) => {
+        let is_known = |(known, cursor)| known == history && history > 0 && (1..=cursor).contains(&seq);
+        match Chat::pair(&self.options.user, &self.options.user) {
+            Ok(own) if self.inbox.cursor(chat).is_some_and(is_known) => {
                 let body = Body::hide(chat, history, seq);
                 self.submit(Submission { chat: own.to_string(), body, answer }, now);
             }

@@ -170,14 +170,14 @@ impl Chat {
         })
     }
 
-    /// The seq of the message that stands so far from the end, of those that the server still has; 1: the newest.
-    pub fn seq_from_end(&self, place: usize) -> Option<u64> {
+    /// The message that stands so far from the end, of those that the server still has; 1: the newest.
+    pub fn from_end(&self, place: usize) -> Option<(u64, u64)> {
         let (history, _) = self.newest()?;
-        let mut seqs = self.entries.iter().rev().filter_map(|entry| match &entry.what {
-            What::Message { id, .. } if id.0 == history => Some(id.1),
+        let mut ids = self.entries.iter().rev().filter_map(|entry| match &entry.what {
+            What::Message { id, .. } if id.0 == history => Some(*id),
             _ => None,
         });
-        seqs.nth(place.checked_sub(1)?)
+        ids.nth(place.checked_sub(1)?)
     }
 
     /// It is one.
@@ -263,11 +263,16 @@ impl Chat {
         true
     }
 
-    /// Says something in the course of the chat.
-    pub fn remark(&mut self, remark: String, now_us: u64) {
+    /// Says something in the course of the chat. False: that was the last thing said.
+    pub fn remark(&mut self, remark: String, now_us: u64) -> bool {
+        let is_said = |last: &Entry| matches!(&last.what, What::Remark(said) if *said == remark);
+        if self.entries.last().is_some_and(is_said) {
+            return false;
+        }
         // At the time of its neighbour, lest it looks like another day.
         let time_us = self.entries.last().map_or(now_us, |last| last.time_us);
         self.insert(self.entries.len(), Entry { time_us, what: What::Remark(remark) });
+        true
     }
 
     /// A message leaves.
@@ -367,7 +372,8 @@ mod tests {
         assert_eq!(chat.title, "bob");
         assert!(put(&mut chat, 7, 1) && put(&mut chat, 7, 3) && put(&mut chat, 7, 2));
         assert!(!put(&mut chat, 7, 1) && !put(&mut chat, 7, 3));
-        chat.remark("history lost".to_owned(), 9);
+        let mut remark = || chat.remark("history lost".to_owned(), 9);
+        assert!(remark() && !remark(), "once");
         assert!(put(&mut chat, 8, 1) && put(&mut chat, 8, 2) && !put(&mut chat, 8, 1));
         assert_eq!(seqs(&chat), [(7, 1), (7, 2), (7, 3), (0, 0), (8, 1), (8, 2)]);
         assert_eq!(chat.active_us, 3);
@@ -391,7 +397,8 @@ mod tests {
         let mut chat = Chat::new("alice:bob".into(), "alice");
         (1..=4).for_each(|seq| assert!(put(&mut chat, 7, seq)));
         chat.unread = 2;
-        assert_eq!([0, 1, 4, 5].map(|place| chat.seq_from_end(place)), [None, Some(4), Some(1), None]);
+        let at = |place| chat.from_end(place);
+        assert_eq!([0, 1, 4, 5].map(at), [None, Some((7, 4)), Some((7, 1)), None]);
         assert!(chat.hide((7, 1)) && !chat.hide((7, 1)) && !chat.hide((8, 2)));
         assert_eq!((chat.unread, seqs(&chat)), (2, vec![(7, 2), (7, 3), (7, 4)]));
         assert!(chat.hide((7, 3)));

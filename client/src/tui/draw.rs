@@ -265,6 +265,8 @@ mod tests {
         model.typing(&"alice:bob".into(), "bob", false, 8_000_000);
         model.message(&message("alice:bob", 9, "bob", "there"));
         assert!(shown(&model, 80, 10)[0].ends_with("16:00"), "the message is written");
+        model.disconnected("gone");
+        assert!(shown(&model, 80, 10)[0].ends_with("│ bob"), "nobody knows");
     }
 
     #[test]

@@ -129,6 +129,7 @@ impl Model {
                 }
                 Record::Read => loaded.unread = 0,
                 Record::Hidden { history, seq } => drop(loaded.hide((*history, *seq))),
+                Record::Remark { text, time_us } => drop(loaded.remark(harmless_line(text), *time_us)),
             }
         }
         self.chats.push(loaded);
@@ -164,14 +165,27 @@ impl Model {
 
     /// The server has nothing to show there.
     pub fn gap(&mut self, chat: &str, from: u64, to: u64, now_us: u64) {
-        let remark = format!("messages {from} to {to} are not there any more");
-        self.at_hand(chat, now_us, |chat| chat.remark(remark, now_us));
+        self.remark_in(chat, format!("messages {from} to {to} are not there any more"), now_us);
     }
 
     /// The server lost history of this chat.
     pub fn history_lost(&mut self, chat: &str, from_seq: u64, now_us: u64) {
         let remark = format!("the server lost history; messages from {from_seq} on are shown anew");
+        self.remark_in(chat, remark, now_us);
+    }
+
+    /// The server has a fault with this chat.
+    pub fn trouble(&mut self, chat: &str, text: &str, now_us: u64) {
+        let remark = format!("the server has a fault ({}); trying again", harmless_line(text));
         self.at_hand(chat, now_us, |chat| chat.remark(remark, now_us));
+    }
+
+    /// What goes for the messages around it, and so is kept with them.
+    fn remark_in(&mut self, chat: &str, text: String, now_us: u64) {
+        if self.at_hand(chat, now_us, |chat| chat.remark(text.clone(), now_us)) {
+            let record = Record::Remark { text, time_us: now_us };
+            self.effects.push_back(Effect::Keep { chat: chat.into(), record });
+        }
     }
 
     /// Logged in.

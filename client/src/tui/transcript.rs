@@ -30,6 +30,11 @@ pub enum Record {
         text: String,
         read: bool,
     },
+    /// What was said of the messages around it: that some are missing, or are shown anew.
+    Remark {
+        text: String,
+        time_us: u64,
+    },
     /// Everything before this line was read.
     Read,
     /// This message is not to be shown any more.
@@ -158,7 +163,7 @@ fn cut(records: &mut Vec<Record>) {
         match record {
             Record::Read => all_read = true,
             Record::Message { read, .. } => *read |= all_read,
-            Record::Hidden { .. } => {}
+            Record::Hidden { .. } | Record::Remark { .. } => {}
         }
     }
     let hidden = |record: &Record| match record {
@@ -168,7 +173,8 @@ fn cut(records: &mut Vec<Record>) {
     let hidden: HashSet<(u64, u64)> = records.iter().filter_map(hidden).collect();
     records.retain(|record| match record {
         Record::Message { history, seq, .. } => !hidden.contains(&(*history, *seq)),
-        _ => false,
+        Record::Remark { .. } => true,
+        Record::Read | Record::Hidden { .. } => false,
     });
     let mut bytes = 0;
     let fits = records.iter().rev().take(MESSAGES_MAX).take_while(|record| {

@@ -48,7 +48,7 @@ pub struct World {
     pub covered: BTreeMap<(String, u64), u64>,
     pub next_history: u64,
     pub unconfirmed: VecDeque<(String, u64, u64)>,
-    pub stored: BTreeMap<String, (u64, u64)>,
+    pub stored: BTreeMap<String, (u64, u64, u64)>,
     pub complete: bool,
     pub acks: BTreeMap<String, Vec<Instant>>,
     /// Acknowledgements on their way.
@@ -114,20 +114,18 @@ impl World {
                     assert!(!self.heard.contains(&key), "{key:?} told again, after it was confirmed");
                     self.unconfirmed.push_back((key.0, key.1, 0));
                 }
-                Action::Store { chat, history, seq } => {
-                    let old = self.stored.get(&*chat).map_or(0, |(history, _)| *history);
+                Action::Store { chat, history, seq, acked } => {
+                    let old = self.stored.get(&*chat).map_or(0, |(history, ..)| *history);
                     assert!(old == 0 || old == history || self.heard.contains(&(chat.to_string(), history)));
-                    self.stored.insert(chat.to_string(), (history, seq));
+                    self.stored.insert(chat.to_string(), (history, seq, acked));
                 }
                 Action::StoreComplete => self.complete = true,
                 Action::Synced => {}
                 Action::Ack(ack) => {
                     assert!(self.connected);
-                    assert_eq!(
-                        self.stored[&ack.chat],
-                        (ack.history, ack.seq),
-                        "acknowledged what is confirmed"
-                    );
+                    let (history, seq, acked) = self.stored.get_mut(&ack.chat).unwrap();
+                    assert_eq!((*history, *seq), (ack.history, ack.seq), "acknowledged what is confirmed");
+                    *acked = ack.seq;
                     self.acks.entry(ack.chat.clone()).or_default().push(self.now);
                     self.acks_up.push(ack);
                 }
@@ -142,11 +140,11 @@ impl World {
     /// From where the device was, everything is told once, in order and without holes.
     pub fn cover(&mut self, key: &(String, u64), from: u64, to: u64) {
         let started =
-            self.stored.get(&key.0).filter(|(history, _)| *history == key.1).map_or(0, |(_, seq)| *seq);
+            self.stored.get(&key.0).filter(|(history, ..)| *history == key.1).map_or(0, |(_, seq, _)| *seq);
         let covered = self.covered.entry(key.clone()).or_insert(started);
         assert_eq!(*covered + 1, from, "{key:?}");
         let of_another =
-            self.stored.get(&key.0).is_some_and(|(history, _)| *history != 0 && *history != key.1);
+            self.stored.get(&key.0).is_some_and(|(history, ..)| *history != 0 && *history != key.1);
         assert!(!of_another || self.lost.contains(key), "the loss is told first");
         assert!(to >= from);
         *covered = to;
@@ -162,7 +160,9 @@ impl World {
     /// The program dies and comes back with what was stored.
     pub fn restart(&mut self) {
         self.break_off();
-        let cursors = self.stored.iter().map(|(chat, (history, seq))| (chat.as_str(), *history, *seq));
+        let cursor =
+            |(chat, (history, seq, acked)): (&'a String, &'a _)| (chat.as_str(), *history, *seq, *acked);
+        let cursors = self.stored.iter().map(cursor);
         self.inbox = Inbox::restore(self.limits, cursors, self.complete);
         self.shown.clear();
         self.covered.clear();

@@ -138,6 +138,7 @@ impl Participant {
             // This device keeps nothing over a restart, because the run ends with the process.
             outbox::Action::Done { ticket: None, .. }
             | outbox::Action::Store { .. }
+            | outbox::Action::Trouble { .. }
             | outbox::Action::StoreStream { .. }
             | outbox::Action::StoreAnswered { .. } => {}
         }
@@ -163,6 +164,7 @@ impl Participant {
             inbox::Action::Gap { .. }
             | inbox::Action::HistoryLost { .. }
             | inbox::Action::Store { .. }
+            | inbox::Action::Trouble { .. }
             | inbox::Action::StoreComplete => {}
         }
     }

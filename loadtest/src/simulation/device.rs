@@ -58,7 +58,8 @@ pub struct Device {
 struct Records {
     attempt: u64,
     complete: bool,
-    cursors: BTreeMap<String, (u64, u64)>,
+    /// History, seq, up to where that is acknowledged.
+    cursors: BTreeMap<String, (u64, u64, u64)>,
     chats: BTreeMap<String, RecordedChat>,
 }
 
@@ -109,8 +110,8 @@ impl Device {
     /// The program starts with what it kept.
     pub fn start(&mut self, net: &mut Net) {
         self.is_up = true;
-        let cursors =
-            self.records.cursors.iter().map(|(chat, (history, seq))| (chat.as_str(), *history, *seq));
+        let cursors = self.records.cursors.iter();
+        let cursors = cursors.map(|(chat, (history, seq, acked))| (chat.as_str(), *history, *seq, *acked));
         self.inbox = Inbox::restore(inbox_limits(), cursors, self.records.complete);
         let chats = self.records.chats.iter().map(|(chat, kept)| StoredChat {
             chat: chat.clone(),
@@ -169,7 +170,7 @@ impl Device {
             std::mem::take(&mut self.unconfirmed).into_iter().partition(|m| !fits(m));
         self.unconfirmed = kept;
         for message in taken {
-            let at = (message.history, message.seq);
+            let at = (message.history, message.seq, message.seq);
             judge.shown(&mut self.app, &self.user, &message.chat, at, &message.body);
         }
         // Between its own store and ours, a program may die.
@@ -361,6 +362,10 @@ impl Device {
                     kept.unanswered.remove(&n);
                 }
             }
+            outbox::Action::Trouble { chat, text } => {
+                let user = &self.user;
+                judge.wrong(|| format!("{user} is told of a fault with {chat}: {text}"));
+            }
             outbox::Action::Send(send) => {
                 let id = (self.user.clone(), send.chat.clone(), send.stream, send.n);
                 judge.left(id, &send.body);
@@ -381,7 +386,7 @@ impl Device {
         match action {
             inbox::Action::Deliver(message) => {
                 if self.cursor_early {
-                    let at = (message.history, message.seq);
+                    let at = (message.history, message.seq, message.seq);
                     self.records.cursors.insert(message.chat.to_string(), at);
                 }
                 let stored_us = message.time_us.saturating_sub(EPOCH_US);
@@ -400,20 +405,30 @@ impl Device {
                 let user = &self.user;
                 judge.wrong(|| format!("{user} is told that {chat} lost its history"));
             }
-            inbox::Action::Store { chat, history, seq } => self.keep_cursor(&chat, history, seq, judge),
+            inbox::Action::Store { chat, history, seq, acked } => {
+                self.keep_cursor(&chat, (history, seq, acked), judge);
+            }
+            inbox::Action::Trouble { chat, text } => {
+                let user = &self.user;
+                judge.wrong(|| format!("{user} is told of a fault with {chat}: {text}"));
+            }
             inbox::Action::StoreComplete => self.records.complete = true,
             inbox::Action::Synced => {}
             inbox::Action::Sync(sync) => self.send(Command::Sync, &sync, net),
             inbox::Action::Pull(pull) => self.send(Command::Pull, &pull, net),
-            inbox::Action::Ack(ack) => self.send(Command::PushAck, &ack, net),
+            inbox::Action::Ack(ack) => {
+                self.records.cursors.insert(ack.chat.clone(), (ack.history, ack.seq, ack.seq));
+                self.send(Command::PushAck, &ack, net);
+            }
         }
     }
 
-    fn keep_cursor(&mut self, chat: &Arc<str>, history: u64, seq: u64, judge: &mut Judge) {
+    fn keep_cursor(&mut self, chat: &Arc<str>, cursor: (u64, u64, u64), judge: &mut Judge) {
         if !self.app.chats.contains_key(&**chat) {
+            let (history, seq, _) = cursor;
             judge.begins(&mut self.app, &self.user, chat, history, seq);
         }
-        self.records.cursors.insert(chat.to_string(), (history, seq));
+        self.records.cursors.insert(chat.to_string(), cursor);
     }
 
     fn send<M: Message>(&self, command: Command, body: &M, net: &mut Net) {

@@ -134,7 +134,8 @@ async fn watch_one(counts: Arc<Counts>, mut events: Events) {
             | Event::Presence { .. }
             | Event::Typing { .. }
             | Event::WatchRefused { .. }
-            | Event::EarlierFailed { .. } => {}
+            | Event::EarlierFailed { .. }
+            | Event::Trouble { .. } => {}
             Event::Synced | Event::Gap { .. } | Event::HistoryLost { .. } | Event::Ended(_) => {}
         }
     }

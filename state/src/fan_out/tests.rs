@@ -7,9 +7,9 @@ use prost::Message as _;
 use proto::wire::{Kind, Role};
 
 use super::*;
+use crate::core::tests::{Scripted, core_over};
 use crate::group::{Group, Member};
-use crate::server::tests::{Scripted, core_over};
-use crate::store::{Answer, Head, Page, Roster, Stored};
+use crate::store::{Answer, Head, Op, Page, Roster, StoreError, Stored};
 
 /// A message of a group, all of whose members see it.
 fn of_group(seq: u64) -> Accepted {

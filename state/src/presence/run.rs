@@ -12,9 +12,9 @@ use proto::wire;
 use proto::{Command, frame};
 
 use super::watches::Change;
-use super::{look, numbers};
+use super::{GATEWAY_AWAY, look, numbers};
+use crate::core::Core;
 use crate::peers::Peers;
-use crate::server::Core;
 
 /// Between two looks. Who came or went is looked at in the second one behind it, so that a short reconnect says nothing.
 const TICK: Duration = Duration::from_millis(500);
@@ -60,12 +60,22 @@ pub fn retired(core: &Core, user: u64) {
     push_changes(core, change);
 }
 
+/// Whom a gateway could not be told of is told again: when it has a stream here, or, where that one is full, some
+/// seconds later.
 fn push_changes(core: &Core, changes: impl IntoIterator<Item = Change>) {
     let frames = changes.into_iter().map(|(seen, targets)| {
         let presence = wire::Presence { users: vec![seen], ..Default::default() };
         (frame::encode(Command::Presence, &presence), targets)
     });
-    core.metrics.presence_changes.inc_by(core.gateways.hint(frames));
+    let hinted = core.gateways.hint(frames);
+    core.metrics.presence_changes.inc_by(hinted.pushed);
+    if !hinted.refused.is_empty() {
+        let mut inner = core.presence.inner.lock();
+        inner.watches.lost(|connection| hinted.refused.contains(&proto::incarnation_of(connection)));
+        if hinted.refused.iter().any(|incarnation| core.gateways.is_open(*incarnation)) {
+            inner.look_at = inner.look_at.or(Some(core.clock.now() + GATEWAY_AWAY));
+        }
+    }
 }
 
 fn expire(core: &Core, now: Instant, has_peers: bool) {

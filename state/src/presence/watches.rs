@@ -207,6 +207,15 @@ impl Watches {
         differs
     }
 
+    /// What such connections were told last may not have come there: whom they watch is told of once more, when it is found.
+    pub fn lost(&mut self, is_such: impl Fn(u64) -> bool) {
+        for watched in self.users.values_mut() {
+            if watched.connections.iter().any(|connection| is_such(*connection)) {
+                watched.told = None;
+            }
+        }
+    }
+
     /// The user was found so: what is to be told, if it is news.
     pub fn found(&mut self, user: u64, there: There) -> Option<Change> {
         let watched = self.users.get_mut(&user)?;
@@ -271,6 +280,10 @@ mod tests {
         assert_eq!((seen, targets), (there(true, 0).seen("bob".into()), vec![(1, 100), (5, 101)]));
         assert_eq!(watches.found(2, there(true, 0)), None);
         assert_eq!(watches.found(4, there(true, 0)), None, "nobody watches that one");
+        watches.lost(|connection| connection == 1);
+        assert_eq!(watches.found(2, there(true, 0)).unwrap().1.len(), 2, "once more");
+        watches.lost(|connection| connection == 7);
+        assert_eq!(watches.found(2, there(true, 0)), None);
         watches.set(1, 100, &of(&[("carol", Some(3))]), now).unwrap();
         assert_eq!(watches.found(2, there(false, 11)).unwrap().1, [(5, 101)]);
         watches.end(5);

@@ -1,8 +1,8 @@
 //! Pushing again over a store in memory: what is newer goes out, oldest first within a chat, to whom it is meant for.
 
 use super::*;
+use crate::core::tests::{Scripted, core_over};
 use crate::gateways::Outgoing;
-use crate::server::tests::{Scripted, core_over};
 use crate::store::{Answer, Head, Outcome, Route, chat_bucket};
 use prost::Message as _;
 use proto::frame::{self, HEADER_BYTES};

@@ -9,8 +9,8 @@ use proto::wire;
 
 use super::ANSWER_OVERHEAD_BYTES;
 use crate::answer;
+use crate::core::Core;
 use crate::group::Member;
-use crate::server::Core;
 use crate::store::{Answer, Head, Outcome, Roster, StoreError};
 use crate::turn::{Gateway, not_a_member};
 

@@ -11,7 +11,7 @@ use proto::wire::{self, Code};
 use super::Gateway;
 use super::grant::{Grant, Refused};
 use crate::answer;
-use crate::server::Core;
+use crate::core::Core;
 
 /// A frame, decoded.
 #[allow(missing_docs)]

@@ -11,8 +11,8 @@ use proto::wire::{self, Code, GroupAction};
 
 use super::{Decided, Outcomes, Planned, Step};
 use crate::answer;
+use crate::core::Core;
 use crate::group::{Act, Change};
-use crate::server::Core;
 use crate::store::{Op, read};
 
 /// Gives numbers to those who are to join, and lists the group for them. Changes for which that fails wait for a resend; whoever names too
@@ -33,7 +33,7 @@ pub async fn enrol(
             let is_new = change.action == GroupAction::GroupCreate;
             let count = (change.named.len() - usize::from(is_new)).max(usize::from(is_new));
             if let Some(Err(retry_after_ms)) =
-                core.naming.as_ref().map(|naming| naming.name(user, count, now))
+                core.naming.as_ref().map(|naming| naming.take(user, count, now))
             {
                 core.metrics.sends_rate_limited.inc();
                 let text = "this user puts others into groups faster than is allowed here";

@@ -10,7 +10,7 @@ use proto::link::{DownFrame, UpFrame};
 use super::ask::{Ask, check_login};
 use super::{Gateway, Outcomes};
 use crate::answer;
-use crate::server::Core;
+use crate::core::Core;
 use crate::store::{Op, Outcome, read};
 
 /// Tokens that are verified before others of this thread get their turn: half a millisecond of the slower kind.

@@ -10,8 +10,8 @@ use proto::wire::{self, Code};
 
 use super::{Decided, Outcomes, Planned, Step};
 use crate::answer;
+use crate::core::Core;
 use crate::group::Act;
-use crate::server::Core;
 use crate::store::{Append, MessageId, Op};
 
 /// Groups whose members are listed in a turn: of 10,000 each takes the store 15 to 20 ms.

@@ -48,8 +48,8 @@ pub enum Effect {
     Hide {
         /// The chat.
         chat: Arc<str>,
-        /// The seq.
-        seq: u64,
+        /// History and seq.
+        id: (u64, u64),
     },
     /// Draw everything anew, whatever the terminal shows.
     Redraw,

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Effect, Model};
+use super::{Effect, Link, Model};
 
 /// A user who is writing into a chat.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,9 +88,12 @@ impl Model {
         }
     }
 
-    /// Whether the other user of a chat is there, and since when not (Unix seconds, 0: not known); `None`: nobody knows, or it is a
-    /// group.
+    /// Whether the other user of a chat is there, and since when not (Unix seconds, 0: not known); `None`: nobody knows, as long as there is
+    /// no connection, or it is a group.
     pub fn there(&self, chat: &str) -> Option<(bool, u64)> {
+        if !matches!(self.link, Link::Online { .. }) {
+            return None;
+        }
         let (low, high) = chat.split_once(':')?;
         let user = [low, high].into_iter().find(|user| *user != self.me)?;
         self.there.get(user).copied()

@@ -71,8 +71,8 @@ impl Model {
         }
     }
 
-    /// What is to be told as read of the open chat, once: its name and the seq of its newest message.
-    pub fn take_read(&mut self) -> Option<(Arc<str>, u64)> {
+    /// What is to be told as read of the open chat, once: its name, history and seq of its newest message.
+    pub fn take_read(&mut self) -> Option<(Arc<str>, (u64, u64))> {
         let open = self.open.as_ref()?;
         let chat = self.chats.iter_mut().find(|chat| chat.name == *open)?;
         let newest = chat.newest()?;
@@ -80,7 +80,7 @@ impl Model {
             return None;
         }
         chat.read_told = newest;
-        Some((chat.name.clone(), newest.1))
+        Some((chat.name.clone(), newest))
     }
 
     /// Only where there is something to see it by.

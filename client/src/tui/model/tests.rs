@@ -76,7 +76,7 @@ fn chats_are_listed_by_activity_and_count_what_is_unread() {
 fn what_is_read_elsewhere_is_not_unread_here_and_what_is_seen_here_is_told_once() {
     let mut model = model();
     model.message(&message("alice:bob", 1, "bob", "hi"));
-    assert_eq!(model.take_read(), Some(("alice:bob".into(), 1)));
+    assert_eq!(model.take_read(), Some(("alice:bob".into(), (7, 1))));
     assert_eq!(model.take_read(), None);
     for seq in 1..=3 {
         model.message(&message("alice:carol", seq, "carol", "hello"));
@@ -96,7 +96,7 @@ fn what_is_read_elsewhere_is_not_unread_here_and_what_is_seen_here_is_told_once(
     model.message(&message("alice:carol", 6, "carol", "this not"));
     assert_eq!(titles(&model)[0], ("carol", 1));
     model.act(Action::NextChat, 1);
-    assert_eq!(model.take_read(), Some(("alice:carol".into(), 6)));
+    assert_eq!(model.take_read(), Some(("alice:carol".into(), (7, 6))));
 }
 
 #[test]
@@ -123,6 +123,15 @@ fn what_was_kept_is_shown_after_a_restart_and_nothing_is_new_twice() {
     second.message(&message("alice:bob", 1, "bob", "seen"));
     assert_eq!(effects(&mut second), []);
     assert_eq!(titles(&second)[1], ("bob", 0));
+    // What is missing is said again after a restart, and once.
+    second.gap("alice:carol", 3, 5, 9);
+    let missing = kept(&effects(&mut second), "alice:carol");
+    let mut third = model();
+    third.load("alice:carol", &missing);
+    third.start();
+    third.gap("alice:carol", 3, 5, 9);
+    assert_eq!(texts(&third), ["(messages 3 to 5 are not there any more)"]);
+    assert_eq!(effects(&mut third), []);
 }
 
 #[test]
@@ -160,7 +169,7 @@ fn what_is_to_be_hidden_goes_when_its_hiding_comes_back() {
     effects(&mut model);
     enter(&mut model, "/hide 2");
     let chat: Arc<str> = "alice:bob".into();
-    assert!(effects(&mut model).contains(&Effect::Hide { chat: chat.clone(), seq: 2 }));
+    assert!(effects(&mut model).contains(&Effect::Hide { chat: chat.clone(), id: (7, 2) }));
     assert_eq!(texts(&model).len(), 3);
     model.hid(&Err(SendError::NotSent));
     assert!(model.remark().is_some_and(|remark| remark.contains("not hidden")));

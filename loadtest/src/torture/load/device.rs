@@ -91,7 +91,8 @@ async fn listen(shared: Arc<Shared>, number: u32, mut events: Events, leaving: A
             | Event::Presence { .. }
             | Event::Typing { .. }
             | Event::WatchRefused { .. }
-            | Event::EarlierFailed { .. } => continue,
+            | Event::EarlierFailed { .. }
+            | Event::Trouble { .. } => continue,
             Event::Synced => {
                 if !std::mem::replace(&mut synced, true) {
                     shared.synced.fetch_add(1, Ordering::Relaxed);

@@ -285,7 +285,8 @@ impl Talk {
                 | Event::Presence { .. }
                 | Event::Typing { .. }
                 | Event::WatchRefused { .. }
-                | Event::EarlierFailed { .. } => continue,
+                | Event::EarlierFailed { .. }
+                | Event::Trouble { .. } => continue,
                 Event::Synced => {
                     synced.store(true, Ordering::Relaxed);
                     continue;

@@ -69,6 +69,25 @@ pub(crate) fn core_over(store: Scripted) -> Arc<Core> {
     core_and_accepted(store).0
 }
 
+/// One time for as long as the test takes; pauses are real.
+struct StillClock(Instant);
+
+impl Clock for StillClock {
+    fn now(&self) -> Instant {
+        self.0
+    }
+
+    fn pause(&self, wait: Duration) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+        TokioClock.pause(wait)
+    }
+}
+
+/// Where nothing is earned by waiting.
+pub(crate) fn core_at_rest(store: Scripted) -> (Arc<Core>, mpsc::Receiver<Accepted>) {
+    let clock = StillClock(Instant::now());
+    Core::for_simulation(Config::default(), Box::new(store), Box::new(clock), 1)
+}
+
 pub(crate) fn core_and_accepted(store: Scripted) -> (Arc<Core>, mpsc::Receiver<Accepted>) {
     Core::for_simulation(Config::default(), Box::new(store), Box::new(TokioClock), 1)
 }
