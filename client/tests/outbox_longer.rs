@@ -19,7 +19,10 @@ fn drain(outbox: &mut Outbox) -> (Vec<(u64, usize)>, Vec<u64>) {
                 );
                 refused.push(ticket.unwrap());
             }
-            Action::Store { .. } | Action::StoreStream { .. } | Action::StoreAnswered { .. } => {}
+            Action::Store { .. }
+            | Action::StoreStream { .. }
+            | Action::StoreAnswered { .. }
+            | Action::Trouble { .. } => {}
         }
     }
     (sent, refused)

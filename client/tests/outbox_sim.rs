@@ -125,6 +125,7 @@ impl World {
                 Action::StoreAnswered { chat, n } => {
                     self.disk.0.get_mut(&*chat).unwrap().2.remove(&n).expect("answered once");
                 }
+                Action::Trouble { .. } => panic!("this server has no faults"),
                 Action::Send(send) => {
                     assert!(self.connected);
                     let row = &self.disk.0[&send.chat];

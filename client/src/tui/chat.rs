@@ -171,7 +171,7 @@ impl Chat {
     }
 
     /// The message that stands so far from the end, of those that the server still has; 1: the newest.
-    pub fn from_end(&self, place: usize) -> Option<(u64, u64)> {
+    pub fn at_from_end(&self, place: usize) -> Option<(u64, u64)> {
         let (history, _) = self.newest()?;
         let mut ids = self.entries.iter().rev().filter_map(|entry| match &entry.what {
             What::Message { id, .. } if id.0 == history => Some(*id),
@@ -397,7 +397,7 @@ mod tests {
         let mut chat = Chat::new("alice:bob".into(), "alice");
         (1..=4).for_each(|seq| assert!(put(&mut chat, 7, seq)));
         chat.unread = 2;
-        let at = |place| chat.from_end(place);
+        let at = |place| chat.at_from_end(place);
         assert_eq!([0, 1, 4, 5].map(at), [None, Some((7, 4)), Some((7, 1)), None]);
         assert!(chat.hide((7, 1)) && !chat.hide((7, 1)) && !chat.hide((8, 2)));
         assert_eq!((chat.unread, seqs(&chat)), (2, vec![(7, 2), (7, 3), (7, 4)]));

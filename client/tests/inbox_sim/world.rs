@@ -160,9 +160,8 @@ impl World {
     /// The program dies and comes back with what was stored.
     pub fn restart(&mut self) {
         self.break_off();
-        let cursor =
-            |(chat, (history, seq, acked)): (&'a String, &'a _)| (chat.as_str(), *history, *seq, *acked);
-        let cursors = self.stored.iter().map(cursor);
+        let cursors = self.stored.iter();
+        let cursors = cursors.map(|(chat, (history, seq, acked))| (chat.as_str(), *history, *seq, *acked));
         self.inbox = Inbox::restore(self.limits, cursors, self.complete);
         self.shown.clear();
         self.covered.clear();

@@ -170,7 +170,7 @@ impl Device {
             std::mem::take(&mut self.unconfirmed).into_iter().partition(|m| !fits(m));
         self.unconfirmed = kept;
         for message in taken {
-            let at = (message.history, message.seq, message.seq);
+            let at = (message.history, message.seq);
             judge.shown(&mut self.app, &self.user, &message.chat, at, &message.body);
         }
         // Between its own store and ours, a program may die.

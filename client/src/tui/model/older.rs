@@ -68,7 +68,7 @@ impl Model {
     /// Our user does not want to see the message that stands so far from the end. It goes when its hiding comes back as a message.
     pub(super) fn want_hidden(&mut self, place: usize) {
         let open = self.open.as_ref().and_then(|open| self.chats.iter().find(|chat| chat.name == *open));
-        match open.and_then(|chat| Some((chat.name.clone(), chat.from_end(place)?))) {
+        match open.and_then(|chat| Some((chat.name.clone(), chat.at_from_end(place)?))) {
             Some((chat, id)) => self.effects.push_back(Effect::Hide { chat, id }),
             None => self.remark = Some("there is no such message here".to_owned()),
         }
