@@ -26,7 +26,7 @@ use crate::burst::Burst;
 use crate::config::{Config, Plan};
 use crate::machine::{self, Finding, Found, Verdict, Wanted};
 use crate::metrics::Metrics;
-use crate::sys::{self, EventFd, Stack};
+use crate::sys::{self, EventFd};
 use crate::upstream::Upstreams;
 use crate::wake::{Starved, Wake};
 use crate::worker::{Inbox, Shared, Worker};
@@ -399,12 +399,21 @@ fn start_workers(
         let inbox = Inbox { down, wake: wake.clone(), starved: starved.clone() };
         outboxes.push(Outbox { down: down_sender, wake: wake.clone(), starved });
         let (start, started) = mpsc::channel();
-        let (shared, parted, failed) = (shared.clone(), parted.clone(), failed.clone());
-        let slots_max = plan.connections_per_worker_max;
+        let newcomer = Box::new(Newcomer {
+            index: index as u8,
+            slots_max: plan.connections_per_worker_max,
+            shared: shared.clone(),
+            inbox,
+            parted: parted.clone(),
+            started,
+        });
+        let alarm = Alarm(failed.clone());
         let thread = sys::spawn(format!("worker-{index}"), move |stack| {
-            let alarm = Alarm(failed);
-            let worked = work(index as u8, slots_max, shared, inbox, stack, parted, started);
-            worked.inspect(|()| alarm.all_is_well())
+            let worked = match newcomer.begin() {
+                Some(worker) => worker.run(&stack),
+                None => Ok(()),
+            };
+            ended(index, worked, alarm)
         })
         .map_err(|e| Fatal::internal(format!("starting worker {index}: {e}")))?;
         threads.push(WorkerThread { start, thread });
@@ -441,34 +450,48 @@ impl Drop for Alarm {
     }
 }
 
-fn work(
+/// What a worker's thread begins with. Boxed, and done with in a call of its own: a thread's stack keeps what it ever held, and there are
+/// fifty of them.
+struct Newcomer {
     index: u8,
     slots_max: usize,
     shared: Shared,
     inbox: Inbox,
-    stack: Stack,
     parted: mpsc::Sender<std::io::Result<()>>,
     started: mpsc::Receiver<Start>,
-) -> std::io::Result<()> {
-    let alone = nix::sys::signal::SigSet::all().thread_block().map_err(std::io::Error::from);
-    // Nobody listens any more when the start failed elsewhere; then there is nothing to begin either.
-    let _ = parted.send(alone.and_then(|()| sys::unshare_files()));
-    let Ok(start) = started.recv() else { return Ok(()) };
-    // A channel keeps room for 31 messages, a worker lives as long as the process.
-    drop((parted, started));
-    let worker = Worker::new(index, start.incarnation, start.listen, slots_max, shared, inbox);
-    match worker.and_then(|worker| Ok((worker.address()?, worker))) {
-        Ok((address, worker)) => {
-            let _ = start.answer.send(Ok(address));
-            let ended = worker.run(&stack);
-            if let Err(error) = &ended {
-                tracing::error!(worker = index, %error, "a worker ended");
+}
+
+impl Newcomer {
+    /// Parts with the fd table, waits for its time, and binds the listener. `None`: there is nothing to begin.
+    #[inline(never)]
+    fn begin(self: Box<Self>) -> Option<Box<Worker>> {
+        let Newcomer { index, slots_max, shared, inbox, parted, started } = *self;
+        let alone = nix::sys::signal::SigSet::all().thread_block().map_err(std::io::Error::from);
+        // Nobody listens any more when the start failed elsewhere; then there is nothing to begin either.
+        let _ = parted.send(alone.and_then(|()| sys::unshare_files()));
+        let Start { incarnation, listen, answer } = started.recv().ok()?;
+        // A channel keeps room for 31 messages, a worker lives as long as the process.
+        drop((parted, started));
+        let worker = Worker::new(index, incarnation, listen, slots_max, shared, inbox);
+        match worker.and_then(|worker| Ok((worker.address()?, worker))) {
+            Ok((address, worker)) => {
+                let _ = answer.send(Ok(address));
+                Some(worker)
             }
-            ended
-        }
-        Err(error) => {
-            let _ = start.answer.send(Err(error));
-            Ok(())
+            Err(error) => {
+                let _ = answer.send(Err(error));
+                None
+            }
         }
     }
+}
+
+/// How a worker's thread ends.
+#[inline(never)]
+fn ended(index: usize, worked: std::io::Result<()>, alarm: Alarm) -> std::io::Result<()> {
+    match &worked {
+        Ok(()) => alarm.all_is_well(),
+        Err(error) => tracing::error!(worker = index, %error, "a worker ended"),
+    }
+    worked
 }

@@ -50,8 +50,8 @@ impl Stack {
     }
 }
 
-/// For the call into the kernel itself.
-const KEPT_BYTES: usize = 1024;
+/// For what [`Stack::give_back`] itself and the call into the kernel have there: nothing but a return address and registers.
+const KEPT_BYTES: usize = 256;
 
 #[cfg(test)]
 mod tests {
