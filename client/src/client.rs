@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use proto::name::{Chat, NameError};
 use proto::wire::{self, Code, GroupAction, GroupChange, Role};
@@ -17,7 +18,7 @@ use crate::body::{Body, change};
 use crate::event::{Ended, Events, Status};
 use crate::options::{ConnectError, Keep, Options};
 use crate::session::{Control, Session, Submission};
-use crate::store::{Store, default_root};
+use crate::store::{Store, StoreError, default_root};
 
 /// A session, seen from its application. The session ends when every `Client` and `Events` is dropped.
 #[derive(Debug, Clone)]
@@ -92,9 +93,18 @@ pub enum SendError {
 pub struct Pending(oneshot::Receiver<Result<Sent, SendError>>);
 
 impl Client {
-    /// Starts a session and waits until it is logged in, however long that takes, or refused for good.
+    /// Starts a session and waits until it is logged in, however long that takes, or refused for good. Another session of this device
+    /// that is about to end, because its handles were dropped a moment ago, is waited for.
     pub async fn connect(options: Options) -> Result<(Client, Events), ConnectError> {
-        let (client, events) = Client::start(options)?;
+        let until = tokio::time::Instant::now() + LOCKED_MAX;
+        let (client, events) = loop {
+            match Client::start(options.clone()) {
+                Err(ConnectError::Store(StoreError::Locked(_))) if tokio::time::Instant::now() < until => {
+                    tokio::time::sleep(LOCKED_LOOK).await;
+                }
+                started => break started?,
+            }
+        };
         client.online().await?;
         Ok((client, events))
     }
@@ -320,6 +330,9 @@ impl Future for Pending {
 }
 
 const EVENTS_QUEUED_MAX: usize = 64;
+/// Longest that the end of another session of the same device is waited for, and how often it is looked for.
+const LOCKED_MAX: Duration = Duration::from_secs(2);
+const LOCKED_LOOK: Duration = Duration::from_millis(20);
 /// About the server's own `retry_after_ms` at first.
 const ASK_AGAIN_MS_MIN: u64 = 500;
 const ASK_AGAIN_MS_MAX: u64 = 4_000;

@@ -7,6 +7,7 @@
 //! taken.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -56,8 +57,8 @@ pub struct Presence {
     news: VecDeque<News>,
 }
 
-/// Numbers of requests from here on and below those of lists of members, so that none is one of the inbox's.
-const REQUESTS_FROM: u32 = 1 << 30;
+/// Numbers of requests: none is anybody else's.
+pub(crate) const REQUESTS: Range<u32> = 1 << 30..1 << 31;
 /// Without an answer for so long the Watch is sent again.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// News of writing that wait for the application; older ones are not worth telling.
@@ -136,7 +137,7 @@ impl Presence {
     /// Whether the error was about a Watch.
     pub fn refused(&mut self, error: &wire::Error, now: Instant) -> bool {
         if self.asked.is_none_or(|(request, _)| request != error.request) {
-            return (REQUESTS_FROM..2 * REQUESTS_FROM).contains(&error.request);
+            return REQUESTS.contains(&error.request);
         }
         self.asked = None;
         match error.code() {
@@ -190,8 +191,8 @@ impl Presence {
         if renew && self.renew_at.is_none_or(|at| now < at) {
             return;
         }
-        self.request = (self.request + 1) % REQUESTS_FROM;
-        let request = REQUESTS_FROM + self.request;
+        self.request = (self.request + 1) % (REQUESTS.end - REQUESTS.start);
+        let request = REQUESTS.start + self.request;
         let named = || self.wanted.iter().map(|user| wire::Watched { user: user.clone() }).collect();
         let users = if renew { Vec::new() } else { named() };
         let watch = wire::Watch { request, users, renew };

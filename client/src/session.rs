@@ -4,6 +4,7 @@
 //! and nothing reads or writes the connection in between.
 
 mod app;
+mod asks;
 mod hide;
 mod members;
 mod online;

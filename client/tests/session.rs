@@ -3,13 +3,12 @@
 mod fake;
 
 use std::future::Future;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
-use client::{Client, ConnectError, Ended, Event, Events, Keep, Message, Options, SendError, Target};
+use client::{Client, ConnectError, Ended, Event, Events, Options, SendError, Target};
+use fake::device::{ended, message, options};
 use fake::{Fake, Fault, PushFault};
 use proto::Command;
 use proto::wire::{self, Code};
@@ -17,40 +16,6 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-
-fn options(fake: &Fake, user: &str) -> Options {
-    let target = Target::Gateway(vec![fake.address.to_string()]);
-    let mut options = Options { keep: Keep::Memory, ..Options::new(user, "test", target) };
-    options.outbox.resend_ms = 300;
-    options.inbox.answer_ms_max = 300;
-    (options.backoff_ms_min, options.backoff_ms_max) = (2, 50);
-    options
-}
-
-fn kept(fake: &Fake, user: &str, root: &Path) -> Options {
-    Options { keep: Keep::Under(root.to_owned()), ..options(fake, user) }
-}
-
-async fn message(events: &mut Events) -> Message {
-    let next = async {
-        loop {
-            match events.next().await.expect("the session goes on") {
-                Event::Message(message) => return message,
-                Event::Ended(ended) => panic!("{ended}"),
-                _ => {}
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), next).await.expect("a message")
-}
-
-async fn ended(events: &mut Events) -> Ended {
-    loop {
-        if let Event::Ended(ended) = events.next().await.expect("an end") {
-            return ended;
-        }
-    }
-}
 
 #[tokio::test]
 async fn everything_arrives_once_and_in_order_whatever_breaks() {
@@ -107,105 +72,6 @@ async fn everything_arrives_once_and_in_order_whatever_breaks() {
         assert!(matches!(ended(&mut bob_events).await, Ended::Closed));
         assert!(matches!(ended(&mut alice_events).await, Ended::Closed));
     }
-}
-
-#[tokio::test]
-async fn a_device_goes_on_where_it_confirmed() {
-    let fake = Fake::start().await;
-    let root = tempfile::tempdir().unwrap();
-    let (bob, mut events) = Client::connect(kept(&fake, "bob", root.path())).await.unwrap();
-    for number in 1..=10 {
-        fake.world().append("alice:bob", "alice", format!("{number}").into(), 0);
-    }
-    for seq in 1..=10 {
-        let got = message(&mut events).await;
-        assert_eq!(got.seq, seq);
-        if seq <= 5 {
-            events.confirm(&got);
-        }
-    }
-    assert!(matches!(Client::start(kept(&fake, "bob", root.path())), Err(ConnectError::Store(_))), "locked");
-    bob.close().await;
-    fake.until(|world| world.push_acks.last().is_some_and(|ack| ack.seq == 5)).await;
-    fake.world().append("alice:bob", "alice", Bytes::new(), 0);
-    let (bob, mut events) = Client::connect(kept(&fake, "bob", root.path())).await.unwrap();
-    for seq in 6..=11 {
-        assert_eq!(message(&mut events).await.seq, seq);
-    }
-    bob.close().await;
-    let attempts: Vec<_> = fake.world().logins.iter().map(|login| login.attempt).collect();
-    assert!(attempts.windows(2).all(|pair| pair[0] < pair[1]), "{attempts:?}");
-}
-
-#[tokio::test]
-async fn a_message_without_an_answer_is_resent_under_its_id_after_a_restart() {
-    let fake = Fake::start().await;
-    let root = tempfile::tempdir().unwrap();
-    fake.world().fault = Some(Box::new(|command| match command {
-        Command::Send => Fault::BreakAfter,
-        _ => Fault::None,
-    }));
-    let (alice, _events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
-    let pending = alice.enqueue("bob", "once").await.unwrap();
-    fake.until(|world| !world.chats.is_empty()).await;
-    alice.close().await;
-    assert_eq!(pending.await, Err(SendError::Unanswered));
-    fake.world().fault = None;
-    let (alice, mut events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
-    assert_eq!(alice.send("bob", "twice").await.unwrap().seq, 2);
-    assert_eq!(message(&mut events).await.body, "once");
-    assert_eq!(message(&mut events).await.body, "twice");
-    assert_eq!(fake.world().chats["alice:bob"].len(), 2);
-}
-
-#[tokio::test]
-async fn of_a_message_that_is_refused_after_a_restart_the_application_hears() {
-    let fake = Fake::start().await;
-    let root = tempfile::tempdir().unwrap();
-    fake.world().fault = Some(Box::new(|command| match command {
-        Command::Send => Fault::BreakBefore,
-        _ => Fault::None,
-    }));
-    let (alice, _events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
-    // A chat that is not hers.
-    let pending = alice.enqueue("bob:carol", "psst").await.unwrap();
-    fake.until(|world| world.received.iter().any(|(command, _)| *command == Command::Send)).await;
-    alice.close().await;
-    assert_eq!(pending.await, Err(SendError::Unanswered));
-    fake.world().fault = None;
-    let (alice, mut events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
-    let Event::EarlierFailed { chat, body, error } = told(&mut events).await else { panic!("it is refused") };
-    assert_eq!((&*chat, &body.bytes[..]), ("bob:carol", &b"psst"[..]));
-    assert!(matches!(error, SendError::Refused { code: Code::NotAMember, .. }), "{error}");
-    alice.close().await;
-    // Once.
-    let (alice, mut events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
-    alice.send("bob", "next").await.unwrap();
-    assert!(matches!(told(&mut events).await, Event::Message(_)));
-}
-
-#[tokio::test]
-async fn what_was_handed_in_before_a_close_is_kept() {
-    let fake = Fake::start().await;
-    let root = tempfile::tempdir().unwrap();
-    fake.world().refuse.extend((0..3).map(|_| wire::Error {
-        code: Code::Unavailable as i32,
-        retry_after_ms: 60_000,
-        ..Default::default()
-    }));
-    let (alice, _events) = Client::start(kept(&fake, "alice", root.path())).unwrap();
-    let pending: Vec<_> = (0..40).map(|n| alice.try_enqueue("bob", format!("{n}")).unwrap()).collect();
-    alice.close().await;
-    let mut kept_ones = 0;
-    for (n, pending) in pending.into_iter().enumerate() {
-        // As many as may have an id; the others are told so.
-        let expected = if n < 32 { SendError::Unanswered } else { SendError::NotSent };
-        assert_eq!(pending.await, Err(expected), "{n}");
-        kept_ones += usize::from(n < 32);
-    }
-    fake.world().refuse.clear();
-    let (alice, _events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
-    assert_eq!(alice.send("bob", "last").await.unwrap().seq, kept_ones as u64 + 1);
 }
 
 #[tokio::test]
@@ -398,61 +264,6 @@ async fn a_device_that_only_sends_makes_nothing_look_delivered() {
     seen.sort();
     let expected = [("alice:bob", 1), ("alice:carol", 1), ("alice:carol", 2)];
     assert_eq!(seen, expected.map(|(chat, seq)| (chat.to_owned(), seq)));
-}
-
-/// The next gap, lost history or message.
-async fn told(events: &mut Events) -> Event {
-    let next = async {
-        loop {
-            match events.next().await.expect("the session goes on") {
-                Event::Connected { .. } | Event::Disconnected { .. } | Event::Synced => {}
-                Event::Delivered { .. }
-                | Event::Read { .. }
-                | Event::Unread { .. }
-                | Event::Presence { .. }
-                | Event::Typing { .. }
-                | Event::WatchRefused { .. } => {}
-                event => return event,
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), next).await.expect("an event")
-}
-
-#[tokio::test]
-async fn a_gap_and_a_lost_history_come_again_after_a_restart_until_they_are_confirmed() {
-    let fake = Fake::start().await;
-    let root = tempfile::tempdir().unwrap();
-    for _ in 0..3 {
-        fake.world().append("alice:bob", "alice", Bytes::new(), 0);
-    }
-    // Nothing is left, so that no message stands behind the gap.
-    fake.world().first = 4;
-    for confirm in [false, true] {
-        let (bob, mut events) = Client::connect(kept(&fake, "bob", root.path())).await.unwrap();
-        let gap = told(&mut events).await;
-        assert!(matches!(&gap, Event::Gap { history: 77, from: 1, to: 3, .. }), "{gap:?}");
-        if confirm {
-            events.confirm_event(&gap);
-        }
-        bob.close().await;
-    }
-    fake.world().history = 78;
-    for confirm in [false, true] {
-        let (bob, mut events) = Client::connect(kept(&fake, "bob", root.path())).await.unwrap();
-        let lost = told(&mut events).await;
-        assert!(matches!(&lost, Event::HistoryLost { history: 78, from_seq: 1, .. }), "{lost:?}");
-        let gap = told(&mut events).await;
-        assert!(matches!(&gap, Event::Gap { history: 78, from: 1, to: 3, .. }), "{gap:?}");
-        if confirm {
-            events.confirm_event(&lost);
-            events.confirm_event(&gap);
-        }
-        bob.close().await;
-    }
-    let (_bob, mut events) = Client::connect(kept(&fake, "bob", root.path())).await.unwrap();
-    fake.world().append("alice:bob", "alice", Bytes::new(), 0);
-    assert!(matches!(told(&mut events).await, Event::Message(message) if message.seq == 4));
 }
 
 /// What a short cut costs somebody with many chats when nothing was missed: one question, and nothing pulled.

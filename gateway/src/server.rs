@@ -464,6 +464,10 @@ struct Newcomer {
 impl Newcomer {
     /// Parts with the fd table, waits for its time, and binds the listener. `None`: there is nothing to begin.
     #[inline(never)]
+    #[expect(
+        clippy::boxed_local,
+        reason = "a thread's closure lies on its stack as long as the thread lives"
+    )]
     fn begin(self: Box<Self>) -> Option<Box<Worker>> {
         let Newcomer { index, slots_max, shared, inbox, parted, started } = *self;
         let alone = nix::sys::signal::SigSet::all().thread_block().map_err(std::io::Error::from);

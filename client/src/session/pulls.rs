@@ -1,57 +1,38 @@
-//! An application's own Pulls on their way, asked again on a new connection. Owned by the session's task.
+//! An application's own Pulls. Owned by the session's task.
 //!
 //! Trap: these are looks. No answer to one of them may reach the inbox, whose Pulls decide what was handed out.
 
 use std::sync::Arc;
 
 use proto::wire;
-use tokio::sync::oneshot;
 
-use crate::answer::{AskError, Page};
+use super::asks::{Answer, Asks, PULLS};
+use crate::answer::Page;
 use crate::body::Body;
 use crate::inbox::Message;
 
-/// Who waits for the page.
-pub(super) type Answer = oneshot::Sender<Result<Page, AskError>>;
-
 /// Pages that are being asked for.
-#[derive(Debug, Default)]
-pub(super) struct Pulls {
-    request: u32,
-    asked: Vec<Asked>,
-}
-
 #[derive(Debug)]
-struct Asked {
-    pull: wire::Pull,
-    answer: Answer,
-    /// On this connection.
-    sent: bool,
-}
+pub(super) struct Pulls(Asks<wire::Pull, Page>);
 
-/// Numbers of requests from here on, so that none is anybody else's.
-pub(super) const REQUESTS_FROM: u32 = 3 << 30;
+impl Default for Pulls {
+    fn default() -> Self {
+        Pulls(Asks::new(PULLS))
+    }
+}
 
 impl Pulls {
-    pub fn ask(&mut self, pull: wire::Pull, answer: Answer) {
-        self.asked.push(Asked { pull, answer, sent: false });
+    pub fn ask(&mut self, pull: wire::Pull, answer: Answer<Page>) {
+        self.0.ask(pull, answer);
     }
 
     /// The frames that are due now: few at a time, because each answer may be a whole frame.
     pub fn due(&mut self) -> Vec<wire::Pull> {
-        self.asked.retain(|asked| !asked.answer.is_closed());
-        let room = IN_FLIGHT_MAX.saturating_sub(self.asked.iter().filter(|asked| asked.sent).count());
-        let mut due = Vec::new();
-        for asked in self.asked.iter_mut().filter(|asked| !asked.sent).take(room) {
-            self.request = (self.request + 1) % (u32::MAX - REQUESTS_FROM);
-            (asked.pull.request, asked.sent) = (REQUESTS_FROM + self.request, true);
-            due.push(asked.pull.clone());
-        }
-        due
+        self.0.due(IN_FLIGHT_MAX, |pull, request| wire::Pull { request, ..pull.clone() })
     }
 
     pub fn forget_connection(&mut self) {
-        self.asked.iter_mut().for_each(|asked| asked.sent = false);
+        self.0.forget_connection();
     }
 
     /// A page, if it was asked for here; else it is the inbox's. `is_hidden`: (chat, history, seq) that is not to be shown.
@@ -60,28 +41,17 @@ impl Pulls {
         ack: wire::PullAck,
         is_hidden: impl Fn(&str, u64, u64) -> bool,
     ) -> Option<wire::PullAck> {
-        if ack.request < REQUESTS_FROM {
+        if !self.0.is_theirs(ack.request) {
             return Some(ack);
         }
-        let Asked { pull, answer, .. } = self.take_asked(ack.request)?;
+        let (pull, answer) = self.0.take(ack.request)?;
         let _ = answer.send(Ok(page(&pull, ack, is_hidden)));
         None
     }
 
     /// Whether the error was about one of these.
     pub fn refused(&mut self, error: &wire::Error) -> bool {
-        if error.request < REQUESTS_FROM {
-            return false;
-        }
-        if let Some(Asked { answer, .. }) = self.take_asked(error.request) {
-            let _ = answer.send(Err(AskError::Refused { code: error.code(), text: error.text.clone() }));
-        }
-        true
-    }
-
-    fn take_asked(&mut self, request: u32) -> Option<Asked> {
-        let at = self.asked.iter().position(|asked| asked.sent && asked.pull.request == request)?;
-        Some(self.asked.remove(at))
+        self.0.refused(error)
     }
 }
 
@@ -110,7 +80,8 @@ const IN_FLIGHT_MAX: usize = 8;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::wire::Code;
+    use crate::answer::AskError;
+    use tokio::sync::oneshot;
 
     fn ask(pulls: &mut Pulls, reverse: bool) -> (wire::Pull, oneshot::Receiver<Result<Page, AskError>>) {
         let (answer, told) = oneshot::channel();
@@ -151,28 +122,5 @@ mod tests {
             pulls.take(ack(pull.request, &[], true), |_, _, _| false);
             assert_eq!(told.try_recv().unwrap().unwrap().next, next);
         }
-    }
-
-    #[test]
-    fn a_refusal_is_told_and_few_are_on_their_way_at_a_time() {
-        let mut pulls = Pulls::default();
-        let (pull, mut told) = ask(&mut pulls, false);
-        let error = |request| wire::Error { request, code: Code::NotAMember as i32, ..Default::default() };
-        assert!(!pulls.refused(&error(5)) && !pulls.refused(&error(1 << 31)));
-        assert!(pulls.refused(&error(pull.request)) && pulls.refused(&error(pull.request)));
-        assert!(matches!(told.try_recv(), Ok(Err(AskError::Refused { code: Code::NotAMember, .. }))));
-        let waiting: Vec<_> = (0..=IN_FLIGHT_MAX)
-            .map(|_| {
-                let (answer, told) = oneshot::channel();
-                pulls.ask(wire::Pull::default(), answer);
-                told
-            })
-            .collect();
-        let sent = pulls.due();
-        assert_eq!((sent.len(), pulls.due().len()), (IN_FLIGHT_MAX, 0));
-        pulls.take(ack(sent[0].request, &[], false), |_, _, _| false);
-        assert_eq!(pulls.due().len(), 1);
-        drop(waiting);
-        assert!(pulls.due().is_empty() && pulls.asked.is_empty());
     }
 }
