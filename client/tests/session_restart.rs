@@ -38,6 +38,28 @@ async fn a_device_goes_on_where_it_confirmed() {
 }
 
 #[tokio::test]
+async fn what_was_confirmed_without_a_connection_is_acknowledged_by_the_next_run() {
+    let fake = Fake::start().await;
+    let root = tempfile::tempdir().unwrap();
+    let (bob, mut events) = Client::connect(kept(&fake, "bob", root.path())).await.unwrap();
+    fake.world().append("alice:bob", "alice", "hello".into(), 0);
+    let got = message(&mut events).await;
+    fake.world().refuse.push_back(wire::Error {
+        code: Code::Unavailable as i32,
+        retry_after_ms: 60_000,
+        ..Default::default()
+    });
+    fake.break_all();
+    while !matches!(events.next().await, Some(Event::Disconnected { .. })) {}
+    events.confirm(&got);
+    bob.close().await;
+    assert!(fake.world().push_acks.is_empty());
+    fake.world().refuse.clear();
+    let (_bob, _events) = Client::connect(kept(&fake, "bob", root.path())).await.unwrap();
+    fake.until(|world| world.push_acks.last().is_some_and(|ack| ack.seq == 1)).await;
+}
+
+#[tokio::test]
 async fn a_message_without_an_answer_is_resent_under_its_id_after_a_restart() {
     let fake = Fake::start().await;
     let root = tempfile::tempdir().unwrap();
