@@ -94,15 +94,17 @@ fn one_of_three(round: &mut Round) -> Result<(), TortureError> {
     round.keep(world)
 }
 
-/// When each acknowledged message was sent, and how long its answer took.
+/// When each message was sent, and how long its answer took: that it is accepted, or refused, as some of groups are whose members
+/// come and go. What was never answered has taken all the time that there was.
 fn waits(history: &History) -> HashMap<MessageId, (u64, u64)> {
+    let end_us = history.records.iter().map(|record| record.at_us).max().unwrap_or(0);
     let mut waits = HashMap::new();
     for record in &history.records {
         match &record.what {
-            What::Sent { id, .. } => drop(waits.insert(*id, (record.at_us, u64::MAX))),
-            What::Acked { id, .. } => {
+            What::Sent { id, .. } => drop(waits.insert(*id, (record.at_us, end_us - record.at_us))),
+            What::Acked { id, .. } | What::Refused { id, .. } => {
                 if let Some((sent_us, took_us)) = waits.get_mut(id) {
-                    *took_us = record.at_us - *sent_us;
+                    *took_us = record.at_us.saturating_sub(*sent_us);
                 }
             }
             _ => {}
@@ -149,6 +151,27 @@ pub const ROWS: &[Row] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::torture::history::{Place, Record, To};
+
+    #[test]
+    fn an_answer_is_one_whatever_it_says() {
+        let id = |n| MessageId { from: 1, n };
+        let place = Place { chat: "".into(), history: 1, seq: 1 };
+        let record = |at_us, what| Record { at_us, who: Some(1), what };
+        let sent = |n| What::Sent { id: id(n), to: To::User(2) };
+        let records = vec![
+            record(10, sent(1)),
+            record(20, sent(2)),
+            record(30, sent(3)),
+            record(35, What::Refused { id: id(2), code: String::new() }),
+            record(40, What::Acked { id: id(1), place }),
+            record(90, sent(4)),
+        ];
+        let history = History { records, ..History::default() };
+        let waits = waits(&history);
+        let took = |n| waits[&id(n)];
+        assert_eq!([1, 2, 3, 4].map(took), [(10, 30), (20, 15), (30, 60), (90, 0)]);
+    }
 
     #[test]
     fn who_waited_at_first_was_hit() {
