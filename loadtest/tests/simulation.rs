@@ -22,6 +22,13 @@ fn seeds_are_clean_and_a_tenth_has_a_crash_between_append_and_push() {
     assert!(report.sum.acked > 50 * SEEDS && report.sum.refusals > SEEDS, "{:?}", report.sum);
 }
 
+/// Long after those that every test run has time for: a route was removed because the store had not answered, and was by then that of the
+/// same login at another server.
+#[test]
+fn a_seed_that_once_went_wrong_is_clean() {
+    assert_eq!(run_seed(2_867, None, false).violation, None);
+}
+
 #[test]
 fn a_seed_replays_event_by_event() {
     for seed in [1, 2, 3, 17, 42] {

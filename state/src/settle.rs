@@ -151,10 +151,8 @@ fn login_answer(
         }
         Err(error) => {
             core.store_failed(&error);
-            if matches!(error, StoreError::Unknown(_)) {
-                // Of a route that may stand there nobody else will ever say that its connection has closed.
-                marks::unbind_later(core, (number, frame.connection));
-            }
+            // A route that may stand there stays until a push finds nobody. Removed from here, it might be that of the same login, which the
+            // gateway has given to another server meanwhile because this one's stream broke; and then its user is pushed nothing.
             let error =
                 wire::Error { closing: true, ..answer::unavailable(core.config.limits.retry_after_ms) };
             out.answers.push(answer::error(frame, error));
