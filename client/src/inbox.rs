@@ -311,7 +311,8 @@ impl Inbox {
         }
         let least = match error.code() {
             code if is_transient(code) => RETRY_MS_MIN,
-            Code::Internal => RETRY_INTERNAL_MS,
+            // Without a Sync nothing is known: that is asked again sooner.
+            Code::Internal if !is_sync => RETRY_INTERNAL_MS,
             _ => RETRY_FINAL_MS,
         };
         let least = Duration::from_millis(u64::from(error.retry_after_ms).max(least));
@@ -481,7 +482,7 @@ const LATE_MAX: usize = 32;
 const ACK_WITHIN_MS_MAX: u32 = 60_000;
 /// An Error without `retry_after_ms` is not asked again faster than this.
 const RETRY_MS_MIN: u64 = 100;
-/// The server has a fault that a person must look at.
+/// A Pull that met a fault of the server, which a person must look at.
 const RETRY_INTERNAL_MS: u64 = 30_000;
 /// A Sync that was refused for good. Without one nothing is known, so it is asked again all the same, rarely.
 const RETRY_FINAL_MS: u64 = 5_000;
