@@ -9,6 +9,11 @@ use fake::{Fake, Fault};
 use proto::Command;
 use proto::wire::{self, Code};
 
+fn fault_of_sends(fake: &Fake, fault: Fault) {
+    let of = move |command| if command == Command::Send { fault } else { Fault::None };
+    fake.world().fault = Some(Box::new(of));
+}
+
 #[tokio::test]
 async fn a_device_goes_on_where_it_confirmed() {
     let fake = Fake::start().await;
@@ -63,10 +68,7 @@ async fn what_was_confirmed_without_a_connection_is_acknowledged_by_the_next_run
 async fn a_message_without_an_answer_is_resent_under_its_id_after_a_restart() {
     let fake = Fake::start().await;
     let root = tempfile::tempdir().unwrap();
-    fake.world().fault = Some(Box::new(|command| match command {
-        Command::Send => Fault::BreakAfter,
-        _ => Fault::None,
-    }));
+    fault_of_sends(&fake, Fault::BreakAfter);
     let (alice, _events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
     let pending = alice.enqueue("bob", "once").await.unwrap();
     fake.until(|world| !world.chats.is_empty()).await;
@@ -84,10 +86,7 @@ async fn a_message_without_an_answer_is_resent_under_its_id_after_a_restart() {
 async fn of_a_message_that_is_refused_after_a_restart_the_application_hears() {
     let fake = Fake::start().await;
     let root = tempfile::tempdir().unwrap();
-    fake.world().fault = Some(Box::new(|command| match command {
-        Command::Send => Fault::BreakBefore,
-        _ => Fault::None,
-    }));
+    fault_of_sends(&fake, Fault::BreakBefore);
     let (alice, _events) = Client::connect(kept(&fake, "alice", root.path())).await.unwrap();
     // A chat that is not hers.
     let pending = alice.enqueue("bob:carol", "psst").await.unwrap();
