@@ -257,7 +257,7 @@ impl Inbox {
 
     /// A Push arrived.
     pub fn push(&mut self, push: wire::Push, now: Instant) {
-        self.patience.heard(now);
+        self.patience.pushed(now);
         if let Some(message) = push.message {
             self.offer(&push.chat, push.history, (message, false), now);
             let began = *self.began.get_or_insert(now);
@@ -277,14 +277,14 @@ impl Inbox {
 
     /// A SyncAck arrived.
     pub fn sync_ack(&mut self, ack: wire::SyncAck, now: Instant) {
-        self.patience.heard(now);
+        self.patience.answered(now);
         self.retry.answered();
         self.take_sync_ack(ack, now);
     }
 
     /// A PullAck arrived.
     pub fn pull_ack(&mut self, ack: wire::PullAck, now: Instant) {
-        self.patience.heard(now);
+        self.patience.answered(now);
         self.retry.answered();
         match self.take_asked(ack.request) {
             Some(asked) => self.take_pull_ack(&asked, ack, now),
@@ -303,12 +303,12 @@ impl Inbox {
 
     /// An Error arrived that answers a Sync or Pull. Others are ignored. `jitter` is added to the wait that the server asks for.
     pub fn error(&mut self, error: &wire::Error, jitter: Duration, now: Instant) {
-        self.patience.heard(now);
         let is_sync = self.sync.is_asked(error.request);
         let asked = self.take_asked(error.request);
         if !is_sync && asked.is_none() {
             return;
         }
+        self.patience.answered(now);
         let least = match error.code() {
             code if is_transient(code) => RETRY_MS_MIN,
             // Without a Sync nothing is known: that is asked again sooner.

@@ -292,7 +292,7 @@ fn a_hint_outlives_a_late_answer() {
     let first = device.pulls.pop().unwrap();
     device.until(1_000);
     device.push(11, 1);
-    device.until(10_000);
+    device.until(9_000);
     let again = std::mem::take(&mut device.pulls);
     assert_eq!(again.len(), 1);
     device.answer(&first, vec![message(1)], 1);

@@ -100,6 +100,11 @@ impl Admission {
         self.key.hash_one(counted) as u16
     }
 
+    /// Whether there are as many as there may be in all.
+    pub fn is_full(&self) -> bool {
+        self.connections() >= self.connections_max
+    }
+
     /// Connections now.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)

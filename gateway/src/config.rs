@@ -64,6 +64,8 @@ pub struct Listen {
     pub backlog: i32,
     /// Cap of the kernel's send buffer per connection, bytes; 0: the kernel's own.
     pub send_buffer_bytes: usize,
+    /// Bytes per second, both ways together, that the network of this node carries. Only told to ipconf, which ranks by it; 0: not known.
+    pub bytes_per_s_max: u64,
 }
 
 impl Default for Listen {
@@ -74,6 +76,7 @@ impl Default for Listen {
             ipconf_url: String::new(),
             backlog: 65_535,
             send_buffer_bytes: 0,
+            bytes_per_s_max: 0,
         }
     }
 }

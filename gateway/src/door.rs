@@ -143,7 +143,10 @@ impl Worker {
             return false;
         }
         self.stats().accept_errors.add(1);
-        self.warn("no fd or memory for another connection: new ones are refused until some leave", error);
+        self.warn(
+            "no fd or memory for another connection: new ones are refused until some leave",
+            Some(error),
+        );
         if lent == Lent::Useless {
             self.pause_listener();
         }
@@ -169,10 +172,11 @@ impl Worker {
     }
 
     /// Tells the log, at most every ten seconds.
-    pub(crate) fn warn(&mut self, what: &'static str, error: &io::Error) {
+    pub(crate) fn warn(&mut self, what: &'static str, error: Option<&io::Error>) {
         if self.door.warned_ms.is_none_or(|then| self.now_ms >= then + WARN_EVERY_MS) {
             self.door.warned_ms = Some(self.now_ms);
-            tracing::warn!(worker = self.index, %error, connections = self.table.count(), "{what}");
+            let error = error.map(tracing::field::display);
+            tracing::warn!(worker = self.index, error, connections = self.table.count(), "{what}");
         }
     }
 

@@ -221,7 +221,7 @@ const GAUGES: [(&str, &str, Pick); 3] = [
 
 const COUNTERS: [(&str, &str, Pick); 15] = [
     ("accepted", "Connections accepted", |w| &w.accepted),
-    ("accept_errors", "Failed accepts (fds or memory exhausted)", |w| &w.accept_errors),
+    ("accept_errors", "Failed accepts (no fd or memory, or the peer was gone)", |w| &w.accept_errors),
     ("frames_in", "Frames received from clients", |w| &w.frames_in),
     ("frames_out", "Frame groups queued to clients", |w| &w.frames_out),
     ("bytes_in", "Bytes received from clients", |w| &w.bytes_in),

@@ -51,6 +51,11 @@ impl Worker {
         self.stats().accepted.add(1);
         let room = if self.table.has_room() { self.shared.admission.enter(address) } else { None };
         let Some(address_slot) = room else {
+            // One address that has too many is not told of: anybody could fill the log with it.
+            if self.shared.admission.is_full() || !self.table.has_room() {
+                let what = "this gateway is full (limits.connections_max, or a worker's part of it): new connections are turned away";
+                self.warn(what, None);
+            }
             return self.turn_away(&fd);
         };
         let tick = self.tick();
@@ -74,7 +79,7 @@ impl Worker {
         };
         if let Err(error) = added {
             // max_user_watches: the kernel's limit, not the client's doing.
-            self.warn("a connection could not be watched; see fs.epoll.max_user_watches", &error);
+            self.warn("a connection could not be watched; see fs.epoll.max_user_watches", Some(&error));
             let mut buffer = self.lend_buffer();
             if let Some(connection) = self.table.get_mut(place) {
                 self.door.tell(&connection.fd, &mut buffer);

@@ -340,7 +340,7 @@ impl Gateway {
             connections: self.admission.connections() as u64,
             connections_max: self.config.limits.connections_max.min(connections_max) as u64,
             bytes_per_s,
-            bytes_per_s_max: 0,
+            bytes_per_s_max: self.config.listen.bytes_per_s_max,
             cpu,
             streams: bridge.link().lock().len() as u32,
             draining,

@@ -296,7 +296,7 @@ impl Config {
             (self.store.named_ids_hours == 0, "store.named_ids_hours must be at least 1"),
             (
                 self.store.url == "redb:" || self.store.url.starts_with("redb://"),
-                "store.url: write redb:PATH, as in redb:/var/lib/rookery/store.redb",
+                "store.url: write redb:PATH, as in redb:/var/lib/rookery-state/store.redb",
             ),
             (
                 self.store.events && self.store.redb_path().is_some(),

@@ -188,9 +188,6 @@ fn warn_of_open_doors(core: &Arc<Core>) {
         tracing::info!(?tokens, "a login needs a token");
         return;
     }
-    tracing::warn!(
-        "development logins: whoever names a user is that user; only loopback gateways are served; set auth.keys"
-    );
     if core.config.auth.insecure {
         tokio::spawn(async {
             let mut ticks = tokio::time::interval(INSECURE_WARNING);
@@ -199,6 +196,10 @@ fn warn_of_open_doors(core: &Arc<Core>) {
                 tracing::warn!("auth.insecure = true: anybody who reaches a gateway can be any user");
             }
         });
+    } else {
+        tracing::warn!(
+            "development logins: whoever names a user is that user; only loopback gateways are served; set auth.keys"
+        );
     }
 }
 

@@ -27,7 +27,7 @@ use proto::link::{DownFrame, UpFrame};
 use proto::name::Chat;
 use proto::wire::{self, Code};
 
-use ask::{about, decode};
+use ask::{about, decode, waits_for_answer};
 use learn::learn;
 use ops::last_ops;
 
@@ -239,10 +239,15 @@ async fn plan(
                     .map(|p| p.map(|p| (p, user_name))),
                 // The store does not answer, or is another since this turn began; or it does not know this user any more: then only a
                 // new login helps.
-                None => Err(wire::Error {
-                    closing: core.store_answers() && core.generation() == generation,
-                    ..about(&ask, answer::unavailable(core.config.limits.retry_after_ms))
-                }),
+                None => {
+                    let closing = core.store_answers() && core.generation() == generation;
+                    if closing || waits_for_answer(&ask) {
+                        let error = answer::unavailable(core.config.limits.retry_after_ms);
+                        Err(wire::Error { closing, ..about(&ask, error) })
+                    } else {
+                        Ok(None)
+                    }
+                }
             },
         };
         match planned {

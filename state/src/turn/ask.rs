@@ -54,6 +54,11 @@ pub fn decode(frame: &UpFrame) -> Result<Ask, String> {
     }
 }
 
+/// Whether its client waits for an answer to it. Of the others the next one says as much, or they are of a moment.
+pub fn waits_for_answer(ask: &Ask) -> bool {
+    !matches!(ask, Ask::PushAck(_) | Ask::Read(_) | Ask::Typing(_) | Ask::Closed)
+}
+
 /// An error with the ids by which the client knows what it is about.
 pub fn about(ask: &Ask, error: wire::Error) -> wire::Error {
     match ask {
