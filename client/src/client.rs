@@ -202,7 +202,7 @@ impl Client {
     }
 
     /// Who is in this group and how far they have it, as of one moment. Waits until the session is logged in, and asks again
-    /// while the server says that it cannot tell right now.
+    /// while the server says that it cannot tell right now, or says nothing (behind 5 s, then more rarely).
     ///
     /// [`Event::Delivered`](crate::Event::Delivered) and [`Event::Read`](crate::Event::Read) tell what changes from there on. What
     /// changed while the device was away they do not: ask again after each [`Event::Synced`](crate::Event::Synced) about the groups

@@ -335,11 +335,12 @@ impl Session {
                 break;
             }
         }
+        let now = Instant::now();
         if connection.is_some() {
-            for asked in self.lists.due() {
+            for asked in self.lists.due(now) {
                 frames += put(&mut connection, Command::Members, &asked);
             }
-            for asked in self.pulls.due() {
+            for asked in self.pulls.due(now) {
                 frames += put(&mut connection, Command::Pull, &asked);
             }
         }
@@ -362,7 +363,7 @@ impl Session {
         }
         if connection.is_some() {
             // Behind what was said of writing before.
-            for asked in self.settings.due() {
+            for asked in self.settings.due(now) {
                 frames += put(&mut connection, Command::Settings, &asked);
             }
         }

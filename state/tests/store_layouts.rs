@@ -2,6 +2,8 @@
 //!
 //! Trap: the fixtures grow old. They are opened with nothing that expires.
 
+#[path = "layouts/layout2.rs"]
+mod layout2;
 #[path = "contract/ops.rs"]
 mod ops;
 
@@ -25,6 +27,7 @@ fn fixture(name: &str) -> PathBuf {
 fn keeping_all() -> StoreConfig {
     StoreConfig {
         dedupe_days: 36_500,
+        named_ids_hours: 36_500 * 24,
         retention_days: 0,
         retention_messages_max: 0,
         ..StoreConfig::default()
@@ -155,4 +158,39 @@ async fn layout_1_of_redb_is_migrated() {
         holds_what_layout_1_held(&store, history).await;
     }
     goes_on(&RedbStore::open(&path, &keeping_all()).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn layout_2_of_redis_is_opened() {
+    let redis = redis_with("layout2/redis.resp");
+    for _ in 0..2 {
+        layout2::holds(&open_redis(&redis).await).await;
+    }
+}
+
+#[tokio::test]
+async fn layout_2_of_redb_is_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    std::fs::copy(fixture("layout2/store.redb"), &path).unwrap();
+    for _ in 0..2 {
+        layout2::holds(&RedbStore::open(&path, &keeping_all()).await.unwrap()).await;
+    }
+}
+
+/// What the fixture is of. With `ROOKERY_FIXTURE_TO=FOLDER` in the environment the files are left there.
+#[tokio::test]
+async fn what_this_version_writes_is_held_to_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    layout2::write(&RedbStore::open(&path, &keeping_all()).await.unwrap()).await;
+    let redis = Redis::start().unwrap();
+    layout2::write(&open_redis(&redis).await).await;
+    if let Some(to) = std::env::var_os("ROOKERY_FIXTURE_TO").map(PathBuf::from) {
+        std::fs::copy(&path, to.join("store.redb")).unwrap();
+        let log = redis.folder().join("appendonlydir/appendonly.aof.1.incr.aof");
+        std::fs::copy(log, to.join("redis.resp")).unwrap();
+    }
+    layout2::holds(&RedbStore::open(&path, &keeping_all()).await.unwrap()).await;
+    layout2::holds(&open_redis(&redis).await).await;
 }

@@ -2,6 +2,8 @@
 //!
 //! Trap: pages of two versions are not one list. When the version changes in between, the list begins anew.
 
+use std::time::Instant;
+
 use proto::wire;
 
 use super::asks::{Answer, Asks, MEMBERS};
@@ -31,12 +33,17 @@ impl Lists {
     }
 
     /// The frames that are due now.
-    pub fn due(&mut self) -> Vec<wire::Members> {
-        self.0.due(usize::MAX, |List { chat, after, .. }, request| wire::Members {
+    pub fn due(&mut self, now: Instant) -> Vec<wire::Members> {
+        self.0.due(usize::MAX, now, |List { chat, after, .. }, request| wire::Members {
             request,
             chat: chat.clone(),
             after: after.clone(),
         })
+    }
+
+    /// When to look what is due.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.0.next_deadline()
     }
 
     pub fn forget_connection(&mut self) {
@@ -96,20 +103,20 @@ mod tests {
 
     #[test]
     fn a_list_is_of_one_version() {
-        let mut lists = Lists::default();
+        let (mut lists, now) = (Lists::default(), Instant::now());
         let (answer, mut told) = oneshot::channel();
         lists.ask("#7".to_owned(), answer);
-        let first = lists.due().remove(0);
-        assert!(lists.due().is_empty());
+        let first = lists.due(now).remove(0);
+        assert!(lists.due(now).is_empty());
         lists.take(ack(&first, 3, "a", true));
-        let second = lists.due().remove(0);
+        let second = lists.due(now).remove(0);
         assert_eq!(second.after, "a");
         lists.take(ack(&second, 4, "b", true));
-        let anew = lists.due().remove(0);
+        let anew = lists.due(now).remove(0);
         assert_eq!(anew.after, "");
         lists.take(ack(&anew, 4, "a", true));
         lists.forget_connection();
-        let last = lists.due().remove(0);
+        let last = lists.due(now).remove(0);
         assert_eq!(last.after, "a");
         lists.take(ack(&first, 3, "late", false));
         assert!(told.try_recv().is_err());

@@ -61,7 +61,11 @@ impl Session {
             let receipts = self.receipts.as_ref().and_then(Receipts::next_deadline);
             let leave = leave_at.as_ref().map(|leave| leave.0);
             let presence = self.presence.next_deadline();
-            let wake = [self.inbox.next_deadline(), self.outbox.next_deadline(), receipts, presence, leave];
+            let asks =
+                [self.lists.next_deadline(), self.pulls.next_deadline(), self.settings.next_deadline()];
+            let asks = asks.into_iter().flatten().min();
+            let wake =
+                [self.inbox.next_deadline(), self.outbox.next_deadline(), receipts, presence, asks, leave];
             let wake = wake.into_iter().flatten().fold(heartbeat.deadline(), Instant::min);
             let room = self.may_take(connection.output_bytes());
             tokio::select! {

@@ -3,6 +3,7 @@
 //! Trap: these are looks. No answer to one of them may reach the inbox, whose Pulls decide what was handed out.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use proto::wire;
 
@@ -27,8 +28,13 @@ impl Pulls {
     }
 
     /// The frames that are due now: few at a time, because each answer may be a whole frame.
-    pub fn due(&mut self) -> Vec<wire::Pull> {
-        self.0.due(IN_FLIGHT_MAX, |pull, request| wire::Pull { request, ..pull.clone() })
+    pub fn due(&mut self, now: Instant) -> Vec<wire::Pull> {
+        self.0.due(IN_FLIGHT_MAX, now, |pull, request| wire::Pull { request, ..pull.clone() })
+    }
+
+    /// When to look what is due.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.0.next_deadline()
     }
 
     pub fn forget_connection(&mut self) {
@@ -86,7 +92,7 @@ mod tests {
     fn ask(pulls: &mut Pulls, reverse: bool) -> (wire::Pull, oneshot::Receiver<Result<Page, AskError>>) {
         let (answer, told) = oneshot::channel();
         pulls.ask(wire::Pull { chat: "alice:bob".to_owned(), reverse, ..Default::default() }, answer);
-        (pulls.due().remove(0), told)
+        (pulls.due(Instant::now()).remove(0), told)
     }
 
     fn ack(request: u32, seqs: &[u64], has_more: bool) -> wire::PullAck {
@@ -97,13 +103,13 @@ mod tests {
 
     #[test]
     fn a_page_is_whose_it_was_asked_for_without_what_is_hidden() {
-        let mut pulls = Pulls::default();
+        let (mut pulls, now) = (Pulls::default(), Instant::now());
         let (pull, mut told) = ask(&mut pulls, true);
-        assert!(pulls.due().is_empty());
+        assert!(pulls.due(now).is_empty());
         let others = ack(5, &[1], false);
         assert_eq!(pulls.take(others.clone(), |_, _, _| false), Some(others));
         pulls.forget_connection();
-        let again = pulls.due().remove(0);
+        let again = pulls.due(now).remove(0);
         assert_ne!(again.request, pull.request);
         assert_eq!(pulls.take(ack(pull.request, &[9], false), |_, _, _| false), None, "late");
         assert!(told.try_recv().is_err());

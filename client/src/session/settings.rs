@@ -1,5 +1,7 @@
 //! Questions about the user's settings, and changes of them. Owned by the session's task.
 
+use std::time::Instant;
+
 use proto::wire;
 
 use super::asks::{Answer, Asks, SETTINGS};
@@ -21,11 +23,16 @@ impl Asked {
     }
 
     /// The frames that are due now.
-    pub fn due(&mut self) -> Vec<wire::Settings> {
-        self.0.due(usize::MAX, |change, request| {
+    pub fn due(&mut self, now: Instant) -> Vec<wire::Settings> {
+        self.0.due(usize::MAX, now, |change, request| {
             let Settings { hide_presence, hide_typing } = change.unwrap_or_default();
             wire::Settings { request, change: change.is_some(), hide_presence, hide_typing }
         })
+    }
+
+    /// When to look what is due.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.0.next_deadline()
     }
 
     pub fn forget_connection(&mut self) {
