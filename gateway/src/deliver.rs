@@ -111,6 +111,10 @@ impl Worker {
             let early = ours && self.table.get_mut(place).is_some_and(|c| c.stage == Stage::LoggingIn);
             return match (early, item.push) {
                 (true, true) => self.stats().pushes_skipped.add(1),
+                // Another server's answer to the same login was a better one.
+                _ if ours
+                    && item.close
+                    && self.table.get_mut(place).is_some_and(|c| is_bound_by(c, &item)) => {}
                 (true, false) if item.close && item.user != 0 && item.bind.is_none() => {
                     self.end_early(place, item)
                 }
@@ -450,12 +454,18 @@ impl Worker {
 const BULK_WRITES_PER_TURN: usize = 16;
 
 /// Whether this delivery is for who stands at this place now.
+/// Whether it is the login that this answers by which the connection is bound.
+fn is_bound_by(connection: &Connection, item: &DownItem) -> bool {
+    let of = (connection.user, connection.binding);
+    connection.stage == Stage::Bound && item.bind.is_some_and(|bind| (bind.user, bind.binding) == of)
+}
+
 fn accepts(connection: &Connection, item: &DownItem) -> bool {
     match (connection.stage, &item.bind) {
         (Stage::Closing, _) => false,
         // A login is answered while it waits. Answered twice (a replay after a broken stream), the second is the same.
         (Stage::LoggingIn, Some(_)) => item.login == connection.binding,
-        (Stage::Bound, Some(bind)) => connection.user == bind.user && connection.binding == bind.binding,
+        (Stage::Bound, Some(_)) => !item.close && is_bound_by(connection, item),
         (Stage::Fresh, Some(_)) => false,
         (Stage::Bound, None) => connection.user == item.user,
         (Stage::LoggingIn, None) => item.user == 0 && item.login == connection.binding,

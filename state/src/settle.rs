@@ -151,11 +151,13 @@ fn login_answer(
         }
         Err(error) => {
             core.store_failed(&error);
-            // A route that may stand there stays until a push finds nobody. Removed from here, it might be that of the same login, which the
-            // gateway has given to another server meanwhile because this one's stream broke; and then its user is pushed nothing.
+            // A route may stand there. Removed from here, it might be that of the same login, which the gateway has given to another server
+            // meanwhile because this one's stream broke; and then its user is pushed nothing. So the gateway is told whose connection it
+            // ends, and says when it has.
             let error =
                 wire::Error { closing: true, ..answer::unavailable(core.config.limits.retry_after_ms) };
-            out.answers.push(answer::error(frame, error));
+            let bind = Bind { user: number, device, binding: login.attempt, valid_ms: 0 };
+            out.answers.push(DownFrame { bind: Some(bind), ..answer::error(frame, error) });
         }
     }
 }

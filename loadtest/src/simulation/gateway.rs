@@ -21,7 +21,7 @@ use proto::{Command, frame};
 use super::event::Event;
 use super::net::{Host, Net, Packet, Side};
 use super::plan::MS;
-use super::worker::{Conn, accepts, gone_of, note_gone};
+use super::worker::{Conn, accepts, gone_of, is_bound_by, note_gone};
 
 /// One gateway slot of the simulated fleet.
 pub struct GatewayHost {
@@ -390,8 +390,10 @@ impl GatewayHost {
         });
         let Some(conn) = found else { return note_gone(&item, gone) };
         if !accepts(conn, &item) {
-            // A push that overtook the login's answer is found by the first Sync.
-            return if item.push && conn.stage == Stage::LoggingIn {
+            // A push that overtook the login's answer is found by the first Sync; another server's answer may have been a better one.
+            let is_early = item.push && conn.stage == Stage::LoggingIn;
+            let is_better = item.close && is_bound_by(conn, &item);
+            return if is_early || is_better {
             } else {
                 note_gone(&item, gone)
             };

@@ -25,10 +25,16 @@ pub fn accepts(conn: &Conn, item: &DownItem) -> bool {
     match (conn.stage, &item.bind) {
         (Stage::Closing | Stage::Fresh, _) => false,
         (Stage::LoggingIn, Some(_)) => item.login == conn.binding,
-        (Stage::Bound, Some(bind)) => conn.user == bind.user && conn.binding == bind.binding,
+        (Stage::Bound, Some(_)) => !item.close && is_bound_by(conn, item),
         (Stage::Bound, None) => conn.user == item.user,
         (Stage::LoggingIn, None) => item.user == 0 && item.login == conn.binding,
     }
+}
+
+/// Whether it is the login that this answers by which the connection is bound.
+pub fn is_bound_by(conn: &Conn, item: &DownItem) -> bool {
+    let of = (conn.user, conn.binding);
+    conn.stage == Stage::Bound && item.bind.is_some_and(|bind| (bind.user, bind.binding) == of)
 }
 
 /// Notes what must be told to whoever sent it.

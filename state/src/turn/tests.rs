@@ -445,3 +445,28 @@ async fn whoever_names_too_many_is_told_when_to_come_again_and_the_store_is_not_
     assert_eq!(store.calls(), calls + 1);
     assert!(core.store_answers());
 }
+
+/// Whoever ends the connection is told whose it may be: a route may stand there.
+#[tokio::test]
+async fn a_login_that_the_store_did_not_answer_is_refused_as_one_that_may_be_bound() {
+    let store = Scripted::new(|op| match op {
+        Op::User { .. } | Op::Register { .. } => Ok(Answer::User(Some(7))),
+        Op::UserNumbers { .. } => Ok(Answer::UserNumbers(7)),
+        _ => Err(StoreError::Unknown("away".into())),
+    });
+    let login = wire::Login {
+        wire_min: proto::WIRE_VERSION,
+        wire_max: proto::WIRE_VERSION,
+        user: "alice".into(),
+        device: "phone".into(),
+        attempt: 5,
+        ..Default::default()
+    };
+    let up = UpFrame { user: 0, device: 0, binding: 33, ..frame(Command::Login, &login) };
+    let out = run(&core_over(store), &gateway(), vec![up], Place::default()).await;
+    let refused = &out.answers[0];
+    let bind = refused.bind.unwrap();
+    assert_eq!((refused.connection, refused.login, refused.close), (10, 33, true));
+    assert_eq!((bind.user, bind.binding), (7, 5));
+    assert_eq!(wire::Error::decode(answers(&out)[0].1).unwrap().code(), Code::Unavailable);
+}

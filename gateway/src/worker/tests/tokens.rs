@@ -101,6 +101,43 @@ fn an_end_that_overtakes_the_answer_to_a_login_is_kept_for_it() {
     assert_eq!(rig.worker.table.get_mut(id::place(connection)).unwrap().stage, Stage::Bound);
 }
 
+/// A store that did not answer may have bound a refused login all the same.
+#[test]
+fn the_end_of_a_refused_login_that_may_be_bound_is_told() {
+    let refusal = |connection, login| {
+        let error = wire::Error { code: Code::Unavailable as i32, closing: true, ..Default::default() };
+        let bind = Some(proto::link::Bind { user: USER, device: 1, binding: 1, valid_ms: 0 });
+        let frames = frame::encode(Command::Error, &error);
+        DownItem { connection, frames, bind, login, close: true, ..DownItem::default() }
+    };
+    let mut rig = Rig::new(1 << 20);
+    let (client, connection, login) = rig.logging_in();
+    rig.worker.deliver(refusal(connection, login));
+    let told = frames(&rig.end(client));
+    assert_eq!((told.len(), error(&told[0]).code()), (1, Code::Unavailable));
+    rig.turn_until(|rig| rig.worker.table.count() == 0 && !rig.up.is_empty());
+    let up: Vec<_> = rig.up.try_iter().flat_map(|batch| batch.frames).collect();
+    assert_eq!(
+        up.iter().map(|up| (up.command, up.connection, up.user)).collect::<Vec<_>>(),
+        [(0, connection, USER)]
+    );
+    assert_eq!(rig.worker.stats().bound.get(), 0);
+    // Who is gone already is told of as gone.
+    rig.worker.deliver(refusal(connection, login));
+    let gone = std::mem::take(&mut rig.worker.batch.gone);
+    assert_eq!(
+        gone.iter().map(|gone| (gone.connection, gone.user, gone.pushed)).collect::<Vec<_>>(),
+        [(connection, USER, false)]
+    );
+    // And it ends nobody whom another server has let in by the same login.
+    let (_client, connection, login) = rig.logging_in();
+    rig.log_in(connection, login, 0);
+    rig.worker.deliver(refusal(connection, login));
+    rig.step();
+    assert_eq!(rig.worker.table.get_mut(id::place(connection)).unwrap().stage, Stage::Bound);
+    assert!(rig.worker.batch.gone.is_empty());
+}
+
 #[test]
 fn guesses_of_an_address_are_counted_and_then_it_waits() {
     let limits = Limits { refused_logins_per_address_max: 3, ..Limits::default() };
