@@ -249,6 +249,11 @@ mod tests {
     #[test]
     fn text_cannot_steer_the_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\tc\nd\u{202e}"), "a\u{fffd}[2Jb\tc\u{fffd}d\u{fffd}");
+        assert_eq!(printable("ali\u{ad}ce\u{3164}\u{e0061}"), "ali\u{fffd}ce\u{fffd}\u{fffd}");
+        assert_eq!(
+            printable("👩\u{200d}🚀 ❤\u{fe0f} می\u{200c}خواهم"),
+            "👩\u{200d}🚀 ❤\u{fe0f} می\u{200c}خواهم"
+        );
     }
 
     #[test]

@@ -31,12 +31,14 @@ pub fn harmless_line(text: &str) -> String {
     harmless(text).replace('\n', " ")
 }
 
-/// Controls, and what reorders or hides the text around it.
+/// Controls, what reorders or hides the text around it, and what is not seen itself, so that two names that differ look alike
+/// (Unicode's Default_Ignorable_Code_Point, but for what joins letters and picks the form of one).
 pub fn steers(c: char) -> bool {
     c.is_control()
         || matches!(c,
-            '\u{061c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+            '\u{00ad}' | '\u{034f}' | '\u{061c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}' | '\u{200b}'
+            | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}' | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e00ff}')
 }
 
 /// Columns that a text takes.
