@@ -63,9 +63,19 @@ http_get() {
 
 # runs PID WORD: the process lives and WORD is part of its command line.
 runs() {
-  # The process may go between two looks; a zombie has no command line any more.
-  local line
-  [[ -n ${1:-} ]] && line=$({ tr '\0' ' ' <"/proc/$1/cmdline"; } 2>/dev/null) && [[ $line == *"$2"* ]]
+  local line state look
+  [[ -n ${1:-} ]] || return 1
+  # The process may go between two looks. A zombie has no command line any more, a kernel thread none at all, and in the midst of an exec
+  # there is none yet.
+  for ((look = 0; look < 100; look++)); do
+    line=$({ tr '\0' ' ' <"/proc/$1/cmdline"; } 2>/dev/null) || return 1
+    [[ -z $line ]] || break
+    state=$({ cat "/proc/$1/stat"; } 2>/dev/null) || return 1
+    state=${state##*) }
+    [[ ${state:0:1} != [ZX] ]] || return 1
+    sleep 0.01
+  done
+  [[ $line == *"$2"* ]]
 }
 
 # await_exec PID WORD: a child just forked still has our command line; waits until it has its own, or is gone.
