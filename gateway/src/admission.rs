@@ -180,14 +180,14 @@ mod tests {
         let one: IpAddr = "10.0.0.1".parse().unwrap();
         let slot = admission.enter(one).unwrap();
         admission.enter(one).unwrap();
-        assert!(admission.enter(one).is_none(), "per address");
+        assert!(admission.enter(one).is_none() && !admission.is_full(), "per address");
         // Another address, unless it happens to share the slot.
         let other = (2..200u8)
             .map(|last| IpAddr::from([10, 0, 0, last]))
             .find(|ip| admission.slot(*ip) != slot)
             .unwrap();
         admission.enter(other).unwrap();
-        assert!(admission.enter(other).is_none(), "in all");
+        assert!(admission.enter(other).is_none() && admission.is_full(), "in all");
         assert_eq!(admission.connections(), 3);
         admission.leave(slot);
         admission.enter(one).unwrap();

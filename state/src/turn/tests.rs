@@ -470,3 +470,29 @@ async fn a_login_that_the_store_did_not_answer_is_refused_as_one_that_may_be_bou
     assert_eq!((bind.user, bind.binding), (7, 5));
     assert_eq!(wire::Error::decode(answers(&out)[0].1).unwrap().code(), Code::Unavailable);
 }
+
+/// What nobody waits for is not answered either, unless the connection ends with it.
+#[tokio::test]
+async fn while_the_store_is_away_only_questions_are_answered() {
+    let asked = || {
+        vec![
+            frame(
+                Command::PushAck,
+                &wire::PushAck { chat: "alice:bob".into(), seq: 1, ..Default::default() },
+            ),
+            frame(Command::Read, &wire::Read { chat: "alice:bob".into(), seq: 1, ..Default::default() }),
+            frame(Command::Typing, &wire::Typing { chat: "alice:bob".into(), ..Default::default() }),
+            frame(Command::Sync, &wire::Sync { request: 7, ..Default::default() }),
+        ]
+    };
+    let away = core_over(Scripted::new(|_| Err(StoreError::Unknown("away".into()))));
+    let out = run(&away, &gateway(), asked(), Place::default()).await;
+    let told: Vec<_> = answers(&out).iter().map(|(_, body)| wire::Error::decode(*body).unwrap()).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((told[0].code(), told[0].request, told[0].closing), (Code::Unavailable, 7, false));
+    let forgotten = core_over(Scripted::new(|_| Ok(Answer::Name(None))));
+    let out = run(&forgotten, &gateway(), asked(), Place::default()).await;
+    let told: Vec<_> = answers(&out).iter().map(|(_, body)| wire::Error::decode(*body).unwrap()).collect();
+    // Typing is of a moment, whoever says it.
+    assert!(told.len() == 3 && told.iter().all(|error| error.closing), "{told:?}");
+}
